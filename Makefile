@@ -1,0 +1,33 @@
+# The few commands; `make help` lists them.
+PYTHON ?= python3
+BIN := .venv/bin
+QUICKSTART := quickstart
+
+.PHONY: help setup quickstart test lint bench clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: .venv/.ready  ## put the environment into .venv
+
+.venv/.ready: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[test,bench,dev]'
+	touch $@
+
+quickstart: setup  ## make a sample archive, prune it, print the path of the report
+	$(BIN)/python -m tests.recipes $(QUICKSTART) 1>&2
+	$(BIN)/curate prune archive.url=$(QUICKSTART)/archive references.url=$(QUICKSTART)/references workspace=$(QUICKSTART)/workspace
+
+test: setup  ## run the tests
+	$(BIN)/python -m pytest -q
+
+lint: setup  ## check style and types
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+bench: setup  ## run every benchmark; each prints one JSON line last
+	for name in catalog kmeans selection encoders driver_memory; do $(BIN)/python -m benchmarks.$$name || exit 1; done
+
+clean:  ## remove what quickstart made
+	rm -rf $(QUICKSTART)

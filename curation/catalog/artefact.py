@@ -1,0 +1,246 @@
+"""What is fitted once on the archive and then never changed: bands, dtype, ranges, the encoder's arrays.
+
+One safetensors file, published create-if-absent, under the catalog-id. Its
+SHA-256 is the artefact's hash, which every catalog file's footer carries.
+"""
+
+import hashlib
+import heapq
+import itertools
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import safetensors.numpy
+from numpy.typing import NDArray
+
+from curation.archive.decode import conform, decode
+from curation.archive.listing import Root, Shard
+from curation.archive.reader import read_shard
+from curation.archive.sample import RawSample, Rejection, Sample
+from curation.catalog.store import chunks
+from curation.config import ArchiveConfig, Config, to_dict
+from curation.encoders.base import fit_artefact, needs_pixels
+from curation.errors import AccessError, BadSample, RequestError
+from curation.runtime import limit_threads
+from curation.storage import Folder, is_local, local_path
+
+READER_VERSION = 1  # raise when the same bytes would give other rows
+FIT_SHARDS = 32  # shards sampled at once; more rounds follow while samples are wanting
+FIT_ROUNDS = 8
+FIT_BYTES = 512 << 20  # decoded pixels the fit may hold
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """The fitted arrays (``range`` float32 (bands, 2) and the encoder's own), the bands and the dtype."""
+
+    arrays: dict[str, NDArray[Any]]
+    bands: tuple[str, ...]
+    dtype: str
+
+    def to_bytes(self) -> bytes:
+        """The artefact as a safetensors file."""
+        about = json.dumps({"bands": self.bands, "dtype": self.dtype})
+        return safetensors.numpy.save(
+            {name: np.ascontiguousarray(array) for name, array in self.arrays.items()}, metadata={"curation": about}
+        )
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "Artefact":
+        """Read what :meth:`to_bytes` wrote."""
+        length = int.from_bytes(data[:8], "little")
+        about = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["curation"])
+        return cls(safetensors.numpy.load(data), tuple(about["bands"]), about["dtype"])
+
+    @property
+    def sha256(self) -> str:
+        """The artefact's hash."""
+        return hashlib.sha256(self.to_bytes()).hexdigest()
+
+
+def catalog_id(config: Config) -> str:
+    """The hash of what decides a catalog row's content, whichever archive it comes from."""
+    archive = to_dict(config.archive)
+    del archive["url"], archive["max_bad_fraction"]
+    encoder = dict(config.encoder)
+    checkpoint = encoder.get("checkpoint")
+    if checkpoint and is_local(checkpoint) and Path(local_path(checkpoint)).is_file():
+        with open(local_path(checkpoint), "rb") as file:  # the content counts, not where it lies
+            encoder["checkpoint"] = hashlib.file_digest(file, "sha256").hexdigest()
+    content = {
+        "reader": READER_VERSION,
+        "archive": archive,
+        "encoder": encoder,
+        "thumbnails": config.catalog.thumbnails,
+        "fit_samples": config.catalog.fit_samples,
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def load_or_fit(config: Config, roots: Sequence[Root], workspace: Folder, shared: Folder | None) -> Artefact:
+    """The artefact of this catalog-id: from the workspace, from beside a shared catalog, or fitted now.
+
+    Raises:
+        RequestError: no sample could be read, or the bands asked for are not there.
+    """
+    path = f"encoders/{catalog_id(config)}/artefact.safetensors"
+    beside = Folder(shared.url.rpartition("/")[0], shared.options) if shared else None
+    for folder in [workspace] + ([beside] if beside else []):
+        try:
+            data = folder.read(path)
+        except FileNotFoundError:
+            continue
+        workspace.create(path, data)
+        return Artefact.from_bytes(data)
+    if shared:
+        raise RequestError(
+            f"catalog.url={shared.public()} has no encoder artefact beside it ({path}): "
+            "its rows were made with another encoder config, or the folder was moved alone"
+        )
+    data = _fit(config, roots)
+    workspace.create(path, data)
+    return Artefact.from_bytes(workspace.read(path))  # another run may have been first
+
+
+def check_bank(config: Config, bank: Root, artefact: Artefact) -> None:
+    """See that the bank's tiles have the archive's bands and dtype.
+
+    Raises:
+        RequestError: they do not, or none could be read.
+    """
+    if not needs_pixels(config.encoder):
+        return
+    samples, reasons = ray.get(_sample_shard.remote(bank.folder, bank.shards[0], config.archive, 8, FIT_BYTES))
+    if not samples:
+        raise RequestError(f"no readable sample in the reference bank {bank.folder.public()}: {_first(reasons)}")
+    try:
+        conform(samples[0], artefact.bands, artefact.dtype)
+    except BadSample as error:
+        raise RequestError(
+            f"the reference bank {bank.folder.public()} does not match the archive ({error.message}); "
+            "use a bank of the same bands and dtype, or ask for the shared bands with archive.bands=[…]"
+        ) from error
+
+
+def _fit(config: Config, roots: Sequence[Root]) -> bytes:
+    """Sample shards and tiles by hash, then fit in one task, so that the driver holds neither."""
+    if not needs_pixels(config.encoder):
+        return Artefact(fit_artefact(config.encoder, [], (), "", None, 0), (), "").to_bytes()
+    shards = [(root.folder, shard) for root in roots for shard in root.shards]
+    shards.sort(key=lambda item: _hash(item[1].name))
+    found: list[Any] = []
+    reasons: list[str] = []
+    kinds: Counter[tuple[tuple[str, ...], str]] = Counter()
+    for chunk in itertools.islice(chunks(shards, FIT_SHARDS), FIT_ROUNDS):
+        want = -(-config.catalog.fit_samples // len(chunk))
+        tasks = [
+            _sample_shard.options(num_returns=3).remote(  # type: ignore[attr-defined]
+                folder, shard, config.archive, want, FIT_BYTES // len(chunk), True
+            )
+            for folder, shard in chunk
+        ]
+        for samples, why, seen in tasks:
+            found.append(samples)
+            reasons += ray.get(why)
+            kinds.update(ray.get(seen))
+        if kinds.total() >= config.catalog.fit_samples:
+            break
+    if not kinds:
+        raise RequestError(f"no readable sample in {roots[0].folder.public()}: {_first(reasons)}")
+    # the commonest kind is the archive's; of two equally common the first by name
+    (bands, dtype), _ = min(kinds.items(), key=lambda item: (-item[1], item[0]))
+    if config.archive.bands:
+        missing = [name for name in config.archive.bands if name not in bands]
+        if missing:
+            raise RequestError(f"archive.bands: no band {missing[0]!r}; the archive has {', '.join(bands)}")
+        bands = tuple(config.archive.bands)
+    if config.archive.range and isinstance(config.archive.range[0], list) and len(config.archive.range) != len(bands):
+        raise RequestError(f"archive.range has {len(config.archive.range)} pairs for {len(bands)} bands")
+    data: bytes = ray.get(_fit_samples.remote(config, bands, dtype, *found))
+    return data
+
+
+@ray.remote(num_cpus=1)
+def _sample_shard(
+    folder: Folder, shard: Shard, archive: ArchiveConfig, want: int, max_bytes: int, count: bool = False
+) -> tuple[Any, ...]:
+    """Up to ``want`` decoded samples of a shard, those of smallest hash among its first ``4 * want``."""
+    kept: list[tuple[int, int, RawSample]] = []  # a heap: the largest hash on top
+    reasons: list[str] = []
+    for raw in itertools.islice(_raw_samples(folder, shard, archive, reasons), 4 * want):
+        heapq.heappush(kept, (-_hash(f"{shard.name}\0{raw.key}"), raw.index, raw))
+        if len(kept) > want:
+            heapq.heappop(kept)
+    samples: list[Sample] = []
+    size = 0
+    for _, _, raw in sorted(kept, key=lambda item: (-item[0], item[1])):
+        try:
+            sample = decode(raw, archive)
+        except BadSample as error:
+            reasons.append(str(error))
+            continue
+        samples.append(sample)
+        size += sample.pixels.nbytes
+        if size > max_bytes:
+            break
+    if not count:
+        return samples, reasons[:1]
+    return samples, reasons[:1], [(sample.bands, str(sample.pixels.dtype)) for sample in samples]
+
+
+def _raw_samples(folder: Folder, shard: Shard, archive: ArchiveConfig, reasons: list[str]) -> Iterator[RawSample]:
+    try:
+        for raw in read_shard(folder, shard, archive):
+            if isinstance(raw, Rejection):
+                reasons.append(f"{raw.kind}: {raw.message}")
+            else:
+                yield raw
+    except AccessError as error:
+        raise AccessError(f"{error} (while sampling the archive for the encoder's fit)") from error
+
+
+@ray.remote(num_cpus=1)
+def _fit_samples(config: Config, bands: tuple[str, ...], dtype: str, *found: list[Sample]) -> bytes:
+    """Fit ranges and encoder on the sampled tiles, in the order of their ids."""
+    limit_threads(1)
+    samples: list[Sample] = []
+    for sample in itertools.chain.from_iterable(found):
+        try:
+            samples.append(conform(sample, bands, dtype))
+        except BadSample:
+            continue
+    ranges = _ranges(samples, config.archive, dtype)
+    arrays = fit_artefact(config.encoder, samples, bands, dtype, ranges, int(config.encoder.get("seed", 0)))
+    return Artefact({**arrays, "range": ranges}, bands, dtype).to_bytes()
+
+
+def _ranges(samples: Sequence[Sample], archive: ArchiveConfig, dtype: str) -> NDArray[np.float32]:
+    """The fixed radiometric range a band, float32 (bands, 2).
+
+    As declared; 0 to 255 for uint8; else the 0.5th and 99.5th percentile of the
+    fitted tiles' valid pixels, widened where a band is constant.
+    """
+    bands = len(samples[0].bands)
+    if archive.range is not None:
+        return np.broadcast_to(np.asarray(archive.range, np.float32).reshape(-1, 2), (bands, 2)).copy()
+    if dtype == "uint8":
+        return np.tile(np.float32([0, 255]), (bands, 1))
+    pixels = [sample.pixels[:, sample.mask] for sample in samples]
+    thinned = [values[:, :: max(1, values.shape[1] // 1024)] for values in pixels]
+    low, high = np.percentile(np.concatenate(thinned, axis=1).astype(np.float64), [0.5, 99.5], axis=1)
+    return np.stack([low, np.maximum(high, low + 1e-6 * np.maximum(1, abs(low)))], axis=1).astype(np.float32)
+
+
+def _hash(text: str) -> int:
+    digest = hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=8).digest()
+    return int.from_bytes(digest, "little")
+
+
+def _first(reasons: Sequence[str]) -> str:
+    return reasons[0] if reasons else "it is empty"

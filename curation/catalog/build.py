@@ -1,0 +1,308 @@
+"""The catalog stage: which shards are wanting, the Ray Data stream that fills them, and the reckoning after.
+
+The driver holds the listing and counts; footers are read and checked in tasks.
+"""
+
+import hashlib
+import logging
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from threading import Event, Thread
+from typing import Any
+
+import ray
+from ray.data import ActorPoolStrategy
+
+from curation.archive.listing import Root, Shard
+from curation.catalog.artefact import Artefact, catalog_id, check_bank, load_or_fit
+from curation.catalog.encode import EncodeSpec, Ledger, ShardEncoder
+from curation.catalog.store import CatalogStore, chunks
+from curation.config import Config
+from curation.errors import CurationError, IncompleteError, RequestError
+from curation.runtime import Resources, numeric_profile
+from curation.storage import Folder
+
+log = logging.getLogger("curation")
+
+BANK = "references"  # the bank's root name
+FOOTERS = 500  # footers read in one task
+BLOCKS = 10_000  # blocks that Ray Data is handed at most
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """A complete catalog of a frozen listing.
+
+    Attributes:
+        shards: names of the archive's shards, sorted.
+        bank: names of the reference bank's shards.
+        counts: read, kept and quarantined, over the archive (not the bank).
+        digest: hash over the shards' names and content digests.
+        profile: the numeric profile, or several where mixing was allowed.
+    """
+
+    store: CatalogStore
+    artefact: Artefact
+    roots: tuple[Root, ...]
+    shards: tuple[str, ...]
+    bank: tuple[str, ...]
+    counts: dict[str, int]
+    digest: str
+    bank_digest: str | None
+    profiles: tuple[dict[str, str], ...]
+
+
+def build_catalog(
+    config: Config, roots: Sequence[Root], bank: Root | None, resources: Resources, encode: bool = True
+) -> Catalog:
+    """Bring every shard of the listing into the catalog.
+
+    Args:
+        encode: ``False``: only check that it is complete.
+
+    Raises:
+        RequestError: the config does not fit the data, or numeric profiles would be mixed.
+        IncompleteError: shards could not be read, or ``runtime.max_hours`` is over.
+    """
+    assert config.workspace
+    workspace = Folder(config.workspace, config.runtime.storage)
+    shared = Folder(config.catalog.url, config.runtime.storage) if config.catalog.url else None
+    artefact = load_or_fit(config, roots, workspace, shared)
+    store = CatalogStore(workspace, catalog_id(config), shared)
+    listed = [(root.folder, shard) for root in (*roots, *([bank] if bank else [])) for shard in root.shards]
+    state = _reckon(store, artefact, [shard for _, shard in listed])
+    pending = [(folder, shard) for folder, shard in listed if shard.name in state.pending]
+    if pending and not encode:
+        raise RequestError(f"{len(pending)} of {len(listed)} shards have no catalog file: run curate catalog first")
+    if pending:
+        _check_profiles(config, [*state.profiles, ray.get(_worker_profile(resources))])
+        if bank and any(shard.root == BANK for _, shard in pending):
+            check_bank(config, bank, artefact)
+        log.info("catalog: %d of %d shards to encode", len(pending), len(listed))
+        _encode(config, store, artefact, pending, resources)
+        state = _reckon(store, artefact, [shard for _, shard in listed])
+    if state.pending:
+        raise IncompleteError(f"{sorted(state.pending)[0]} and {len(state.pending) - 1} more are not in the catalog")
+    _check_profiles(config, state.profiles)
+    return Catalog(
+        store=store,
+        artefact=artefact,
+        roots=tuple(roots),
+        shards=tuple(sorted(shard.name for root in roots for shard in root.shards)),
+        bank=tuple(sorted(shard.name for shard in bank.shards)) if bank else (),
+        counts={name: state.counts[("archive", name)] for name in ("read", "kept", "quarantined")},
+        digest=_digest(state.digests, bank=False) or "",
+        bank_digest=_digest(state.digests, bank=True),
+        profiles=tuple(state.profiles),
+    )
+
+
+def check_bad_fraction(config: Config, catalog: Catalog, result: dict[str, Any]) -> None:
+    """Exit status 1 for an archive with too many quarantined samples, after everything was written.
+
+    Raises:
+        CurationError: more than ``archive.max_bad_fraction`` of the samples are quarantined.
+    """
+    read, bad = catalog.counts["read"], catalog.counts["quarantined"]
+    if bad > config.archive.max_bad_fraction * read:
+        error = CurationError(
+            f"{bad} of {read} samples are quarantined, more than archive.max_bad_fraction="
+            f"{config.archive.max_bad_fraction:g} allows; see {catalog.store.workspace.public('quarantine')}"
+        )
+        error.result = result
+        raise error
+
+
+# what is there already
+
+
+@dataclass
+class _State:
+    pending: set[str]
+    counts: Counter[tuple[str, str]]
+    digests: list[tuple[str, str]]
+    profiles: list[dict[str, str]]
+
+
+def _reckon(store: CatalogStore, artefact: Artefact, shards: Sequence[Shard]) -> _State:
+    """Which shards are wanting, and the sums over the others' footers."""
+    state = _State(set(), Counter(), [], [])
+    sha256 = artefact.sha256
+    for part in ray.get([_footers.remote(store, sha256, list(chunk)) for chunk in chunks(shards, FOOTERS)]):
+        state.pending |= part.pending
+        state.counts += part.counts
+        state.digests += part.digests
+        state.profiles += [profile for profile in part.profiles if profile not in state.profiles]
+    return state
+
+
+@ray.remote(num_cpus=1)
+def _footers(store: CatalogStore, artefact: str, shards: list[Shard]) -> _State:
+    state = _State(set(), Counter(), [], [])
+    for shard in shards:
+        footer = store.footer(shard.name)
+        if footer is None or footer["fingerprint"] != shard.fingerprint:
+            state.pending.add(shard.name)
+            continue
+        if footer["artefact"] != artefact:
+            raise RequestError(
+                f"the catalog file of {shard.name} was made with another encoder artefact; "
+                "take a fresh workspace, or a catalog.url whose encoders folder lies beside it"
+            )
+        if footer["read"] != footer["kept"] + footer["quarantined"]:
+            raise CurationError(f"the counts of {shard.name} do not add up: {footer}")
+        part = "bank" if shard.root == BANK else "archive"
+        for name in ("read", "kept", "quarantined"):
+            state.counts[(part, name)] += footer[name]
+        state.digests.append((shard.name, footer["digest"]))
+        if footer["profile"] not in state.profiles:
+            state.profiles.append(footer["profile"])
+    return state
+
+
+def _digest(digests: Sequence[tuple[str, str]], bank: bool) -> str | None:
+    chosen = sorted(item for item in digests if item[0].startswith(f"{BANK}/") == bank)
+    if not chosen:
+        return None
+    return hashlib.sha256("".join(f"{name}\0{digest}\n" for name, digest in chosen).encode()).hexdigest()
+
+
+def _check_profiles(config: Config, profiles: Sequence[dict[str, str]]) -> None:
+    first = profiles[0]
+    for other in profiles[1:]:
+        differing = sorted(name for name in first if first[name] != other.get(name))
+        if differing and not config.runtime.mix_profiles:
+            name = differing[0]
+            raise RequestError(
+                f"the catalog has files of another numeric profile ({name}: {first[name]} and {other.get(name)}): "
+                "their embeddings differ in the last bits; run on the same kind of machine, take a fresh workspace, "
+                "or allow it with runtime.mix_profiles=true"
+            )
+
+
+def _worker_profile(resources: Resources) -> Any:
+    gpus = 0.001 if resources.device == "cuda" else 0
+    return ray.remote(num_cpus=0 if gpus else 1, num_gpus=gpus)(numeric_profile).remote(resources.device)
+
+
+# the stream
+
+
+def _encode(
+    config: Config,
+    store: CatalogStore,
+    artefact: Artefact,
+    pending: Sequence[tuple[Folder, Shard]],
+    resources: Resources,
+) -> None:
+    runtime = config.runtime
+    actors, cpus, ahead = _pool(config, resources, len(pending))
+    deadline = time.time() + runtime.max_hours * 3600 if runtime.max_hours else None
+    ledger = Ledger.remote()
+    # the largest first, so that the last shards to finish are small
+    ordered = sorted(pending, key=lambda item: (-item[1].size, item[1].name))
+    items = [{"folder": folder, "shard": shard} for folder, shard in ordered]
+    stream = ray.data.from_items(items, override_num_blocks=min(len(items), BLOCKS)).map_batches(
+        ShardEncoder,
+        fn_constructor_args=(EncodeSpec(config, artefact, store, resources.device, ahead, deadline), ledger),
+        batch_size=1,
+        compute=ActorPoolStrategy(min_size=min(runtime.min_actors, actors), max_size=actors, initial_size=actors),
+        num_cpus=cpus,
+        num_gpus=runtime.gpus_per_actor if resources.device == "cuda" else None,
+    )
+    sizes = {shard.name: shard.size for _, shard in pending}
+    failed: list[tuple[str, str]] = []
+    stopped = 0
+    with _progress(ledger, sum(sizes.values()), len(items)) as done:
+        for row in stream.iter_rows():
+            if row["outcome"] == "stopped":
+                stopped += 1
+            elif row["outcome"] == "done":
+                done(sizes[row["shard"]])
+            else:
+                failed.append((row["shard"], row["outcome"]))
+                log.warning("catalog: %s", row["outcome"])
+    if failed:
+        name, why = min(failed)
+        raise IncompleteError(
+            f"{len(failed)} shards could not be read, the first is {name} ({why}); nothing was published, "
+            "the same command tries them again"
+        )
+    if stopped:
+        raise IncompleteError(
+            f"runtime.max_hours={runtime.max_hours:g} is over with {stopped} shards to go; "
+            "the same command goes on from there"
+        )
+
+
+def _pool(config: Config, resources: Resources, shards: int) -> tuple[int, float, int]:
+    """Actors, CPUs an actor and chunks decoded ahead, such that no task is ever left without a CPU.
+
+    Raises:
+        RequestError: the smallest pool asked for does not fit the cluster.
+    """
+    runtime = config.runtime
+    cpus = float(config.encoder.get("threads", 1))
+    gpu = resources.device == "cuda"
+    ahead = runtime.decode_ahead if runtime.decode_ahead is not None else (8 if gpu else 0)
+    room = int(resources.gpus / runtime.gpus_per_actor) if gpu else sys.maxsize
+    by_cpu = int((resources.cpus - (1 if ahead else 0)) / cpus)
+    if ahead and by_cpu < 1:
+        log.warning("no CPU is left for decoding tasks: the encoders decode themselves")
+        ahead, by_cpu = 0, int(resources.cpus / cpus)
+    actors = min(room, by_cpu, runtime.max_actors or sys.maxsize, shards)
+    if actors < min(runtime.min_actors, shards):
+        raise RequestError(
+            f"{runtime.min_actors} encoder actors of {cpus:g} CPUs do not fit a cluster of {resources.cpus:g} CPUs "
+            f"and {resources.gpus:g} GPUs: lower runtime.min_actors or encoder.threads"
+        )
+    return actors, cpus, ahead
+
+
+@contextmanager
+def _progress(ledger: Any, total: int, shards: int) -> Iterator[Any]:
+    """A line now and then: shards, samples a second, time left, quarantined."""
+    start, finished = time.monotonic(), [0, 0]
+    over = Event()
+
+    def done(size: int) -> None:
+        finished[0] += 1
+        finished[1] += size
+
+    def line() -> str:
+        samples, bad = ray.get(ledger.counts.remote())
+        elapsed = time.monotonic() - start
+        left = "?"
+        if finished[1]:
+            left = _duration(elapsed * (total - finished[1]) / finished[1])
+        return (
+            f"catalog: {finished[0]}/{shards} shards, {samples} samples, {samples / elapsed:.0f}/s, "
+            f"{left} left, {bad} quarantined"
+        )
+
+    def show() -> None:
+        pause = 1.0
+        while not over.wait(pause):
+            log.info(line())
+            pause = min(30.0, pause * 1.5)
+
+    thread = Thread(target=show, daemon=True)
+    thread.start()
+    try:
+        yield done
+        log.info(line())
+    finally:
+        over.set()
+        thread.join()
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {seconds:02} s" if minutes else f"{seconds} s"
+
+

@@ -1,0 +1,308 @@
+"""One shard to one catalog file: the actor that owns a shard, and the ledger that counts and watches.
+
+The actor reads its shard in order, has chunks decoded (by itself, by CPU tasks
+elsewhere, or in a subprocess where a sample is suspected of killing workers),
+and forwards tiles in one constant, padded batch shape.
+"""
+
+import hashlib
+import logging
+import multiprocessing
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from queue import Queue
+from threading import Thread
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+from numpy.typing import NDArray
+
+from curation.archive.listing import Shard
+from curation.archive.reader import read_shard
+from curation.archive.sample import RawSample, Rejection
+from curation.catalog.artefact import Artefact
+from curation.catalog.rows import Row, RowMaker
+from curation.catalog.schema import QUARANTINE_SCHEMA, catalog_schema
+from curation.catalog.store import CatalogStore
+from curation.config import Config
+from curation.encoders.base import Encoder, build_encoder
+from curation.errors import AccessError
+from curation.runtime import limit_threads, numeric_profile
+from curation.storage import Folder
+
+log = logging.getLogger("curation")
+
+CHUNK = 32  # samples decoded at once
+TRIES = 3  # readings of a shard before its access error counts
+PAUSE = 1.0  # seconds between two reports to the ledger
+FATAL_TRIES = 2  # deaths after which a shard is decoded in a subprocess
+
+
+@ray.remote(num_cpus=0, max_restarts=-1)
+class Ledger:
+    """Counts what is under way; knows how often a shard was begun, which tells of samples that kill workers."""
+
+    def __init__(self) -> None:
+        self.begun: dict[str, int] = {}
+        self.samples = self.quarantined = 0
+
+    def begin(self, shard: str) -> int:
+        """Note the start of a shard; how often it was begun before."""
+        before = self.begun.get(shard, 0)
+        self.begun[shard] = before + 1
+        return before
+
+    def finish(self, shard: str) -> None:
+        """Forget a shard that ended without killing anybody."""
+        self.begun.pop(shard, None)
+
+    def advance(self, samples: int, quarantined: int) -> None:
+        """Add to the counts."""
+        self.samples += samples
+        self.quarantined += quarantined
+
+    def counts(self) -> tuple[int, int]:
+        """Samples and quarantined so far."""
+        return self.samples, self.quarantined
+
+
+@dataclass(frozen=True)
+class EncodeSpec:
+    """What an encoding actor is made with."""
+
+    config: Config
+    artefact: Artefact
+    store: CatalogStore
+    device: str
+    decode_ahead: int
+    deadline: float | None
+
+
+class ShardEncoder:
+    """The Ray Data actor: batches of one shard in, one line of outcome each out."""
+
+    def __init__(self, spec: EncodeSpec, ledger: Any) -> None:
+        self.spec, self.ledger = spec, ledger
+        threads = int(spec.config.encoder.get("threads", 1))
+        limit_threads(threads)
+        artefact = spec.artefact
+        self.encoder: Encoder = build_encoder(
+            spec.config.encoder, artefact.arrays, artefact.bands, artefact.dtype, spec.device, threads
+        )
+        self.maker = row_maker(spec.config, artefact, self.encoder)
+        self.profile = numeric_profile(spec.device)
+
+    def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, list[str]]:
+        """Encode the shards of a batch."""
+        outcomes = [self._outcome(folder, shard) for folder, shard in zip(batch["folder"], batch["shard"], strict=True)]
+        return {"shard": [shard.name for shard in batch["shard"]], "outcome": outcomes}
+
+    def _outcome(self, folder: Folder, shard: Shard) -> str:
+        """``done``, ``stopped``, or why the shard could not be read."""
+        if self.spec.deadline is not None and time.time() > self.spec.deadline:
+            return "stopped"
+        before = ray.get(self.ledger.begin.remote(shard.name))
+        error = ""
+        for _ in range(TRIES):
+            try:
+                self._encode(folder, shard, careful=before >= FATAL_TRIES)
+                error = ""
+                break
+            except AccessError as access:
+                error = str(access)
+                if "vanished" in error or "changed" in error:  # another try reads no better
+                    break
+        self.ledger.finish.remote(shard.name)
+        return error or "done"
+
+    def _encode(self, folder: Folder, shard: Shard, careful: bool) -> None:
+        digest = hashlib.blake2b(digest_size=16)
+        raw = _hashed(read_shard(folder, shard, self.spec.config.archive), digest)
+        with _decoder(self.maker, shard.name, careful, self.spec.decode_ahead) as decoded:
+            rows = ShardRows(self.encoder)
+            reported, at = (0, 0), time.monotonic()
+            for results in decoded(_prefetched(_chunks(raw))):
+                for result in results:
+                    rows.add(result)
+                if time.monotonic() - at > PAUSE:
+                    reported, at = self._report(rows, reported), time.monotonic()
+            table, quarantined = rows.finish(shard.name)
+        self._report(rows, reported)
+        footer = {
+            "catalog_id": self.spec.store.catalog_id,
+            "fingerprint": shard.fingerprint,
+            "digest": digest.hexdigest(),
+            "artefact": self.spec.artefact.sha256,
+            "profile": self.profile,
+            "read": table.num_rows + quarantined.num_rows,
+            "kept": table.num_rows,
+            "quarantined": quarantined.num_rows,
+        }
+        self.spec.store.publish(shard.name, table, quarantined, footer)
+
+    def _report(self, rows: "ShardRows", reported: tuple[int, int]) -> tuple[int, int]:
+        now = rows.counts
+        self.ledger.advance.remote(now[0] - reported[0], now[1] - reported[1])
+        return now
+
+
+def row_maker(config: Config, artefact: Artefact, encoder: Encoder) -> RowMaker:
+    """The row maker that goes with an encoder and its artefact."""
+    ranges = artefact.arrays.get("range", np.zeros((0, 2), np.float32))
+    return RowMaker(
+        config.archive, artefact.bands, artefact.dtype, ranges, encoder.prepare, config.catalog.thumbnails
+    )
+
+
+@dataclass
+class ShardRows:
+    """The rows of one shard as they grow; encodes whenever a batch is full."""
+
+    encoder: Encoder
+    columns: list[dict[str, Any]] = field(default_factory=list)
+    rejections: list[Rejection] = field(default_factory=list)
+    embeddings: list[NDArray[np.float16]] = field(default_factory=list)
+    tiles: list[NDArray[Any]] = field(default_factory=list)
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """Samples and quarantined so far."""
+        return len(self.columns) + len(self.rejections), len(self.rejections)
+
+    def add(self, result: Row | Rejection) -> None:
+        """Take the next sample."""
+        if isinstance(result, Rejection):
+            self.rejections.append(result)
+            return
+        self.columns.append(result.columns)
+        self.tiles.append(result.tile)
+        if len(self.tiles) == self.encoder.batch:
+            self._encode()
+
+    def _encode(self) -> None:
+        if self.tiles:
+            self.embeddings.append(self.encoder.encode(np.stack(self.tiles)).astype(np.float16))
+            self.tiles.clear()
+
+    def finish(self, shard: str) -> tuple[pa.Table, pa.Table]:
+        """The catalog's rows and the quarantine's; an embedding that is not finite goes to the latter."""
+        self._encode()
+        dim = self.encoder.dim
+        vectors = np.concatenate(self.embeddings) if self.embeddings else np.zeros((0, dim), np.float16)
+        finite = np.isfinite(vectors).all(axis=1)
+        for position in np.flatnonzero(~finite):
+            row = self.columns[position]
+            message = "the encoder gave a number that is not finite"
+            self.rejections.append(Rejection(row["key"], row["index"], "encode", "NotFinite", message))
+        schema = catalog_schema(dim)
+        kept = [row for row, ok in zip(self.columns, finite, strict=True) if ok]
+        plain = pa.schema([item for item in schema if item.name != "embedding"])
+        table = pa.Table.from_pylist(kept, plain)
+        flat = pa.array(vectors[finite].ravel(), pa.float16())
+        table = table.append_column(schema.field("embedding"), pa.FixedSizeListArray.from_arrays(flat, dim))
+        quarantine = [
+            {"shard": shard, "index": r.index, "key": r.key, "stage": r.stage, "error": r.kind, "message": r.message}
+            for r in sorted(self.rejections, key=lambda r: (r.index, r.key))
+        ]
+        return table, pa.Table.from_pylist(quarantine, QUARANTINE_SCHEMA)
+
+
+Chunk = Sequence[RawSample | Rejection]
+Results = list[Row | Rejection]
+
+
+class _decoder:  # noqa: N801 - used like a function
+    """How chunks become rows: in this process, by Ray tasks in a bounded window, or in a subprocess."""
+
+    def __init__(self, maker: RowMaker, shard: str, careful: bool, ahead: int) -> None:
+        self.maker, self.shard, self.careful, self.ahead = maker, shard, careful, ahead
+        self.pool: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> Callable[[Iterable[Chunk]], Iterator[Results]]:
+        if self.careful:
+            return self._in_subprocess
+        return self._in_tasks if self.ahead else self._here
+
+    def __exit__(self, *_: object) -> None:
+        if self.pool:
+            self.pool.shutdown(cancel_futures=True)
+
+    def _here(self, chunks: Iterable[Chunk]) -> Iterator[Results]:
+        return (self.maker.rows(self.shard, chunk) for chunk in chunks)
+
+    def _in_tasks(self, chunks: Iterable[Chunk]) -> Iterator[Results]:
+        maker = ray.put(self.maker)
+        window: deque[Any] = deque()
+        for chunk in chunks:
+            window.append(_rows_task.remote(maker, self.shard, chunk))
+            if len(window) >= self.ahead:
+                yield ray.get(window.popleft())
+        while window:
+            yield ray.get(window.popleft())
+
+    def _in_subprocess(self, chunks: Iterable[Chunk]) -> Iterator[Results]:
+        for chunk in chunks:
+            yield [self._alone(raw) for raw in chunk]
+
+    def _alone(self, raw: RawSample | Rejection) -> Row | Rejection:
+        self.pool = self.pool or ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+        try:
+            return self.pool.submit(self.maker.rows, self.shard, [raw]).result()[0]
+        except BrokenProcessPool:
+            self.pool = None
+            message = "decoding this sample kills the process"
+            return Rejection(raw.key, raw.index, "decode", "DecoderCrash", message)
+
+
+@ray.remote(num_cpus=1)
+def _rows_task(maker: RowMaker, shard: str, chunk: Chunk) -> Results:
+    limit_threads(1)
+    return maker.rows(shard, chunk)
+
+
+def _hashed(samples: Iterable[RawSample | Rejection], digest: Any) -> Iterator[RawSample | Rejection]:
+    """Pass samples on, adding names and bytes to the shard's content digest."""
+    for raw in samples:
+        if isinstance(raw, RawSample):
+            for suffix, data in raw.data.items():
+                digest.update(f"{raw.key}\0{suffix}\0{len(data)}\0".encode("utf-8", "surrogateescape"))
+                digest.update(data)
+        else:
+            digest.update(f"{raw.key}\0{raw.kind}\0".encode("utf-8", "surrogateescape"))
+        yield raw
+
+
+def _chunks(samples: Iterable[RawSample | Rejection]) -> Iterator[Chunk]:
+    chunk: list[RawSample | Rejection] = []
+    for raw in samples:
+        chunk.append(raw)
+        if len(chunk) == CHUNK:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
+
+
+def _prefetched(chunks: Iterator[Chunk], ahead: int = 4) -> Iterator[Chunk]:
+    """Read in a thread, a few chunks ahead, so that the encoder does not wait for storage."""
+    queue: Queue[Any] = Queue(ahead)
+
+    def fill() -> None:
+        try:
+            for chunk in chunks:
+                queue.put(chunk)
+            queue.put(None)
+        except BaseException as error:  # noqa: BLE001 - raised again by the reader of the queue
+            queue.put(error)
+
+    Thread(target=fill, daemon=True).start()
+    while (item := queue.get()) is not None:
+        if isinstance(item, BaseException):
+            raise item
+        yield item

@@ -1,0 +1,81 @@
+"""``curate JOB [key=value …]``: finds the job, prints its result, turns errors into one line and a status."""
+
+import importlib
+import json
+import logging
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any, TextIO
+
+from curation.errors import CurationError, RequestError
+
+JOBS = {
+    "prune": "all stages: catalog, cluster, select, report",
+    "catalog": "encode and score the shards that have no catalog file yet",
+    "cluster": "fit centroids over the catalog and assign every sample",
+    "select": "draw the manifest from a catalog and its clusters",
+    "report": "write the page of a manifest again",
+    "plan": "shards, bytes, expected time and cost; --pilot N measures N shards first",
+    "explain": "MANIFEST SAMPLE: which rule decided, and which kept sample stands for it",
+    "verify": "MANIFEST [--deep]: hashes and counts; --deep: every kept sample is still readable",
+}
+HELP = "usage: curate JOB [key=value ...]\n\njobs:\n" + "\n".join(f"  {n:9} {what}" for n, what in JOBS.items())
+
+Job = Callable[[Sequence[str]], dict[str, Any]]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The ``curate`` command."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(HELP)
+        return 0 if arguments else 2
+    name = arguments.pop(0)
+    if name not in JOBS:
+        print(f"curate: no job {name!r}; the jobs are {', '.join(JOBS)}", file=sys.stderr)
+        return 2
+    if "--help" in arguments or "-h" in arguments:
+        print(f"curate {name}: {JOBS[name]}\nkeys and defaults: conf/config.yaml and its groups")
+        return 0
+    return execute(importlib.import_module(f"curation.jobs.{name}").run, arguments)
+
+
+def execute(job: Job, arguments: Sequence[str] | None = None) -> int:
+    """Run a job; people read stderr, programs read the one JSON line on stdout.
+
+    Returns:
+        0 done; 2 the request is wrong; 1 anything else; 130 interrupted.
+    """
+    output = _claim_stdout()
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        _print(output, job(sys.argv[1:] if arguments is None else arguments))
+        return 0
+    except CurationError as error:
+        if error.result is not None:
+            _print(output, error.result)
+        kind = "error" if not isinstance(error, RequestError) else "cannot do that"
+        print(f"curate: {kind}: {' '.join(str(error).split())}", file=sys.stderr)
+        return error.exit_status
+    except KeyboardInterrupt:
+        print("curate: interrupted; what is done is kept, the same command goes on from there", file=sys.stderr)
+        return 130
+    except Exception:  # noqa: BLE001 - a fault of ours: show all of it
+        traceback.print_exc()
+        return 1
+
+
+def _claim_stdout() -> TextIO:
+    """Keep stdout for the result: whatever libraries and child processes print goes to stderr."""
+    sys.stdout.flush()
+    output = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    return output
+
+
+def _print(output: TextIO, result: dict[str, Any]) -> None:
+    print(json.dumps(result, ensure_ascii=False), file=output, flush=True)

@@ -1,0 +1,317 @@
+"""The configuration: its schema, how the command line overrides it, and every check that needs no data.
+
+The defaults stand in ``conf/``; Hydra composes them with the groups that were
+chosen. A value that is a path or URL is taken as it was typed, so that commas,
+brackets, ``=`` and ``%`` in it mean nothing to anybody.
+"""
+
+import dataclasses
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+import curation
+from curation.errors import RequestError
+from curation.storage import check_storage_options
+
+# Their values are never parsed.
+LITERAL = {
+    "archive.url",
+    "references.url",
+    "workspace",
+    "catalog.url",
+    "encoder.checkpoint",
+    "encoder.path",
+    "encoder.keys",
+    "select.exclude",
+    "select.require",
+}
+GROUPS = ("encoder", "select", "cluster", "runtime")
+
+
+@dataclass
+class ArchiveConfig:
+    """How the shards are read; see ``conf/config.yaml`` for each key."""
+
+    url: Any = None
+    bands: list[str] | None = None
+    band_names: list[str] | None = None
+    members: list[str] | None = None
+    nodata: float | None = None
+    layout: str | None = None
+    range: list[Any] | None = None
+    max_pixels: int = 2**27
+    max_bad_fraction: float = 0.01
+
+    def __post_init__(self) -> None:
+        _require(self.layout in (None, "hwc", "chw"), f"archive.layout={self.layout}: choose hwc or chw")
+        _require(0 <= self.max_bad_fraction <= 1, "archive.max_bad_fraction must lie between 0 and 1")
+        _require(self.max_pixels > 0, "archive.max_pixels must be positive")
+        if self.range is not None:
+            rows = self.range if isinstance(self.range[0], list) else [self.range]
+            ok = all(isinstance(row, list) and len(row) == 2 and row[0] < row[1] for row in rows)
+            _require(ok, f"archive.range={self.range}: give [low, high], or one such pair a band")
+
+
+@dataclass
+class ReferencesConfig:
+    """The labelled bank of scenes."""
+
+    url: Any = None
+
+
+@dataclass
+class CatalogConfig:
+    """Where the catalog is, and what it keeps besides embeddings."""
+
+    url: str | None = None
+    thumbnails: float = 0.1
+    fit_samples: int = 2000
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.thumbnails <= 1, "catalog.thumbnails must lie between 0 and 1")
+        _require(self.fit_samples > 0, "catalog.fit_samples must be positive")
+
+
+@dataclass
+class ClusterConfig:
+    """K-means over the catalog."""
+
+    references: str | None = None
+    k: int | None = None
+    free: int | None = None
+    spherical: bool = True
+    max_iter: int = 50
+    tol: float = 1e-4
+    sample: int = 2_000_000
+    levels: list[int] | None = None
+
+    def __post_init__(self) -> None:
+        modes = (None, "frozen", "seed", "none")
+        _require(self.references in modes, f"cluster.references={self.references}: choose frozen, seed or none")
+        _require(self.k is None or self.k > 0, "cluster.k must be positive")
+        _require(self.free is None or self.free >= 0, "cluster.free must not be negative")
+        _require(self.max_iter > 0, "cluster.max_iter must be positive")
+        _require(self.sample > 0, "cluster.sample must be positive")
+
+
+@dataclass
+class EntropyConfig:
+    """The information stage."""
+
+    keep: float | None = None
+
+    def __post_init__(self) -> None:
+        _require(self.keep is None or 0 < self.keep <= 1, "select.entropy.keep must lie in (0, 1]")
+
+
+@dataclass
+class ClusterEdits:
+    """Edits of the clusters that need no refit."""
+
+    exclude: list[int] = field(default_factory=list)
+    weight: dict[int, float] | None = None  # not {}: Hydra adds no keys to a dict that is there
+
+    def __post_init__(self) -> None:
+        self.weight = self.weight or {}
+        _require(all(w >= 0 for w in self.weight.values()), "select.clusters.weight must not be negative")
+
+
+@dataclass
+class SelectConfig:
+    """Which samples stay."""
+
+    strategy: str = "balanced"
+    budget: float = 0.15
+    entropy: EntropyConfig = field(default_factory=EntropyConfig)
+    duplicates: bool = True
+    balance: float = 0.5
+    representativeness: float = 0.0
+    nearest: float = 0.5
+    exclude: str | None = None
+    require: str | None = None
+    clusters: ClusterEdits = field(default_factory=ClusterEdits)
+    unit: str | None = None
+
+    def __post_init__(self) -> None:
+        _require(
+            self.strategy in ("balanced", "rs_prune", "random", "entropy"),
+            f"select.strategy={self.strategy}: choose balanced, rs_prune, random or entropy",
+        )
+        _require(self.budget > 0, f"select.budget={self.budget:g}: give a fraction below 1 or a count of samples")
+        _require(
+            self.budget < 1 or self.budget == int(self.budget),
+            f"select.budget={self.budget:g}: a count of samples is a whole number; a fraction is below 1",
+        )
+        _require(0 <= self.balance <= 1, "select.balance must lie between 0 (proportional) and 1 (uniform)")
+        _require(0 <= self.nearest <= 1, "select.nearest must lie between 0 and 1")
+
+
+@dataclass
+class RuntimeConfig:
+    """Where and how wide it runs; nothing here may change a result."""
+
+    address: str = ""
+    num_cpus: int | None = None
+    device: str = "auto"
+    min_actors: int = 1
+    max_actors: int | None = None
+    gpus_per_actor: float = 1.0
+    decode_ahead: int | None = None
+    max_hours: float | None = None
+    mix_profiles: bool = False
+    storage: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        self.storage = self.storage or {}
+        _require(self.device in ("auto", "cpu", "cuda"), f"runtime.device={self.device}: choose auto, cpu or cuda")
+        _require(self.num_cpus is None or self.num_cpus > 0, "runtime.num_cpus must be positive")
+        _require(self.min_actors > 0, "runtime.min_actors must be positive")
+        _require(
+            self.max_actors is None or self.max_actors >= self.min_actors,
+            "runtime.max_actors must not be below runtime.min_actors",
+        )
+        _require(0 < self.gpus_per_actor, "runtime.gpus_per_actor must be positive")
+        _require(self.max_hours is None or self.max_hours > 0, "runtime.max_hours must be positive")
+        check_storage_options(self.storage)
+
+
+@dataclass
+class PlanConfig:
+    """Prices for ``curate plan``, in the user's currency."""
+
+    cpu_hour: float = 0.0
+    gpu_hour: float = 0.0
+    gigabyte: float = 0.0
+    million_requests: float = 0.0
+
+
+@dataclass
+class Config:
+    """Everything that a job is told."""
+
+    workspace: str | None = None
+    seed: int = 0
+    archive: ArchiveConfig = field(default_factory=ArchiveConfig)
+    references: ReferencesConfig = field(default_factory=ReferencesConfig)
+    encoder: dict[str, Any] = field(default_factory=dict)
+    catalog: CatalogConfig = field(default_factory=CatalogConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    select: SelectConfig = field(default_factory=SelectConfig)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    plan: PlanConfig = field(default_factory=PlanConfig)
+
+    def require(self, *keys: str) -> None:
+        """Check that keys without a default were given.
+
+        Raises:
+            RequestError: one was not.
+        """
+        for key in keys:
+            value: Any = self
+            for part in key.split("."):
+                value = getattr(value, part)
+            _require(value is not None, f"{key} is missing: add {key}=URL to the command")
+
+    def references_mode(self) -> str:
+        """What the bank does in the clustering: as configured, else by what there is.
+
+        The published method assigns to the bank's centroids and stops; every
+        other strategy lets them start a k-means over the archive.
+        """
+        if self.references.url is None:
+            return "none"
+        return self.cluster.references or ("frozen" if self.select.strategy == "rs_prune" else "seed")
+
+
+def load_config(overrides: Sequence[str]) -> Config:
+    """Compose the configuration from ``conf/`` and ``key=value`` overrides.
+
+    Raises:
+        RequestError: an override is malformed, names no key, or has a value that cannot be.
+    """
+    parsed, literal = [], {}
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise RequestError(f"{text!r} is not key=value")
+        if key in LITERAL:
+            literal[key] = None if value in ("", "null") else value
+        else:
+            parsed.append(text)
+    try:
+        with initialize_config_dir(str(_config_dir()), version_base="1.3"):
+            composed = compose("config", overrides=parsed)
+        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), composed))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise RequestError(_explain(error, parsed)) from error
+    assert isinstance(config, Config)
+    for key, value in literal.items():
+        _set_literal(config, key, value)
+    if config.references.url is None and config.cluster.references in ("frozen", "seed"):
+        raise RequestError(
+            f"cluster.references={config.cluster.references} needs a bank: add references.url=URL, "
+            "or take cluster.references=none"
+        )
+    return config
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A config dataclass as plain values, ready for JSON."""
+    return dataclasses.asdict(config)
+
+
+def _config_dir() -> Path:
+    """``conf`` lies inside the package in the wheel, beside it in the checkout."""
+    package = Path(curation.__file__).resolve().parent
+    return package / "conf" if (package / "conf").is_dir() else package.parent / "conf"
+
+
+def _set_literal(config: Config, key: str, value: str | None) -> None:
+    section, _, name = key.rpartition(".")
+    target: Any = getattr(config, section) if section else config
+    if isinstance(target, dict):
+        if name not in target:
+            raise RequestError(f"unknown key {key!r} for encoder={target.get('name')}")
+        target[name] = value
+    else:
+        setattr(target, name, value)
+
+
+def _explain(error: Exception, overrides: Sequence[str]) -> str:
+    """One line out of Hydra's several."""
+    causes: list[BaseException] = [error]
+    while (cause := causes[-1].__cause__) is not None:
+        causes.append(cause)
+    text = " ".join(" ".join(str(part) for part in causes).split())
+    known = _known_keys()
+    for override in overrides:
+        key = override.partition("=")[0].lstrip("+~")
+        if key in GROUPS and f"'{key}/" in text:
+            options = sorted(path.stem for path in (_config_dir() / key).glob("*.yaml"))
+            return f"{override}: no such option; choose {key}= one of {', '.join(options)}"
+        if f"override '{key}'" in text or (key not in known and f"{key}" in text and key not in GROUPS):
+            near = difflib.get_close_matches(key, known, 1)
+            return f"unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+    return " ".join(str(error).split())
+
+
+def _known_keys() -> list[str]:
+    def walk(prefix: str, node: Any) -> list[str]:
+        if not isinstance(node, dict):
+            return [prefix]
+        return [key for name, below in node.items() for key in walk(f"{prefix}.{name}" if prefix else name, below)]
+
+    return walk("", to_dict(Config()))
+
+
+def _require(holds: bool, message: str) -> None:
+    if not holds:
+        raise RequestError(message)

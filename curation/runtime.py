@@ -1,0 +1,78 @@
+"""Ray's start-up, what the cluster has, and the numeric profile of a worker."""
+
+import importlib.metadata
+import logging
+import os
+import platform
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from curation.config import RuntimeConfig
+from curation.errors import RequestError
+
+log = logging.getLogger("curation")
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What the cluster can run at once, and the device that encoders run on."""
+
+    cpus: float
+    gpus: float
+    device: str
+
+
+def start_ray(config: RuntimeConfig) -> Resources:
+    """Connect to the configured cluster, or start Ray on this machine; a running connection is used as it is.
+
+    Raises:
+        RequestError: the cluster cannot be reached, or has no GPU where one is asked for.
+    """
+    if not ray.is_initialized():
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
+        try:
+            if config.address:
+                ray.init(address=config.address, **common)
+            else:
+                ray.init(
+                    num_cpus=config.num_cpus or len(os.sched_getaffinity(0)),
+                    include_dashboard=False,
+                    object_store_memory=2 << 30,
+                    **common,
+                )
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            reason = str(error).splitlines()[0]
+            raise RequestError(f"cannot reach Ray at {config.address or 'this machine'}: {reason}") from error
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    total = ray.cluster_resources()
+    gpus = float(total.get("GPU", 0))
+    device = config.device if config.device != "auto" else ("cuda" if gpus else "cpu")
+    if device == "cuda" and not gpus:
+        raise RequestError("runtime.device=cuda, but the cluster has no GPU: take runtime.device=cpu")
+    return Resources(float(total.get("CPU", 0)), gpus, device)
+
+
+def limit_threads(threads: int) -> None:
+    """Fix the thread count of everything that computes in this process: bits depend on it."""
+    import torch
+
+    torch.set_num_threads(threads)
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+
+
+def numeric_profile(device: str) -> dict[str, str]:
+    """What decides the bits of an embedding besides the config: device, instruction set, libraries, dtype."""
+    import torch
+
+    versions = {name: importlib.metadata.version(name) for name in ("numpy", "pillow", "tifffile", "torch")}
+    if device == "cuda":
+        kind, capability = torch.cuda.get_device_name(), ".".join(map(str, torch.cuda.get_device_capability()))
+    else:
+        kind, capability = platform.machine(), torch.backends.cpu.get_cpu_capability()
+    dtype = "bfloat16" if device == "cuda" else "float32"
+    return {"device": device, "kind": kind, "capability": capability, "dtype": dtype, **versions}

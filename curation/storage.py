@@ -1,0 +1,340 @@
+"""Folders under fsspec URLs: whole-file reads, atomic writes, sequential reads that never drop bytes.
+
+All input and output of the pipeline goes through :class:`Folder`, so that a
+local disk and an object store behave alike: a file is complete or absent.
+"""
+
+import io
+import os
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
+from urllib.parse import unquote, urlsplit, urlunsplit
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from curation.errors import AccessError, RequestError
+
+T = TypeVar("T")
+
+CHUNK = 8 << 20  # bytes a sequential reader asks for at once
+TRIES = 5  # attempts at a remote operation before it counts as an access error
+_SECRETS = {"key", "secret", "token", "password", "username", "account_key", "sas_token"}
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class FileInfo:
+    """A file below a folder: relative path, size in bytes, and what changes when its content does."""
+
+    path: str
+    size: int
+    version: str
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """Size and version (ETag or modification time) as they stand in a catalog file's footer."""
+        return {"size": self.size, "version": self.version}
+
+
+def is_local(url: str) -> bool:
+    """Whether ``url`` is a path or a ``file:`` URL."""
+    return "://" not in url or url.startswith("file://")
+
+
+def local_path(url: str) -> str:
+    """The path that ``url`` names, absolute; a ``file:`` URL may be percent-encoded."""
+    path = url.removeprefix("file://")
+    if path != url and not os.path.exists(path):
+        path = unquote(path)
+    return os.path.abspath(os.path.expanduser(path))
+
+
+def public_url(url: str) -> str:
+    """``url`` as it may be printed: a ``file:`` URL for a path, and never with credentials."""
+    if is_local(url):
+        return Path(local_path(url)).as_uri()
+    parts = urlsplit(url)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
+def check_storage_options(options: dict[str, dict[str, Any]]) -> None:
+    """Refuse secrets in the config: they would end up in files and logs.
+
+    Raises:
+        RequestError: an option looks like a credential.
+    """
+    for protocol, values in options.items():
+        for name in values:
+            if name.lower() in _SECRETS:
+                raise RequestError(
+                    f"storage.{protocol}.{name} is a secret and does not belong in a config; "
+                    "give credentials by environment, profile or instance role"
+                )
+
+
+class Folder:
+    """A folder under an fsspec URL; paths below it are relative, with ``/`` between the parts.
+
+    Args:
+        url: a path, ``file://…``, ``s3://…`` or whatever fsspec knows.
+        options: per protocol, what its fsspec file system is made with (``{"s3": {"endpoint_url": …}}``).
+    """
+
+    def __init__(self, url: str, options: dict[str, dict[str, Any]] | None = None) -> None:
+        self.options = options or {}
+        self.local = is_local(url)
+        if self.local:
+            self.base = local_path(url)
+            self.fs: Any = LocalFileSystem()
+            self.url = self.base
+        else:
+            protocol = url.split("://", 1)[0]
+            try:
+                self.fs = fsspec.filesystem(protocol, **self.options.get(protocol, {}))
+            except (ValueError, ImportError) as error:
+                raise RequestError(f"cannot open {public_url(url)}: {error}") from error
+            self.url = url.rstrip("/")
+            self.base = self.fs._strip_protocol(self.url).rstrip("/")
+
+    def __repr__(self) -> str:
+        return f"Folder({public_url(self.url)!r})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Folder, (self.url, self.options)
+
+    def child(self, path: str) -> "Folder":
+        """The folder at ``path`` below this one."""
+        return Folder(f"{self.url}/{path}", self.options)
+
+    def full(self, path: str) -> str:
+        """The path that the file system itself uses."""
+        return f"{self.base}/{path}" if path else self.base
+
+    def public(self, path: str = "") -> str:
+        """The URL of a file below this folder, as it may be printed."""
+        return public_url(f"{self.url}/{path}" if path else self.url)
+
+    # reading
+
+    def exists(self, path: str = "") -> bool:
+        """Whether there is a file or folder at ``path``."""
+        self._forget()
+        return bool(retry(lambda: self.fs.exists(self.full(path)), self.public(path)))
+
+    def read(self, path: str) -> bytes:
+        """All bytes of a file.
+
+        Raises:
+            FileNotFoundError: there is none.
+            AccessError: it could not be read.
+        """
+        if self.local:
+            return Path(self.full(path)).read_bytes()
+        return bytes(retry(lambda: self.fs.cat_file(self.full(path)), self.public(path)))
+
+    def info(self, path: str) -> FileInfo:
+        """Size and version of one file, asked afresh.
+
+        Raises:
+            FileNotFoundError: there is none.
+        """
+        if self.local:
+            stat = os.stat(self.full(path))
+            return FileInfo(path, stat.st_size, str(stat.st_mtime_ns))
+        self._forget()
+        return _file_info(path, retry(lambda: self.fs.info(self.full(path)), self.public(path)))
+
+    def open(self, file: FileInfo) -> BinaryIO:
+        """A seekable reader of a listed file that gives all its listed bytes or raises :class:`AccessError`."""
+        if self.local:
+            try:
+                return open(self.full(file.path), "rb")
+            except OSError as error:
+                raise AccessError(f"{self.public(file.path)}: {error.strerror}") from error
+        return io.BufferedReader(_RangeReader(self, file), buffer_size=1 << 16)
+
+    def read_range(self, path: str, start: int, stop: int) -> bytes:
+        """The bytes from ``start`` up to ``stop``; fewer than that many is an access error."""
+
+        def fetch() -> bytes:
+            if self.local:
+                with open(self.full(path), "rb") as file:
+                    file.seek(start)
+                    data = file.read(stop - start)
+            else:
+                data = bytes(self.fs.cat_file(self.full(path), start=start, end=stop))
+            if len(data) != stop - start:
+                raise OSError(f"{len(data)} bytes came where {stop - start} were asked for")
+            return data
+
+        return retry(fetch, self.public(path), tries=1 if self.local else TRIES)
+
+    def list(self, path: str = "") -> list[FileInfo]:
+        """Every file below ``path``, links followed, sorted; paths are relative to this folder."""
+        self._forget()
+        if self.local:
+            return sorted(self._walk_local(path))
+        found = retry(lambda: self.fs.find(self.full(path), detail=True), self.public(path))
+        prefix = self.base + "/"
+        return sorted(
+            _file_info(name.removeprefix(prefix), info)
+            for name, info in found.items()
+            if info["type"] == "file" and not _temporary(name)
+        )
+
+    def _walk_local(self, path: str) -> Iterator[FileInfo]:
+        seen: set[str] = set()
+        for folder, below, names in os.walk(self.full(path), followlinks=True):
+            real = os.path.realpath(folder)
+            if real in seen:  # a link to a folder above
+                below.clear()
+                continue
+            seen.add(real)
+            for name in names:
+                full = os.path.join(folder, name)
+                if not _temporary(name) and os.path.isfile(full):
+                    stat = os.stat(full)
+                    relative = os.path.relpath(full, self.base).replace(os.sep, "/")
+                    yield FileInfo(relative, stat.st_size, str(stat.st_mtime_ns))
+
+    def _forget(self) -> None:
+        """Drop the file system's listing cache: other processes write here too."""
+        if not self.local:
+            self.fs.invalidate_cache()
+
+    # writing
+
+    def publish(self, path: str, data: bytes) -> None:
+        """Write a file whole, in the place of an older one: by one PUT, or by fsync and rename."""
+        if self.local:
+            temporary = self._write_temporary(path, data)
+            os.replace(temporary, self.full(path))
+            _sync_folder(os.path.dirname(self.full(path)))
+        else:
+            retry(lambda: self.fs.pipe_file(self.full(path), data), self.public(path))
+
+    def create(self, path: str, data: bytes) -> bool:
+        """Write a file whole unless there is one; whether it was written."""
+        if self.local:
+            temporary = self._write_temporary(path, data)
+            try:
+                os.link(temporary, self.full(path))
+            except FileExistsError:
+                return False
+            finally:
+                os.unlink(temporary)
+            _sync_folder(os.path.dirname(self.full(path)))
+            return True
+        try:
+            retry(lambda: self.fs.pipe_file(self.full(path), data, mode="create"), self.public(path))
+        except FileExistsError:
+            return False
+        return True
+
+    def remove(self, path: str) -> None:
+        """Remove a file; none there is no error."""
+        try:
+            self.fs.rm_file(self.full(path))
+        except FileNotFoundError:
+            pass
+
+    def check_writable(self) -> None:
+        """Try a small write.
+
+        Raises:
+            RequestError: this folder cannot be written.
+        """
+        probe = f".probe-{uuid.uuid4().hex}.tmp"
+        try:
+            self.publish(probe, b"")
+            self.remove(probe)
+        except (OSError, AccessError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            raise RequestError(f"cannot write to the workspace {self.public()}: {reason}") from error
+
+    def _write_temporary(self, path: str, data: bytes) -> str:
+        target = self.full(path)
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        temporary = os.path.join(os.path.dirname(target), f".{uuid.uuid4().hex}.tmp")
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        return temporary
+
+
+class _RangeReader(io.RawIOBase):
+    """Sequential reads of a remote file in large ranges, each checked for its length."""
+
+    def __init__(self, folder: Folder, file: FileInfo) -> None:
+        self.folder, self.file = folder, file
+        self.position = 0
+        self.start, self.chunk = 0, b""
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self.position, io.SEEK_END: self.file.size}[whence]
+        self.position = base + offset
+        return self.position
+
+    def tell(self) -> int:
+        return self.position
+
+    def readinto(self, buffer: Any) -> int:
+        if self.position >= self.file.size:
+            return 0
+        if not self.start <= self.position < self.start + len(self.chunk):
+            stop = min(self.file.size, self.position + CHUNK)
+            self.start, self.chunk = self.position, self.folder.read_range(self.file.path, self.position, stop)
+        begin = self.position - self.start
+        data = self.chunk[begin : begin + len(buffer)]
+        buffer[: len(data)] = data
+        self.position += len(data)
+        return len(data)
+
+
+def retry(call: Callable[[], T], name: str, tries: int = TRIES) -> T:
+    """Call until it works, with growing pauses; a missing or an existing file is an answer, not a failure.
+
+    Raises:
+        AccessError: it failed every time, or for want of permission.
+    """
+    for attempt in range(tries):
+        try:
+            return call()
+        except (FileNotFoundError, FileExistsError):
+            raise
+        except Exception as error:  # noqa: BLE001 - every client library has its own network errors
+            denied = isinstance(error, PermissionError) or "Credentials" in type(error).__name__
+            if denied or attempt == tries - 1:
+                why = "no credentials, or no permission" if denied else f"{type(error).__name__}: {error}"
+                raise AccessError(f"{name}: {why}") from error
+            time.sleep(0.2 * 2**attempt)
+    raise AssertionError("tries is at least 1")
+
+
+def _file_info(path: str, info: dict[str, Any]) -> FileInfo:
+    version = info.get("ETag") or info.get("etag") or info.get("LastModified") or info.get("mtime") or ""
+    return FileInfo(path, int(info["size"]), str(version).strip('"'))
+
+
+def _temporary(name: str) -> bool:
+    base = name.rpartition("/")[2]
+    return base.startswith(".") and base.endswith(".tmp")
+
+
+def _sync_folder(path: str) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
