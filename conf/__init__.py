@@ -1,0 +1,1 @@
+"""The Hydra configuration: defaults and groups."""

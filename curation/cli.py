@@ -79,3 +79,7 @@ def _claim_stdout() -> TextIO:
 
 def _print(output: TextIO, result: dict[str, Any]) -> None:
     print(json.dumps(result, ensure_ascii=False), file=output, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

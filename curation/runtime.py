@@ -32,7 +32,7 @@ def start_ray(config: RuntimeConfig) -> Resources:
     """
     if not ray.is_initialized():
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
+        common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
         try:
             if config.address:
                 ray.init(address=config.address, **common)
@@ -46,7 +46,8 @@ def start_ray(config: RuntimeConfig) -> Resources:
         except (ConnectionError, ValueError, RuntimeError) as error:
             reason = str(error).splitlines()[0]
             raise RequestError(f"cannot reach Ray at {config.address or 'this machine'}: {reason}") from error
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    for name in ("ray", "ray.data"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     total = ray.cluster_resources()

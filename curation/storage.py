@@ -6,9 +6,11 @@ local disk and an object store behave alike: a file is complete or absent.
 
 import io
 import os
+import stat
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -143,8 +145,8 @@ class Folder:
             FileNotFoundError: there is none.
         """
         if self.local:
-            stat = os.stat(self.full(path))
-            return FileInfo(path, stat.st_size, str(stat.st_mtime_ns))
+            info = os.stat(self.full(path))
+            return FileInfo(path, info.st_size, str(info.st_mtime_ns))
         self._forget()
         return _file_info(path, retry(lambda: self.fs.info(self.full(path)), self.public(path)))
 
@@ -173,12 +175,17 @@ class Folder:
 
         return retry(fetch, self.public(path), tries=1 if self.local else TRIES)
 
-    def list(self, path: str = "") -> list[FileInfo]:
-        """Every file below ``path``, links followed, sorted; paths are relative to this folder."""
+    def list(self, path: str = "", recursive: bool = True) -> list[FileInfo]:
+        """Every file below ``path`` (or directly in it), links followed, sorted; paths are relative to this folder.
+
+        Raises:
+            AccessError: a folder could not be read.
+        """
         self._forget()
         if self.local:
-            return sorted(self._walk_local(path))
-        found = retry(lambda: self.fs.find(self.full(path), detail=True), self.public(path))
+            return sorted(self._walk_local(path, recursive))
+        depth = None if recursive else 1
+        found = retry(lambda: self.fs.find(self.full(path), maxdepth=depth, detail=True), self.public(path))
         prefix = self.base + "/"
         return sorted(
             _file_info(name.removeprefix(prefix), info)
@@ -186,20 +193,29 @@ class Folder:
             if info["type"] == "file" and not _temporary(name)
         )
 
-    def _walk_local(self, path: str) -> Iterator[FileInfo]:
-        seen: set[str] = set()
-        for folder, below, names in os.walk(self.full(path), followlinks=True):
-            real = os.path.realpath(folder)
-            if real in seen:  # a link to a folder above
-                below.clear()
+    def _walk_local(self, path: str, recursive: bool) -> Iterator[FileInfo]:
+        pending: list[tuple[str, frozenset[str]]] = [(path, frozenset())]
+        while pending:
+            folder, above = pending.pop()
+            real = os.path.realpath(self.full(folder))
+            if real in above:  # a link to a folder above
                 continue
-            seen.add(real)
-            for name in names:
-                full = os.path.join(folder, name)
-                if not _temporary(name) and os.path.isfile(full):
-                    stat = os.stat(full)
-                    relative = os.path.relpath(full, self.base).replace(os.sep, "/")
-                    yield FileInfo(relative, stat.st_size, str(stat.st_mtime_ns))
+            try:
+                entries = list(os.scandir(self.full(folder)))
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                raise AccessError(f"{self.public(folder)}: {error.strerror}") from error
+            for entry in entries:
+                below = f"{folder}/{entry.name}" if folder else entry.name
+                try:
+                    info = entry.stat()
+                except OSError:  # a link to nothing, or gone by now
+                    continue
+                if stat.S_ISDIR(info.st_mode) and recursive:
+                    pending.append((below, above | {real}))
+                elif stat.S_ISREG(info.st_mode) and not _temporary(entry.name):
+                    yield FileInfo(below, info.st_size, str(info.st_mtime_ns))
 
     def _forget(self) -> None:
         """Drop the file system's listing cache: other processes write here too."""
@@ -235,6 +251,45 @@ class Folder:
             return False
         return True
 
+    @contextmanager
+    def writer(self, path: str) -> Iterator[BinaryIO]:
+        """Write a file piece by piece; it is there, whole, once the block has ended without an error."""
+        if self.local:
+            temporary = self._temporary_beside(path)
+            try:
+                with open(temporary, "wb") as file:
+                    yield file
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.replace(temporary, self.full(path))
+            finally:
+                Path(temporary).unlink(missing_ok=True)
+            _sync_folder(os.path.dirname(temporary))
+        else:
+            upload = self.fs.open(self.full(path), "wb")
+            try:
+                yield upload
+            except BaseException:
+                upload.discard()
+                upload.closed = True  # nothing may finish it any more
+                raise
+            retry(upload.close, self.public(path), tries=1)
+
+    def move(self, path: str, target: str) -> None:
+        """Give a file another path, in the place of what was there."""
+        if self.local:
+            os.makedirs(os.path.dirname(self.full(target)), exist_ok=True)
+            os.replace(self.full(path), self.full(target))
+            _sync_folder(os.path.dirname(self.full(target)))
+        else:
+            retry(lambda: self.fs.copy(self.full(path), self.full(target)), self.public(target))
+            self.remove(path)
+
+    def discard(self, path: str) -> None:
+        """Remove a folder and all that is below it; none there is no error."""
+        if self.exists(path):
+            self.fs.rm(self.full(path), recursive=True)
+
     def remove(self, path: str) -> None:
         """Remove a file; none there is no error."""
         try:
@@ -257,14 +312,18 @@ class Folder:
             raise RequestError(f"cannot write to the workspace {self.public()}: {reason}") from error
 
     def _write_temporary(self, path: str, data: bytes) -> str:
-        target = self.full(path)
-        os.makedirs(os.path.dirname(target), exist_ok=True)
-        temporary = os.path.join(os.path.dirname(target), f".{uuid.uuid4().hex}.tmp")
+        temporary = self._temporary_beside(path)
         with open(temporary, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         return temporary
+
+    def _temporary_beside(self, path: str) -> str:
+        """A new name in the folder of a local file, which is made."""
+        folder = os.path.dirname(self.full(path))
+        os.makedirs(folder, exist_ok=True)
+        return os.path.join(folder, f".{uuid.uuid4().hex}.tmp")
 
 
 class _RangeReader(io.RawIOBase):

@@ -1,0 +1,1 @@
+"""One thin entry point a job; what ``ray job submit`` runs."""

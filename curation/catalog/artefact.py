@@ -11,6 +11,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from curation.archive.reader import read_shard
 from curation.archive.sample import RawSample, Rejection, Sample
 from curation.catalog.store import chunks
 from curation.config import ArchiveConfig, Config, to_dict
-from curation.encoders.base import fit_artefact, needs_pixels
+from curation.encoders.base import fit_artefact
 from curation.errors import AccessError, BadSample, RequestError
 from curation.runtime import limit_threads
 from curation.storage import Folder, is_local, local_path
@@ -58,7 +59,7 @@ class Artefact:
         about = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["curation"])
         return cls(safetensors.numpy.load(data), tuple(about["bands"]), about["dtype"])
 
-    @property
+    @cached_property
     def sha256(self) -> str:
         """The artefact's hash."""
         return hashlib.sha256(self.to_bytes()).hexdigest()
@@ -83,13 +84,18 @@ def catalog_id(config: Config) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def needs_pixels(config: Config) -> bool:
+    """Whether the encoder looks at images at all; ``precomputed`` does not."""
+    return str(config.encoder["name"]) != "precomputed"
+
+
 def load_or_fit(config: Config, roots: Sequence[Root], workspace: Folder, shared: Folder | None) -> Artefact:
     """The artefact of this catalog-id: from the workspace, from beside a shared catalog, or fitted now.
 
     Raises:
         RequestError: no sample could be read, or the bands asked for are not there.
     """
-    path = f"encoders/{catalog_id(config)}/artefact.safetensors"
+    path = _path(config)
     beside = Folder(shared.url.rpartition("/")[0], shared.options) if shared else None
     for folder in [workspace] + ([beside] if beside else []):
         try:
@@ -103,9 +109,17 @@ def load_or_fit(config: Config, roots: Sequence[Root], workspace: Folder, shared
             f"catalog.url={shared.public()} has no encoder artefact beside it ({path}): "
             "its rows were made with another encoder config, or the folder was moved alone"
         )
-    data = _fit(config, roots)
-    workspace.create(path, data)
-    return Artefact.from_bytes(workspace.read(path))  # another run may have been first
+    workspace.create(path, _fit(config, roots))
+    return load_artefact(config, workspace)  # another run may have been first
+
+
+def load_artefact(config: Config, workspace: Folder) -> Artefact:
+    """The artefact that the workspace has."""
+    return Artefact.from_bytes(workspace.read(_path(config)))
+
+
+def _path(config: Config) -> str:
+    return f"encoders/{catalog_id(config)}/artefact.safetensors"
 
 
 def check_bank(config: Config, bank: Root, artefact: Artefact) -> None:
@@ -114,7 +128,7 @@ def check_bank(config: Config, bank: Root, artefact: Artefact) -> None:
     Raises:
         RequestError: they do not, or none could be read.
     """
-    if not needs_pixels(config.encoder):
+    if not needs_pixels(config):
         return
     samples, reasons = ray.get(_sample_shard.remote(bank.folder, bank.shards[0], config.archive, 8, FIT_BYTES))
     if not samples:
@@ -130,7 +144,7 @@ def check_bank(config: Config, bank: Root, artefact: Artefact) -> None:
 
 def _fit(config: Config, roots: Sequence[Root]) -> bytes:
     """Sample shards and tiles by hash, then fit in one task, so that the driver holds neither."""
-    if not needs_pixels(config.encoder):
+    if not needs_pixels(config):
         return Artefact(fit_artefact(config.encoder, [], (), "", None, 0), (), "").to_bytes()
     shards = [(root.folder, shard) for root in roots for shard in root.shards]
     shards.sort(key=lambda item: _hash(item[1].name))
@@ -215,12 +229,12 @@ def _fit_samples(config: Config, bands: tuple[str, ...], dtype: str, *found: lis
             samples.append(conform(sample, bands, dtype))
         except BadSample:
             continue
-    ranges = _ranges(samples, config.archive, dtype)
+    ranges = fixed_ranges(samples, config.archive, dtype)
     arrays = fit_artefact(config.encoder, samples, bands, dtype, ranges, int(config.encoder.get("seed", 0)))
     return Artefact({**arrays, "range": ranges}, bands, dtype).to_bytes()
 
 
-def _ranges(samples: Sequence[Sample], archive: ArchiveConfig, dtype: str) -> NDArray[np.float32]:
+def fixed_ranges(samples: Sequence[Sample], archive: ArchiveConfig, dtype: str) -> NDArray[np.float32]:
     """The fixed radiometric range a band, float32 (bands, 2).
 
     As declared; 0 to 255 for uint8; else the 0.5th and 99.5th percentile of the

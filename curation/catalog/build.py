@@ -5,6 +5,7 @@ The driver holds the listing and counts; footers are read and checked in tasks.
 
 import hashlib
 import logging
+import pickle
 import sys
 import time
 from collections import Counter
@@ -83,7 +84,7 @@ def build_catalog(
         if bank and any(shard.root == BANK for _, shard in pending):
             check_bank(config, bank, artefact)
         log.info("catalog: %d of %d shards to encode", len(pending), len(listed))
-        _encode(config, store, artefact, pending, resources)
+        _encode(config, store, pending, resources)
         state = _reckon(store, artefact, [shard for _, shard in listed])
     if state.pending:
         raise IncompleteError(f"{sorted(state.pending)[0]} and {len(state.pending) - 1} more are not in the catalog")
@@ -195,7 +196,6 @@ def _worker_profile(resources: Resources) -> Any:
 def _encode(
     config: Config,
     store: CatalogStore,
-    artefact: Artefact,
     pending: Sequence[tuple[Folder, Shard]],
     resources: Resources,
 ) -> None:
@@ -205,10 +205,10 @@ def _encode(
     ledger = Ledger.remote()
     # the largest first, so that the last shards to finish are small
     ordered = sorted(pending, key=lambda item: (-item[1].size, item[1].name))
-    items = [{"folder": folder, "shard": shard} for folder, shard in ordered]
+    items = [{"task": pickle.dumps(item)} for item in ordered]
     stream = ray.data.from_items(items, override_num_blocks=min(len(items), BLOCKS)).map_batches(
         ShardEncoder,
-        fn_constructor_args=(EncodeSpec(config, artefact, store, resources.device, ahead, deadline), ledger),
+        fn_constructor_args=(EncodeSpec(config, store, resources.device, ahead, deadline), ledger),
         batch_size=1,
         compute=ActorPoolStrategy(min_size=min(runtime.min_actors, actors), max_size=actors, initial_size=actors),
         num_cpus=cpus,
@@ -304,5 +304,3 @@ def _duration(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {seconds:02} s" if minutes else f"{seconds} s"
-
-

@@ -8,6 +8,7 @@ and forwards tiles in one constant, padded batch shape.
 import hashlib
 import logging
 import multiprocessing
+import pickle
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -26,7 +27,7 @@ from numpy.typing import NDArray
 from curation.archive.listing import Shard
 from curation.archive.reader import read_shard
 from curation.archive.sample import RawSample, Rejection
-from curation.catalog.artefact import Artefact
+from curation.catalog.artefact import Artefact, load_artefact
 from curation.catalog.rows import Row, RowMaker
 from curation.catalog.schema import QUARANTINE_SCHEMA, catalog_schema
 from curation.catalog.store import CatalogStore
@@ -74,10 +75,9 @@ class Ledger:
 
 @dataclass(frozen=True)
 class EncodeSpec:
-    """What an encoding actor is made with."""
+    """What an encoding actor is made with; small, so that Ray can make a dead actor again."""
 
     config: Config
-    artefact: Artefact
     store: CatalogStore
     device: str
     decode_ahead: int
@@ -91,7 +91,7 @@ class ShardEncoder:
         self.spec, self.ledger = spec, ledger
         threads = int(spec.config.encoder.get("threads", 1))
         limit_threads(threads)
-        artefact = spec.artefact
+        artefact = self.artefact = load_artefact(spec.config, spec.store.workspace)
         self.encoder: Encoder = build_encoder(
             spec.config.encoder, artefact.arrays, artefact.bands, artefact.dtype, spec.device, threads
         )
@@ -100,13 +100,16 @@ class ShardEncoder:
 
     def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, list[str]]:
         """Encode the shards of a batch."""
-        outcomes = [self._outcome(folder, shard) for folder, shard in zip(batch["folder"], batch["shard"], strict=True)]
-        return {"shard": [shard.name for shard in batch["shard"]], "outcome": outcomes}
+        tasks: list[tuple[Folder, Shard]] = [pickle.loads(task) for task in batch["task"]]  # from our own driver
+        outcomes = [self._outcome(folder, shard) for folder, shard in tasks]
+        return {"shard": [shard.name for _, shard in tasks], "outcome": outcomes}
 
     def _outcome(self, folder: Folder, shard: Shard) -> str:
         """``done``, ``stopped``, or why the shard could not be read."""
         if self.spec.deadline is not None and time.time() > self.spec.deadline:
             return "stopped"
+        if self.spec.store.is_current(shard.name, shard.fingerprint, self.artefact.sha256):
+            return "done"  # by an actor that died with other shards still in hand
         before = ray.get(self.ledger.begin.remote(shard.name))
         error = ""
         for _ in range(TRIES):
@@ -138,7 +141,7 @@ class ShardEncoder:
             "catalog_id": self.spec.store.catalog_id,
             "fingerprint": shard.fingerprint,
             "digest": digest.hexdigest(),
-            "artefact": self.spec.artefact.sha256,
+            "artefact": self.artefact.sha256,
             "profile": self.profile,
             "read": table.num_rows + quarantined.num_rows,
             "kept": table.num_rows,
@@ -155,9 +158,7 @@ class ShardEncoder:
 def row_maker(config: Config, artefact: Artefact, encoder: Encoder) -> RowMaker:
     """The row maker that goes with an encoder and its artefact."""
     ranges = artefact.arrays.get("range", np.zeros((0, 2), np.float32))
-    return RowMaker(
-        config.archive, artefact.bands, artefact.dtype, ranges, encoder.prepare, config.catalog.thumbnails
-    )
+    return RowMaker(config.archive, artefact.bands, artefact.dtype, ranges, encoder.prepare, config.catalog.thumbnails)
 
 
 @dataclass

@@ -61,6 +61,11 @@ class CatalogStore:
                 continue
         return None
 
+    def is_current(self, shard: str, fingerprint: dict[str, Any], artefact: str) -> bool:
+        """Whether the shard's catalog file was made from this source with this artefact."""
+        footer = self.footer(shard)
+        return footer is not None and (footer["fingerprint"], footer["artefact"]) == (fingerprint, artefact)
+
     def read(self, shard: str, columns: Sequence[str] | None = None) -> pa.Table:
         """A shard's rows, in the order of ``index``.
 

@@ -1,0 +1,281 @@
+"""What there is to read: the roots that a URL names, and the shards below each of them."""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fsspec.utils import glob_translate
+
+from curation.archive.names import IMAGES, SIDECARS, extension, is_text, printable
+from curation.errors import AccessError, RequestError
+from curation.storage import FileInfo, Folder, is_local, local_path, public_url, retry
+
+Options = dict[str, dict[str, Any]]
+
+_MAGIC = re.compile(r"[*?\[]")
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One tar, or one folder with images directly in it.
+
+    Attributes:
+        root: name of its root.
+        path: below the root, ``/`` between the parts; ``.`` where the root itself is the folder.
+        format: ``tar`` or ``folder``.
+        file: the tar.
+        files: a folder's images and their sidecars, sorted.
+    """
+
+    root: str
+    path: str
+    format: str
+    file: FileInfo | None = None
+    files: tuple[FileInfo, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The shard's id: ``<root>/<path below it>``."""
+        return f"{self.root}/{self.path}"
+
+    @property
+    def contents(self) -> tuple[FileInfo, ...]:
+        """Every file of the shard."""
+        return self.files if self.file is None else (self.file,)
+
+    @property
+    def size(self) -> int:
+        """Bytes of all its files."""
+        return sum(file.size for file in self.contents)
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """What differs once the shard's content does: size and version (of a folder, a hash over its files')."""
+        if self.file is not None:
+            return self.file.fingerprint
+        listing = [[file.path, file.size, file.version] for file in self.files]
+        digest = hashlib.blake2b(json.dumps(listing).encode(), digest_size=16)
+        return {"size": self.size, "version": digest.hexdigest()}
+
+
+@dataclass(frozen=True)
+class Root:
+    """A named part of the archive; its shards are sorted by path."""
+
+    name: str
+    folder: Folder
+    shards: tuple[Shard, ...]
+
+
+def list_archive(url: Any, options: Options | None = None) -> list[Root]:
+    """List the roots and shards that ``url`` names.
+
+    Args:
+        url: one literal URL of a folder, a shard, or a glob (``*``, ``?``,
+            ``[…]``, ``**``), as typed; a list of them, or a mapping of names to
+            them; also the text ``[a, b]`` or ``{name: url}`` where no such path exists.
+        options: per protocol, what its file system is made with.
+
+    Returns:
+        The roots in the order given; unnamed ones are ``root0``, ``root1``, ….
+
+    Raises:
+        RequestError: no such path, no shard there, no credentials, or two shards of one id.
+        AccessError: the store does not answer.
+    """
+    roots = [_list_root(name, one, options) for name, one in _named(url)]
+    _check_ids(roots)
+    return roots
+
+
+# from what was typed to named URLs
+
+
+def _named(url: Any) -> list[tuple[str, str]]:
+    if isinstance(url, str):
+        url = _parse(url)
+    if isinstance(url, Mapping):
+        pairs = [(str(name), one) for name, one in url.items()]
+    elif isinstance(url, Sequence) and not isinstance(url, str):
+        pairs = [(f"root{i}", one) for i, one in enumerate(url)]
+    else:
+        pairs = [("root0", url)]
+    if not pairs or not all(isinstance(one, str) and one.strip() for _, one in pairs):
+        raise RequestError(f"the archive's url is {url!r}: give a path, a URL, a list of them or {{name: url}}")
+    for name, _ in pairs:
+        if not name or "/" in name or name in (".", "..") or not is_text(name):
+            raise RequestError(f"{printable(name)!r} cannot name a root: take letters and digits, without '/'")
+    return pairs
+
+
+def _parse(text: str) -> str | list[str] | dict[str, str]:
+    """The list or mapping that a text spells, if it spells one and is not the name of something that exists."""
+    inner = text.strip()
+    kind = inner[:1] + inner[-1:]
+    if kind not in ("[]", "{}") or os.path.lexists(local_path(text)):
+        return text
+    items = [item for item in _split(inner[1:-1]) if item]
+    if kind == "[]":
+        return [_unquote(item) for item in items]
+    named: dict[str, str] = {}
+    for item in items:
+        name, colon, one = item.partition(":")
+        if not colon or _unquote(name) in named:
+            raise RequestError(f"{text} is no mapping of different names to URLs: write {{name: url, other: url}}")
+        named[_unquote(name)] = _unquote(one)
+    return named
+
+
+def _split(text: str) -> Iterator[str]:
+    """Cut at the commas that stand outside quotes and brackets."""
+    start, depth, quote = 0, 0, ""
+    for i, letter in enumerate(text):
+        if quote:
+            quote = "" if letter == quote else quote
+        elif letter in "\"'" and not text[start:i].rpartition(":")[2].strip():
+            quote = letter
+        elif letter in "[{":
+            depth += 1
+        elif letter in "]}":
+            depth -= 1
+        elif letter == "," and depth <= 0:
+            yield text[start:i].strip()
+            start = i + 1
+    yield text[start:].strip()
+
+
+def _unquote(text: str) -> str:
+    text = text.strip()
+    return text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'" else text
+
+
+# from one URL to a root
+
+
+def _list_root(name: str, url: str, options: Options | None) -> Root:
+    try:
+        folder, files = _find(url, options)
+    except AccessError as error:
+        cause = error.__cause__
+        if isinstance(cause, PermissionError) or "Credentials" in type(cause).__name__:
+            advice = "set them by environment, profile or instance role" if not is_local(url) else "check its mode"
+            raise RequestError(f"{error}; {advice}") from error
+        raise
+    shards = tuple(sorted(_shards(name, files), key=lambda shard: shard.path))
+    if not shards:
+        looked_for = f"looked for *.tar and for folders with images ({', '.join(sorted(IMAGES))})"
+        raise RequestError(f"no shard found in {public_url(url)}: {looked_for}")
+    return Root(name, folder, shards)
+
+
+def _find(url: str, options: Options | None) -> tuple[Folder, list[FileInfo]]:
+    """The root's folder and the files in question below it."""
+    folder = Folder(url, options)
+    kind = _kind(folder)
+    if kind == "directory":
+        return folder, folder.list()
+    if kind == "file":
+        if not is_tar(url):
+            raise RequestError(f"{public_url(url)} is no shard: give a .tar, or a folder of tars or images")
+        parent, _, base = folder.url.rpartition("/")
+        parent_folder = Folder(parent or "/", options)
+        return parent_folder, [parent_folder.info(base)]
+    return _find_glob(url, options)
+
+
+def _find_glob(url: str, options: Options | None) -> tuple[Folder, list[FileInfo]]:
+    """The root is all before the first part that is a pattern and not the name of something."""
+    whole = local_path(url) if is_local(url) else url.rstrip("/")
+    parts = whole.split("/")
+    for i, part in enumerate(parts):
+        prefix = "/".join(parts[:i])
+        if _MAGIC.search(part) and _kind(Folder(f"{prefix}/{part}", options)) is None:
+            break
+    else:
+        raise RequestError(f"there is nothing at {public_url(url)}: check the path")
+    if prefix.endswith(":/") or prefix.endswith("://"):
+        raise RequestError(f"{public_url(url)}: a bucket's name cannot be a pattern")
+    folder = Folder(prefix or "/", options)
+    try:
+        pattern = re.compile(glob_translate("/".join(parts[i:])))
+    except (ValueError, re.error) as error:
+        raise RequestError(f"{public_url(url)} is no valid pattern: {error}") from error
+    return folder, _matching(folder.list(), pattern)
+
+
+def _matching(files: list[FileInfo], pattern: re.Pattern[str]) -> list[FileInfo]:
+    """The files that match, or lie in a folder that does, and the sidecars beside them."""
+    folders: dict[str, bool] = {"": False}
+
+    def inside(folder: str) -> bool:
+        if folder not in folders:
+            folders[folder] = pattern.match(folder) is not None or inside(folder.rpartition("/")[0])
+        return folders[folder]
+
+    return [
+        file
+        for file in files
+        if extension(file.path) in SIDECARS or pattern.match(file.path) or inside(file.path.rpartition("/")[0])
+    ]
+
+
+def _kind(folder: Folder) -> str | None:
+    """``directory``, ``file``, or ``None`` where there is nothing."""
+    if folder.local:
+        return "directory" if os.path.isdir(folder.base) else "file" if os.path.isfile(folder.base) else None
+    folder.fs.invalidate_cache()
+    try:
+        return str(retry(lambda: folder.fs.info(folder.base), folder.public())["type"])
+    except FileNotFoundError:
+        return None
+
+
+# from files to shards
+
+
+def is_tar(path: str) -> bool:
+    """Whether a path names a tar."""
+    return extension(path) == "tar"
+
+
+def _shards(root: str, files: Iterable[FileInfo]) -> Iterator[Shard]:
+    folders: dict[str, list[FileInfo]] = {}
+    for file in files:
+        if any(part.startswith(".") for part in file.path.split("/")) or file.path.endswith("/"):
+            continue
+        if is_tar(file.path):
+            yield _checked(Shard(root, file.path, "tar", file))
+        elif extension(file.path) in IMAGES or extension(file.path) in SIDECARS:
+            folders.setdefault(file.path.rpartition("/")[0], []).append(file)
+    for path, inside in folders.items():
+        stems = {_stem(file) for file in inside if extension(file.path) in IMAGES}
+        if stems:
+            chosen = tuple(sorted(file for file in inside if _stem(file) in stems))
+            yield _checked(Shard(root, path or ".", "folder", files=chosen))
+
+
+def _stem(file: FileInfo) -> str:
+    return file.path.rpartition(".")[0]
+
+
+def _checked(shard: Shard) -> Shard:
+    if not is_text(shard.path):
+        raise RequestError(f"the name of {printable(shard.name)} is not UTF-8: rename it")
+    return shard
+
+
+def _check_ids(roots: list[Root]) -> None:
+    seen: dict[str, str] = {}
+    for root in roots:
+        for shard in root.shards:
+            url = root.folder.public("" if shard.path == "." else shard.path)
+            if shard.name in seen:
+                raise RequestError(
+                    f"two shards would share the id {shard.name}: {seen[shard.name]} and {url}; "
+                    "give their roots other names, {name: url, other: url}"
+                )
+            seen[shard.name] = url

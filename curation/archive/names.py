@@ -1,0 +1,55 @@
+"""What a member's name says: its key, its suffix, and whether it holds pixels or says something about them."""
+
+import re
+
+IMAGES = frozenset({"jpg", "jpeg", "png", "tif", "tiff", "npy", "webp", "bmp", "jp2"})
+SIDECARS = frozenset({"json", "cls", "txt"})
+PICKLES = frozenset({"pkl", "pickle", "pt", "pth", "pyd", "joblib"})
+
+_UNSAFE = re.compile(r"[/\\]|(?:.*[/\\])?\.\.(?:[/\\]|$)", re.DOTALL)
+
+
+def extension(name: str) -> str:
+    """What follows the last dot, in lower case: ``tif`` of ``a/b.B02.TIF``; empty without a dot."""
+    return name.rpartition("/")[2].rpartition(".")[2].lower() if "." in name else ""
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """Key and suffix of a member by WebDataset's rule: the key ends at the first dot of the last part.
+
+    >>> split_name("north.v1/tile.B02.tif")
+    ('north.v1/tile', 'B02.tif')
+    """
+    folder, slash, base = name.rpartition("/")
+    stem, _, suffix = base.partition(".")
+    return folder + slash + stem, suffix
+
+
+def is_hidden(path: str) -> bool:
+    """Whether the last part of a path begins with a dot: no sample is meant by it."""
+    return path.rpartition("/")[2].startswith(".")
+
+
+def is_unsafe(name: str) -> bool:
+    """Whether a member's name is absolute or leads out of the archive."""
+    return _UNSAFE.match(name) is not None
+
+
+def is_text(name: str) -> bool:
+    """Whether a name is valid UTF-8, so that it can stand in a catalog."""
+    return name.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in name)
+
+
+def printable(name: str) -> str:
+    """A name as it may stand in a quarantine: bytes that are no UTF-8 are escaped."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def holds_pixels(suffix: str, members: list[str] | None) -> bool:
+    """Whether a member holds pixels: it is one of ``archive.members``, or without that list any image."""
+    return suffix in members if members is not None else extension("." + suffix) in IMAGES
+
+
+def matters(suffix: str, members: list[str] | None) -> bool:
+    """Whether a member is used: it holds pixels or is a sidecar."""
+    return suffix.lower() in SIDECARS or holds_pixels(suffix, members)

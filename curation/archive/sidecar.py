@@ -1,0 +1,175 @@
+"""What the files beside an image say about it: label, caption, time, place, licence, source, clouds.
+
+``.json`` may be a flat object or a STAC item; ``.cls`` holds a label, ``.txt``
+a caption. Fields that nobody here knows are left alone; a known field with a
+value that cannot be right spoils the sample, as selections by area and time
+would silently miss it.
+"""
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from curation.errors import BadSample
+
+Footprint = tuple[float, float, float, float]
+
+_NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
+
+
+def read_sidecars(data: Mapping[str, bytes]) -> dict[str, Any]:
+    """The metadata fields of a :class:`~curation.archive.sample.Sample`, out of its members by suffix.
+
+    Returns:
+        ``label``, ``caption``, ``time`` (UTC), ``footprint`` (degrees),
+        ``license``, ``source_id``, ``cloud_fraction`` (0 to 1), each ``None`` where nothing says.
+
+    Raises:
+        BadSample: ``BadSidecar``, the file or one of its values cannot be read.
+    """
+    files = {suffix.lower(): content for suffix, content in data.items() if suffix.lower() in ("json", "cls", "txt")}
+    said = _json(files["json"]) if "json" in files else {}
+    label, caption = _label(said), _text(said, "caption", "text")
+    if label is None and "cls" in files:
+        label = _plain(files["cls"], "cls")
+    if caption is None and "txt" in files:
+        caption = _plain(files["txt"], "txt")
+    return {
+        "label": label,
+        "caption": caption,
+        "time": _time(said),
+        "footprint": _footprint(said),
+        "license": _text(said, "license", "licence"),
+        "source_id": _text(said, "source_id", "product_id", "scene_id"),
+        "cloud_fraction": _clouds(said),
+    }
+
+
+def _bad(message: str) -> BadSample:
+    return BadSample("decode", "BadSidecar", message)
+
+
+def _json(content: bytes) -> dict[str, Any]:
+    try:
+        said = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise _bad(f"json: {error}") from None
+    if not isinstance(said, dict):
+        return {}
+    inner = said.get("properties")  # of a STAC item
+    return {**inner, **said} if isinstance(inner, dict) else said
+
+
+def _plain(content: bytes, suffix: str) -> str | None:
+    try:
+        return content.decode("utf-8-sig").strip() or None
+    except UnicodeDecodeError:
+        raise _bad(f"{suffix}: the text is not UTF-8") from None
+
+
+def _first(said: dict[str, Any], *names: str) -> tuple[str, Any]:
+    """The first of some fields that says anything, with its name."""
+    for name in names:
+        if said.get(name) not in (None, ""):
+            return name, said[name]
+    return "", None
+
+
+def _text(said: dict[str, Any], *names: str) -> str | None:
+    name, value = _first(said, *names)
+    if value is None:
+        return None
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if not isinstance(value, str | int | float):
+        raise _bad(f"json: {name} is neither text nor a number")
+    text = str(value)
+    if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise _bad(f"json: {name} is not valid Unicode")
+    return text
+
+
+def _label(said: dict[str, Any]) -> str | None:
+    """The label; several of one sample are joined by semicolons."""
+    _, value = _first(said, "label")
+    if not isinstance(value, list):
+        return _text(said, "label")
+    return "; ".join(filter(None, (_text({"label": one}, "label") for one in value))) or None
+
+
+def _time(said: dict[str, Any]) -> datetime | None:
+    """ISO 8601 (UTC where no zone is given), or seconds since 1970."""
+    name, value = _first(said, "time", "datetime", "date")
+    if value is None:
+        return None
+    try:
+        if isinstance(value, str):
+            time = datetime.fromisoformat(value.strip())
+            return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
+        return datetime.fromtimestamp(value, UTC)
+    except (ValueError, TypeError, OverflowError, OSError):
+        raise _bad(f"json: {name}={value!r:.80} is no time: write ISO 8601, 2024-05-01T10:30:00Z") from None
+
+
+def _footprint(said: dict[str, Any]) -> Footprint | None:
+    """West, south, east, north from a box, GeoJSON or WKT polygon, or a point; west > east crosses the antimeridian."""
+    name, value = _first(said, "footprint", "bbox", "geometry")
+    lon, lat = (_first(said, *names)[1] for names in (("lon", "longitude"), ("lat", "latitude")))
+    try:
+        if value is not None:
+            box = _box(value)
+        elif lon is not None and lat is not None:
+            name, box = "lon, lat", (float(lon), float(lat), float(lon), float(lat))
+        else:
+            return None
+        west, south, east, north = box
+        if not (-180 <= west <= 180 and -180 <= east <= 180 and -90 <= south <= north <= 90):
+            raise ValueError
+    except (ValueError, TypeError, KeyError):
+        raise _bad(f"json: {name} is no area in degrees: write [west, south, east, north]") from None
+    return box
+
+
+def _box(value: Any) -> Footprint:
+    if isinstance(value, Mapping) and "west" in value:
+        west, south, east, north = (float(value[side]) for side in ("west", "south", "east", "north"))
+        return west, south, east, north
+    if isinstance(value, list) and len(value) in (4, 6) and not isinstance(value[0], list):
+        half = len(value) // 2
+        return float(value[0]), float(value[1]), float(value[half]), float(value[half + 1])
+    if isinstance(value, Mapping):
+        points = list(_points(value["coordinates"]))
+    elif isinstance(value, str):
+        numbers = [[float(n) for n in _NUMBER.findall(point)] for point in value.split(",")]
+        points = [(point[0], point[1]) for point in numbers if len(point) >= 2]
+    else:
+        points = list(_points(value))
+    xs, ys = [x for x, _ in points], [y for _, y in points]
+    return min(xs), min(ys), max(xs), max(ys)
+
+
+def _points(value: Any) -> Iterator[tuple[float, float]]:
+    """The points of GeoJSON coordinates, however deep they lie."""
+    if not isinstance(value[0], list):
+        yield float(value[0]), float(value[1])
+        return
+    for inner in value:
+        yield from _points(inner)
+
+
+def _clouds(said: dict[str, Any]) -> float | None:
+    """``cloud_fraction`` from 0 to 1, or ``cloud_cover`` in percent."""
+    name, value = _first(said, "cloud_fraction", "cloud_cover", "eo:cloud_cover")
+    if value is None:
+        return None
+    scale = 1.0 if name == "cloud_fraction" else 100.0
+    try:
+        share = float(value) / scale
+    except (ValueError, TypeError):
+        share = math.nan
+    if not 0 <= share <= 1:
+        raise _bad(f"json: {name}={value!r:.80} lies outside 0 to {scale:g}")
+    return share

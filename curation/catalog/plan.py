@@ -1,0 +1,186 @@
+"""What a run will take before it is paid for: shards, bytes, requests, hours, cost; and what reading will cost.
+
+A probe in this process decodes and encodes the first samples of one shard. A
+pilot brings whole shards into the catalog on Ray, where they count already.
+"""
+
+import hashlib
+import itertools
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from curation.archive.decode import conform, decode
+from curation.archive.listing import Root, Shard
+from curation.archive.reader import read_shard
+from curation.archive.sample import RawSample
+from curation.catalog.artefact import Artefact, catalog_id, fixed_ranges, needs_pixels
+from curation.catalog.build import build_catalog
+from curation.catalog.encode import row_maker
+from curation.catalog.rows import Row
+from curation.config import Config
+from curation.encoders.base import build_encoder, fit_artefact
+from curation.errors import BadSample, RequestError
+from curation.manifests.access import LOCAL, OBJECT_STORE, plan_reads
+from curation.runtime import limit_threads, start_ray
+from curation.storage import CHUNK, Folder
+
+PROBE = 128  # samples
+ROW_BYTES = 1500  # of a catalog row besides its embedding: measured on 64 px tiles with a tenth of thumbnails
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What one sample takes."""
+
+    bytes_per_sample: float
+    seconds_per_sample: float | None  # on one core; None: nothing to encode
+    dim: int
+    measured: str
+
+
+def plan(config: Config, roots: Sequence[Root], pilot: int) -> dict[str, Any]:
+    """The plan as one JSON object.
+
+    Args:
+        pilot: shards to encode first, on Ray; 0: a probe in this process.
+
+    Raises:
+        RequestError: nothing in the archive can be read.
+    """
+    listed = [(root, shard) for root in roots for shard in root.shards]
+    total = sum(shard.size for _, shard in listed)
+    cores = config.runtime.num_cpus or len(os.sched_getaffinity(0))
+    probe = _probe(config, roots)
+    if pilot:
+        probe, cores = _pilot(config, roots, pilot, probe)
+    done = _done(config)
+    todo = [shard for _, shard in listed if shard.name not in done]
+    todo_bytes = sum(shard.size for shard in todo)
+    samples = round(total / probe.bytes_per_sample)
+    todo_samples = todo_bytes / probe.bytes_per_sample
+    hours = None if probe.seconds_per_sample is None else todo_samples * probe.seconds_per_sample / cores / 3600
+    requests = sum(-(-shard.size // CHUNK) + 2 for shard in todo)
+    written = int(todo_samples * (2 * probe.dim + ROW_BYTES))
+    prices = config.plan
+    gpu = config.runtime.device == "cuda"
+    cost = {
+        "compute": (hours or 0) * cores * (prices.gpu_hour if gpu else prices.cpu_hour),
+        "traffic": (todo_bytes + written) / 1e9 * prices.gigabyte,
+        "requests": requests / 1e6 * prices.million_requests,
+    }
+    return {
+        "shards": len(listed),
+        "shards_to_encode": len(todo),
+        "bytes": total,
+        "bytes_to_read": todo_bytes,
+        "bytes_to_write": written,
+        "requests": requests,
+        "samples_expected": samples,
+        "hours": hours,
+        "cores": cores,
+        "measured_on": probe.measured,
+        "cost": {**cost, "total": sum(cost.values())},
+        "reading_an_epoch": _reading(config, listed, probe),
+    }
+
+
+def _probe(config: Config, roots: Sequence[Root]) -> Probe:
+    """Encode the first samples of one shard in this process, on one thread."""
+    root = roots[0]
+    shard = min(root.shards, key=lambda item: _hash(item.name))
+    head = itertools.islice(read_shard(root.folder, shard, config.archive), PROBE)
+    raws = [raw for raw in head if isinstance(raw, RawSample)]
+    if not raws:
+        raise RequestError(f"no readable sample at the start of {shard.name}")
+    size = sum(sum(member.size + 512 for member in raw.members) for raw in raws) / len(raws)
+    if not needs_pixels(config):
+        artefact = fit_artefact(config.encoder, [], (), "", np.zeros((0, 2), np.float32), 0)
+        encoder = build_encoder(config.encoder, artefact, (), "", "cpu", 1)
+        return Probe(size, None, encoder.dim, "no pixels are read")
+    limit_threads(1)
+    samples, reason = [], ""
+    for raw in raws:
+        try:
+            samples.append(decode(raw, config.archive))
+        except BadSample as error:
+            reason = str(error)
+    if not samples:
+        raise RequestError(f"no sample at the start of {shard.name} can be decoded: {reason}")
+    bands, dtype = tuple(config.archive.bands or samples[0].bands), str(samples[0].pixels.dtype)
+    try:
+        samples = [conform(sample, bands, dtype) for sample in samples if sample.bands == samples[0].bands]
+    except BadSample as error:
+        raise RequestError(f"archive.bands: {error.message}") from error
+    ranges = fixed_ranges(samples, config.archive, dtype)
+    artefact = fit_artefact(config.encoder, samples, bands, dtype, ranges, int(config.encoder.get("seed", 0)))
+    encoder = build_encoder(config.encoder, artefact, bands, dtype, "cpu", 1)
+    maker = row_maker(config, Artefact({**artefact, "range": ranges}, bands, dtype), encoder)
+    start = time.perf_counter()
+    rows = [row for row in maker.rows(shard.name, raws) if isinstance(row, Row)]
+    for first in range(0, len(rows), encoder.batch):
+        encoder.encode(np.stack([row.tile for row in rows[first : first + encoder.batch]]))
+    seconds = (time.perf_counter() - start) / len(rows)
+    return Probe(size, seconds, encoder.dim, f"{len(rows)} samples of {shard.name} on one core of this machine")
+
+
+def _pilot(config: Config, roots: Sequence[Root], count: int, probe: Probe) -> tuple[Probe, int]:
+    """Bring ``count`` shards into the catalog and measure it; they need not be encoded again."""
+    config.require("workspace")
+    chosen = sorted((shard for root in roots for shard in root.shards), key=lambda item: _hash(item.name))[:count]
+    names = {shard.name for shard in chosen}
+    part = [
+        replace(root, shards=tuple(shard for shard in root.shards if shard.name in names))
+        for root in roots
+        if any(shard.name in names for shard in root.shards)
+    ]
+    resources = start_ray(config.runtime)
+    start = time.perf_counter()
+    catalog = build_catalog(config, part, None, resources)
+    seconds = time.perf_counter() - start
+    samples = max(1, catalog.counts["read"])
+    cores = max(1, int(resources.cpus))
+    measured = f"{len(chosen)} whole shards, {samples} samples, on {cores} cores"
+    size = sum(shard.size for shard in chosen) / samples
+    return replace(probe, bytes_per_sample=size, seconds_per_sample=seconds * cores / samples, measured=measured), cores
+
+
+def _done(config: Config) -> set[str]:
+    """Names of the shards that have a catalog file already (whether it is current, only the run checks)."""
+    if config.workspace is None:
+        return set()
+    folder = Folder(config.workspace, config.runtime.storage).child(f"catalog/{catalog_id(config)}")
+    return {file.path.removesuffix(".parquet") for file in folder.list()} if folder.exists() else set()
+
+
+def _reading(config: Config, listed: Sequence[tuple[Root, Shard]], probe: Probe) -> dict[str, Any]:
+    """What an epoch over the kept samples will cost, on one shard of mean size with samples kept by hash."""
+    tars = [(root, shard) for root, shard in listed if shard.format == "tar"]
+    if not tars:
+        return {}
+    mean = int(sum(shard.size for _, shard in tars) / len(tars))
+    count = max(1, int(mean / probe.bytes_per_sample))
+    budget = config.select.budget
+    share = budget if budget < 1 else min(1.0, budget / max(1, count * len(tars)))
+    kept = np.flatnonzero(np.random.default_rng(0).random(count) < share)
+    offsets = (kept * probe.bytes_per_sample).astype(np.int64) + 512
+    reads = plan_reads(
+        pa.array(["shard"] * len(kept)),
+        pa.array(offsets),
+        pa.array(np.full(len(kept), max(1, int(probe.bytes_per_sample) - 512))),
+        pa.array(np.full(len(kept), mean)),
+        LOCAL if tars[0][0].folder.local else OBJECT_STORE,
+    )
+    scale = len(tars)
+    each = ("ranged", "sequential", "chosen", "materialised")
+    result = {name: {k: reads[name][k] * scale for k in ("bytes", "requests", "seconds")} for name in each}
+    return {**result, "materialising_pays_after_epochs": reads["pays_after_epochs"]}
+
+
+def _hash(text: str) -> bytes:
+    return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=8).digest()

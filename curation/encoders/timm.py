@@ -1,0 +1,105 @@
+"""Any image model of timm, with as many input channels as the archive has bands."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from PIL import Image
+
+from curation.archive.sample import Sample
+from curation.encoders.base import Artefact, Config, Floats, Preparation
+from curation.encoders.net import (
+    NetEncoder,
+    check_digest,
+    checkpoint_file,
+    digest,
+    one_line,
+    start_torch,
+    weights_digest,
+)
+from curation.errors import RequestError
+
+
+def fit(config: Config, samples: Sequence[Sample], bands: tuple[str, ...], ranges: Floats, seed: int) -> Artefact:
+    """Nothing is fitted; the artefact holds the hash of the weights, which are tried here, before any work."""
+    model, weights = load(config, len(bands))
+    _normalisation(config, model, len(bands))
+    return {"checkpoint": weights}
+
+
+def build(
+    config: Config, artefact: Artefact, bands: tuple[str, ...], dtype: str, device: str, threads: int
+) -> NetEncoder:
+    """The model with its weights and without its classifier, on the device."""
+    where = start_torch(device, threads)
+    model, weights = load(config, len(bands))
+    check_digest(artefact, weights, config["checkpoint"])
+    mean, std = _normalisation(config, model, len(bands))
+    size = int(config["size"] or model.pretrained_cfg["input_size"][-1])
+    resample = Image.Resampling[model.pretrained_cfg.get("interpolation", "bicubic").upper()]
+    prepare = Preparation(artefact["range"], size, resample=resample)
+    return NetEncoder(
+        f"timm {config['architecture']}", model.to(where), prepare, mean, std, int(config["batch"]), where
+    )
+
+
+def load(config: Config, channels: int) -> tuple[Any, Any]:
+    """The model in evaluation mode without its classifier, and the hash of its weights.
+
+    Raises:
+        RequestError: no such architecture or tag, or weights that do not fit.
+    """
+    import timm
+
+    name, checkpoint = str(config["architecture"]), config["checkpoint"]
+    if not timm.is_model(name):
+        raise RequestError(f"encoder.architecture={name} is none that timm knows")
+    path = checkpoint_file(checkpoint, "timm")
+    kwargs: dict[str, Any] = {"in_chans": channels, "num_classes": 0}
+    about = timm.get_pretrained_cfg(name)
+    if config["size"] and about is not None and about.fixed_input_size:
+        kwargs["img_size"] = int(config["size"])  # of a transformer; convolutional models take any size
+    try:
+        if path is None:
+            model = timm.create_model(f"{name}.{checkpoint}", pretrained=True, **kwargs)
+        else:
+            model = timm.create_model(name, pretrained=False, **kwargs)
+            _load_file(model, path)
+    except Exception as error:  # noqa: BLE001 - torch, safetensors and the hub's client each raise their own
+        raise RequestError(
+            f"encoder.checkpoint={checkpoint} does not load as {name} with {channels} input channels: {one_line(error)}"
+        ) from error
+    return model.eval(), weights_digest(model) if path is None else digest(path)
+
+
+def _load_file(model: Any, path: str) -> None:
+    """Load a state dict, whole but for the classifier's weights."""
+    from timm.models import load_state_dict
+
+    state = load_state_dict(path, weights_only=True)
+    missing, unexpected = model.load_state_dict(state, strict=False)  # raises on another shape
+    heads = model.pretrained_cfg["classifier"]
+    heads = (heads,) if isinstance(heads, str) else tuple(heads or ())
+    unexpected = [name for name in unexpected if not name.startswith(tuple(f"{head}." for head in heads))]
+    if missing or unexpected:
+        wrong = f"it lacks {missing[0]}" if missing else f"it has {unexpected[0]}, which the model has not"
+        raise ValueError(wrong)
+
+
+def _normalisation(config: Config, model: Any, channels: int) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation a channel of tiles in [0, 1].
+
+    As configured; else the model's own if that is of as many channels, else 0 and 1.
+
+    Raises:
+        RequestError: other than one number a band.
+    """
+    found = []
+    for key, plain in (("mean", 0.0), ("std", 1.0)):
+        values = config[key]
+        if values is None:
+            own = list(model.pretrained_cfg[key])
+            values = own if len(own) == channels else [plain] * channels
+        if len(values) != channels:
+            raise RequestError(f"encoder.{key} has {len(values)} numbers for {channels} bands")
+        found.append([float(value) for value in values])
+    return found[0], found[1]

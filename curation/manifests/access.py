@@ -1,0 +1,172 @@
+"""What it costs to read the kept samples out of the shards they lie in, and what would be cheaper.
+
+Pure functions over columns. The readers cut their requests with the same
+function that the plan counts with, so the plan is what happens.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from curation.storage import CHUNK
+
+HEADER = 512  # bytes of the tar header before a member's data; read along, to check that it is the member meant
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """A storage as one reader (one process) sees it.
+
+    Attributes:
+        latency: seconds from a request to its first byte.
+        bandwidth: bytes a second.
+        parallel: requests that the reader keeps in flight.
+    """
+
+    latency: float
+    bandwidth: float
+    parallel: int
+
+    @property
+    def gap(self) -> int:
+        """Bytes that cost as much to read as one more request; smaller gaps are read through."""
+        return int(self.latency / self.parallel * self.bandwidth)
+
+    def seconds(self, requests: Any, size: Any) -> Any:
+        """``requests * latency / parallel + bytes / bandwidth``, element by element."""
+        return requests * self.latency / self.parallel + size / self.bandwidth
+
+
+LOCAL = Store(latency=0.0001, bandwidth=1e9, parallel=1)  # a solid-state disk
+OBJECT_STORE = Store(latency=0.05, bandwidth=1e8, parallel=8)  # S3 within a region
+
+
+def ranges(
+    start: NDArray[np.int64], stop: NDArray[np.int64], gap: int, group: NDArray[np.int64] | None = None
+) -> NDArray[np.int64]:
+    """Where a new request begins, when pieces of files are read in order.
+
+    Neighbours within one file are read together where at most ``gap`` bytes lie
+    between them. What has grown together is cut every ``CHUNK`` bytes (at a
+    piece's start), so a request holds at most one piece more than that.
+
+    Args:
+        start: first byte of each piece, int64 (n,), rising within a group.
+        stop: the byte after its last, int64 (n,).
+        gap: bytes.
+        group: the file of each piece, int64 (n,), equal ones side by side; one file without it.
+
+    Returns:
+        int64 (requests,): index of each request's first piece.
+    """
+    if len(start) == 0:
+        return np.empty(0, np.int64)
+    apart = np.ones(len(start), bool)
+    apart[1:] = start[1:] - stop[:-1] > gap
+    if group is not None:
+        apart[1:] |= group[1:] != group[:-1]
+    first = np.flatnonzero(apart)
+    run = np.cumsum(apart) - 1
+    part = (start - start[first][run]) // CHUNK
+    apart[1:] |= part[1:] != part[:-1]
+    return np.flatnonzero(apart)
+
+
+def plan_reads(
+    shard: pa.Array | pa.ChunkedArray,
+    offset: pa.Array | pa.ChunkedArray,
+    size: pa.Array | pa.ChunkedArray,
+    shard_size: pa.Array | pa.ChunkedArray,
+    store: Store = OBJECT_STORE,
+) -> dict[str, Any]:
+    """What one epoch over the kept samples costs: ranged reads, one sequential pass, and after materialising.
+
+    With h = 512 bytes of tar header, c = 8 MiB (the largest request) and, for
+    the storage, latency l, bandwidth b and p requests in flight::
+
+        seconds(requests, bytes) = requests * l / p + bytes / b
+        gap                      = l / p * b
+        ranged     bytes: the sum of (size + h) and of the gaps up to ``gap`` between neighbours
+                   requests: what is left apart, cut every c
+        sequential bytes: shard_size; requests: ceil(shard_size / c)
+        chosen     the cheaper of both, shard by shard
+        materialise once: all shards sequentially, and the kept samples written
+                   (w = sum of h + size rounded up to 512; ceil(w / c) requests)
+                   then each epoch: w bytes, ceil(w / c) requests
+        pays after the smallest number of epochs e for which
+                   e * chosen > once + e * (an epoch after it)
+
+    A folder shard (offset null) takes one request a sample either way. Counted
+    is the image member of each sample; its sidecars are in ``shard_size`` only.
+
+    Args:
+        shard: string (n,), of each kept sample.
+        offset: int64 (n,), of its image member in the shard; null in a folder.
+        size: int64 (n,), bytes of the image member.
+        shard_size: int64 (n,), bytes of its whole shard.
+        store: see :data:`LOCAL` and :data:`OBJECT_STORE`.
+
+    Returns:
+        ``samples``, ``shards``, ``kept_bytes``; ``ranged``, ``sequential``, ``chosen`` and
+        ``materialised`` (an epoch after it), each with ``bytes``, ``requests`` and ``seconds`` of one
+        reader; ``materialising_seconds``; ``pays_after_epochs`` (None: never).
+    """
+    codes, start, stop, whole, folder = _pieces(shard, offset, size, shard_size)
+    shards = len(whole)
+    rows = np.bincount(codes, minlength=shards)
+
+    first = ranges(start, stop, store.gap, codes)
+    last = np.append(first[1:], len(start))[: len(first)] - 1
+    ranged_bytes = np.bincount(codes[first], stop[last] - start[first], shards)
+    ranged_requests = np.bincount(codes[first], minlength=shards)
+    pass_bytes = np.where(folder, ranged_bytes, whole)
+    pass_requests = np.where(folder, rows, -(-whole // CHUNK))
+
+    cheaper = store.seconds(ranged_requests, ranged_bytes) < store.seconds(pass_requests, pass_bytes)
+    chosen_bytes = np.where(cheaper, ranged_bytes, pass_bytes)
+    chosen_requests = np.where(cheaper, ranged_requests, pass_requests)
+
+    written = int((-(-_numpy(size) // HEADER) * HEADER + HEADER).sum())
+    chosen = _cost(store, chosen_requests.sum(), chosen_bytes.sum())
+    sequential = _cost(store, pass_requests.sum(), pass_bytes.sum())
+    after = _cost(store, -(-written // CHUNK), written)
+    once = sequential["seconds"] + after["seconds"]
+    saved = chosen["seconds"] - after["seconds"]
+    return {
+        "samples": len(codes),
+        "shards": shards,
+        "kept_bytes": int(_numpy(size).sum()),
+        "ranged": _cost(store, ranged_requests.sum(), ranged_bytes.sum()),
+        "sequential": sequential,
+        "chosen": {**chosen, "shards_ranged": int(cheaper.sum()), "shards_sequential": int((~cheaper).sum())},
+        "materialised": after,
+        "materialising_seconds": once,
+        "pays_after_epochs": int(once / saved) + 1 if saved > 0 else None,
+    }
+
+
+def _pieces(shard: Any, offset: Any, size: Any, shard_size: Any) -> tuple[NDArray[Any], ...]:
+    """Shard number, first and last byte of each piece, in reading order; size of each shard; is it a folder?"""
+    names = pa.chunked_array([shard] if isinstance(shard, pa.Array) else shard.chunks, shard.type)
+    codes = _numpy(names.cast(pa.large_string()).combine_chunks().dictionary_encode().indices)
+    loose = np.asarray(offset.is_null(), bool)
+    start = np.where(loose, np.arange(len(codes)) << 40, _numpy(offset.fill_null(0)) - HEADER)  # files lie apart
+    stop = start + _numpy(size) + np.where(loose, 0, HEADER)
+    shards = int(codes.max(initial=-1)) + 1
+    whole, folder = np.zeros(shards, np.int64), np.zeros(shards, bool)
+    whole[codes], folder[codes] = _numpy(shard_size.fill_null(0)), loose
+    order = np.lexsort((start, codes))
+    return codes[order], start[order], stop[order], whole, folder
+
+
+def _numpy(column: Any) -> NDArray[np.int64]:
+    values: NDArray[np.int64] = np.asarray(column).astype(np.int64)
+    return values
+
+
+def _cost(store: Store, requests: Any, size: Any) -> dict[str, Any]:
+    seconds = float(store.seconds(float(requests), float(size)))
+    return {"bytes": int(size), "requests": int(requests), "seconds": round(seconds, 6)}

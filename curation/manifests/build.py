@@ -1,0 +1,367 @@
+"""Draws a manifest from a catalog and its clusters: Ray tasks over parts and cluster ranges.
+
+Each stage adds a layer of columns to every part and gives the driver counts.
+What a stage decides rests on sample ids, the seed and counts over everything,
+so that it does not depend on how rows are spread or in which order tasks end.
+"""
+
+import dataclasses
+import hashlib
+import logging
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+from numpy.typing import NDArray
+
+from curation.catalog.schema import catalog_schema
+from curation.catalog.store import CatalogStore
+from curation.config import SelectConfig
+from curation.errors import CurationError, RequestError
+from curation.manifests import steps
+from curation.manifests.duplicates import find_duplicates
+from curation.manifests.exchange import Layers, exchange, submit
+from curation.manifests.schema import (
+    DROPPED,
+    FILES_FILE,
+    FILES_SCHEMA,
+    HEADER_FILE,
+    KEPT,
+    LATEST,
+    ROW_GROUP,
+    File,
+    Manifest,
+    content_id,
+    json_bytes,
+    parquet_bytes,
+)
+from curation.manifests.steps import PARTITIONS, ROWS_A_PARTITION, Plan, Survey
+from curation.manifests.write import Written, write_part, write_rows
+from curation.selection import counting
+from curation.selection.lists import SampleList, parse_list
+from curation.selection.quotas import cluster_weights, quotas
+from curation.selection.strategies import STRATEGIES
+from curation.storage import Folder
+
+log = logging.getLogger("curation")
+
+ROWS_A_RANGE = 8 * ROW_GROUP  # kept rows that are merged at once
+LOSS = 0.9  # share of a class that the entropy stage may take before a warning names it
+
+
+def select(
+    store: CatalogStore,
+    clusters: Folder,
+    settings: SelectConfig,
+    seed: int,
+    workspace: Folder,
+    header: dict[str, Any],
+) -> Manifest:
+    """Decide over every sample, and publish the manifest.
+
+    Args:
+        store: the complete catalog.
+        clusters: ``clusters/<id>``.
+        settings: what to keep.
+        seed: of the draws.
+        workspace: where ``manifests/<id>`` goes.
+        header: what the job knows of ``content`` and ``provenance``; counts, hashes and warnings are added.
+
+    Raises:
+        RequestError: the archive cannot give what is asked for.
+    """
+    selection = _Selection(store, clusters, settings, seed, workspace)
+    selection.load()
+    if settings.unit:
+        selection.settle_units()
+    selection.check("what select.exclude and select.clusters take away")
+    if settings.entropy.keep is not None:
+        selection.cut_entropy(settings.entropy.keep)
+        selection.check("the entropy stage")
+    if settings.duplicates:
+        selection.drop_duplicates()
+        if settings.unit:
+            selection.settle_units()
+        selection.check("the near-duplicate stage")
+    selection.draw()
+    return selection.publish(header)
+
+
+class _Selection:
+    """A selection under way: references to the rows, and what the driver has learnt of them."""
+
+    def __init__(
+        self, store: CatalogStore, clusters: Folder, settings: SelectConfig, seed: int, workspace: Folder
+    ) -> None:
+        self.settings, self.workspace = settings, workspace
+        self.paths = [file.path for file in clusters.list("assignments") if file.path.endswith(".parquet")]
+        names = ["scene", "size", "distance_mean", "distance_std", "neighbours"]
+        self.centroids = pq.read_table(pa.BufferReader(clusters.read("centroids.parquet")), columns=names)
+        self.sizes = self.centroids["size"].to_numpy()
+        lists = {name: _read_list(name, getattr(settings, name), workspace) for name in ("exclude", "require")}
+        self.told: dict[str, Any] = {}
+        self.warnings: list[str] = []
+        self.learn(
+            Plan(
+                store=store,
+                clusters=clusters,
+                settings=settings,
+                seed=seed,
+                excluded=_excluded_clusters(settings, len(self.sizes)),
+                mean=self.centroids["distance_mean"].to_numpy(),
+                std=self.centroids["distance_std"].to_numpy(),
+                scene=self.centroids["scene"].combine_chunks(),
+                partition=_partitions(self.sizes),
+                lists={name: listed for name, listed in lists.items() if listed},
+                columns=_columns(settings, [listed for listed in lists.values() if listed]),
+            )
+        )
+
+    def learn(self, plan: Plan) -> None:
+        """Replace the plan that tasks are told."""
+        self.plan, self.shared = plan, ray.put(plan)
+
+    def load(self) -> None:
+        """Read all parts and apply the lists.
+
+        Raises:
+            RequestError: the budget, the lists or the entropies do not fit the archive.
+        """
+        loaded = [submit(steps.load, self.shared, path, returns=3) for path in self.paths]
+        self.parts: list[Layers] = [[rows] for rows, _, _ in loaded]
+        self.shards = [shards for _, shards, _ in loaded]
+        self.surveys: list[Survey] = ray.get([survey for _, _, survey in loaded])
+        self.samples = sum(survey.rows for survey in self.surveys)
+        self.learn(dataclasses.replace(self.plan, budget=_budget(self.settings.budget, self.samples)))
+        if unknown := sum(survey.without_entropy for survey in self.surveys):
+            raise RequestError(
+                f"{unknown} of {self.samples} samples have no entropy (their vectors were computed elsewhere): "
+                "take select=balanced with select.entropy.keep=null"
+            )
+        for name, listed in self.plan.lists.items():
+            if not sum(survey.matched[name] for survey in self.surveys):
+                self.warn(f"select.{name}={listed.name} matches no sample of the archive")
+        if both := sum(survey.both for survey in self.surveys):
+            self.warn(f"{both} samples are in both select.exclude and select.require: they are excluded")
+
+    def settle_units(self) -> None:
+        """Make the members of each unit share one fate and one place."""
+        partitions = int(self.plan.partition.max()) + 1
+        self.parts, _ = exchange(self.parts, partitions, self.shared, steps.send_to_unit, steps.settle_units)
+
+    def cut_entropy(self, keep: float) -> None:
+        """Keep the top share of what is left, by one exact threshold."""
+        stage = int(keep * self.count()[0].sum() + 0.5)
+        prefix = counting.threshold(lambda prefix: self.total(steps.count_entropy, prefix), max(stage, 1), 6)
+        self.learn(dataclasses.replace(self.plan, entropy_prefix=prefix))
+        cut = [submit(steps.cut_entropy, self.shared, *part, returns=2) for part in self.parts]
+        self.parts = [[*part, layer] for part, (layer, _) in zip(self.parts, cut, strict=True)]
+        self.thresholds(entropy=min(ray.get([least for _, least in cut])))
+
+    def drop_duplicates(self) -> None:
+        """Keep one of each group of near-duplicates."""
+        neighbours = np.array(self.centroids["neighbours"].to_pylist(), np.int32)
+        neighbours = neighbours.reshape(len(self.sizes), -1)
+        self.parts, self.told["duplicates"] = find_duplicates(
+            self.parts, self.shards, self.shared, self.sizes, neighbours
+        )
+
+    def draw(self) -> None:
+        """Order the rows that are left, in their clusters and overall, and rank those within the budget."""
+        plan = self.plan
+        if plan.strategy.clustered:
+            sizes, required = self.count()
+            factors = np.ones(len(sizes))
+            for cluster, factor in (self.settings.clusters.weight or {}).items():
+                factors[cluster] = factor
+            weights = cluster_weights(sizes, self.settings.balance, factors)
+            quota = None if self.settings.unit else quotas(weights, sizes, plan.budget, required)
+            self.learn(dataclasses.replace(plan, weights=weights, quotas=quota))
+            partitions = int(plan.partition.max()) + 1
+            self.parts, _ = exchange(self.parts, partitions, self.shared, steps.send_to_cluster, steps.order_clusters)
+        self.order_all()
+
+    def order_all(self) -> None:
+        """Rank by score; the bins of the scores tell which rows can fit, and what lies before each partition."""
+        ends = np.cumsum(self.total(steps.count_scores, self.shared))
+        last = min(int(np.searchsorted(ends, self.plan.budget, side="right")), counting.BINS - 1)
+        starts = np.concatenate([[0], ends[:-1]])
+        partitions = _number_of_partitions(int(ends[last]))
+        bins = np.where(np.arange(counting.BINS) <= last, starts * partitions // max(ends[last], 1), -1)
+        before = starts[np.searchsorted(bins[: last + 1], np.arange(partitions))]
+        self.learn(dataclasses.replace(self.plan, bin_partition=bins.astype(np.int16), before=before))
+        self.parts, told = exchange(self.parts, partitions, self.shared, steps.send_to_score, steps.order_all)
+        refused, least = min(refused for refused, _ in told), max(kept for _, kept in told)
+        if self.plan.strategy.order == "entropy":
+            self.thresholds(entropy=-least)
+        elif not self.plan.strategy.clustered and np.isfinite(refused):
+            self.thresholds(priority=refused)
+
+    def publish(self, header: dict[str, Any]) -> Manifest:
+        """Write everything; the header last, since its presence means that the rest is there."""
+        name = f"manifests/{content_id(header['content'])}.partial"
+        written, file = self._write(self.workspace.child(name))
+        reasons = sum((part.reasons for part in written), Counter())
+        kept = self.samples - sum(reasons[reason] for reason in DROPPED)
+        self._warn_of_classes(written)
+        files = [file, *(part.file for part in written)]
+        listing = parquet_bytes(pa.Table.from_pylist([dataclasses.asdict(file) for file in files], schema=FILES_SCHEMA))
+        content = {
+            **header["content"],
+            "counts": {
+                **header["content"].get("counts", {}),
+                **{"samples": self.samples, "kept": kept, "dropped": self.samples - kept},
+                "reasons": {reason: count for reason, count in reasons.items() if count},
+            },
+            "selection": {"budget": self.plan.budget, **self.told},
+            "warnings": self.warnings,
+            "files": hashlib.sha256(listing).hexdigest(),
+        }
+        folder = f"manifests/{content_id(content)}"
+        for file in files:
+            self.workspace.move(f"{name}/{file.path}", f"{folder}/{file.path}")
+        self.workspace.discard(name)
+        self.workspace.publish(f"{folder}/{FILES_FILE}", listing)
+        self.workspace.publish(f"{folder}/{HEADER_FILE}", json_bytes({**header, "content": content}))
+        self.workspace.publish(LATEST, json_bytes({"id": content_id(content)}))
+        return Manifest(
+            folder=folder,
+            url=self.workspace.public(f"{folder}/{HEADER_FILE}"),
+            samples=self.samples,
+            kept=kept,
+            dropped={reason: reasons[reason] for reason in DROPPED if reasons[reason]},
+            warnings=self.warnings,
+        )
+
+    def _write(self, folder: Folder) -> tuple[list[Written], File]:
+        """Decisions and kept rows.
+
+        Raises:
+            CurationError: samples were lost on the way.
+        """
+        splits = _splits(self.surveys, self.plan.budget)
+        parts = [
+            submit(write_part, self.shared, number, folder, splits, shards, *layers, returns=len(splits) + 2)
+            for number, (shards, layers) in enumerate(zip(self.shards, self.parts, strict=True))
+        ]
+        file = submit(write_rows, folder, [[part[i] for part in parts] for i in range(1, len(splits) + 2)])
+        written: list[Written] = ray.get([part[0] for part in parts])
+        rows: File = ray.get(file)
+        decided = sum((part.reasons for part in written), Counter())
+        kept = sum(decided[reason] for reason in KEPT)
+        if decided.total() != self.samples or kept != rows.rows:
+            counts = f"{decided.total()} decisions, {rows.rows} of {kept} kept rows"
+            raise CurationError(f"of {self.samples} samples there are {counts}: this is a fault of the program")
+        return written, rows
+
+    def check(self, stage: str) -> None:
+        """Refuse a budget that a stage leaves too little for.
+
+        Raises:
+            RequestError: it does.
+        """
+        left, required = (int(counts.sum()) for counts in self.count())
+        asked = f"select.budget={self.settings.budget:g} asks for {self.plan.budget} of {self.samples} samples"
+        if left < self.plan.budget:
+            raise RequestError(f"{asked}, but {stage} leave(s) {left}: lower the budget, or let that stage keep more")
+        if required > self.plan.budget:
+            raise RequestError(f"{asked}, but select.require alone names {required}: raise the budget")
+
+    def count(self) -> NDArray[np.int64]:
+        """Rows in the running by cluster, and how many of these are required; int64 (2, K)."""
+        return self.total(steps.count_clusters, self.shared)
+
+    def total(self, function: Callable[..., NDArray[np.int64]], *args: Any) -> NDArray[np.int64]:
+        """A count over all parts."""
+        counts = [submit(function, *args, *part) for part in self.parts]
+        total: NDArray[np.int64] = ray.get(counts[0]).copy()
+        for other in counts[1:]:
+            total += ray.get(other)
+        return total
+
+    def thresholds(self, **found: float) -> None:
+        """Remember thresholds for the decisions and the header."""
+        self.told |= {f"{name}_threshold": value for name, value in found.items()}
+        self.learn(dataclasses.replace(self.plan, thresholds=self.plan.thresholds | found))
+
+    def warn(self, text: str) -> None:
+        """Tell the user, now and in the header."""
+        log.warning(text)
+        self.warnings.append(text)
+
+    def _warn_of_classes(self, written: list[Written]) -> None:
+        before = sum((part.classes for part in written), Counter())
+        fell = sum((part.calm for part in written), Counter())
+        for name in sorted(name for name, count in before.items() if fell[name] > LOSS * count):
+            self.warn(f"the entropy stage takes {fell[name]} of the {before[name]} samples of class {name!r}")
+
+
+def _read_list(name: str, url: str | None, workspace: Folder) -> SampleList | None:
+    if url is None:
+        return None
+    folder, _, file = url.rpartition("/")
+    try:
+        return parse_list(url, Folder(folder or ("/" if url.startswith("/") else "."), workspace.options).read(file))
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise RequestError(f"select.{name}={url}: there is no such file") from error
+
+
+def _excluded_clusters(settings: SelectConfig, number: int) -> NDArray[np.bool_]:
+    factors = settings.clusters.weight or {}
+    for cluster in (*settings.clusters.exclude, *factors):
+        if not 0 <= cluster < number:
+            raise RequestError(f"select.clusters names cluster {cluster}, but there are 0 to {number - 1}")
+    excluded = np.zeros(number, bool)
+    excluded[[*settings.clusters.exclude, *(cluster for cluster, factor in factors.items() if factor == 0)]] = True
+    return excluded
+
+
+def _columns(settings: SelectConfig, lists: list[SampleList]) -> tuple[str, ...]:
+    """Catalog columns that decide."""
+    columns = {column for listed in lists for column in listed.columns}
+    if settings.entropy.keep is not None or STRATEGIES[settings.strategy].order == "entropy":
+        columns.add("entropy")
+    if settings.unit:
+        known = [field.name for field in catalog_schema(1) if not pa.types.is_nested(field.type)]
+        if settings.unit not in known:
+            raise RequestError(f"select.unit={settings.unit} is no catalog column; choose one of {', '.join(known)}")
+        columns.add(settings.unit)
+    return tuple(sorted(columns))
+
+
+def _partitions(sizes: NDArray[np.int64]) -> NDArray[np.int16]:
+    """The partition of each cluster: ranges of about equal sizes."""
+    number = _number_of_partitions(int(sizes.sum()))
+    before = np.cumsum(sizes) - sizes
+    return (before * number // max(int(sizes.sum()), 1)).clip(max=number - 1).astype(np.int16)
+
+
+def _number_of_partitions(rows: int) -> int:
+    return int(np.clip(-(-rows // ROWS_A_PARTITION), 1, PARTITIONS))
+
+
+def _budget(asked: float, samples: int) -> int:
+    """Samples to keep: a fraction below 1, to the nearest sample, or a count.
+
+    Raises:
+        RequestError: the archive has fewer, or the fraction comes to none.
+    """
+    budget = int(asked * samples + 0.5) if asked < 1 else int(asked)
+    if budget > samples:
+        raise RequestError(f"select.budget={asked:g}, but the archive has {samples} readable samples: lower it")
+    if budget == 0:
+        raise RequestError(f"select.budget={asked:g} of {samples} readable samples is not one sample: raise it")
+    return budget
+
+
+def _splits(surveys: list[Survey], budget: int) -> list[str]:
+    """Shard names that cut the archive into ranges of about equally many rows, out of those that the parts gave."""
+    known = sorted(pair for survey in surveys for pair in survey.shards)
+    rows = np.cumsum([count for _, count in known])
+    number = -(-budget // ROWS_A_RANGE)
+    at = np.searchsorted(rows, rows[-1] * np.arange(1, number) / number)
+    return sorted({known[i][0] for i in at})

@@ -1,0 +1,125 @@
+"""The manifest's files: their columns, their vocabulary, and how they are written byte for byte the same."""
+
+import hashlib
+import io
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+KEPT = ("sampled", "required", "nearest")
+DROPPED = ("excluded", "cluster_excluded", "entropy", "duplicate", "quota")
+REASONS = KEPT + DROPPED
+
+HEADER_FILE = "manifest.json"  # written last: its presence means that the rest is there
+ROWS_FILE = "manifest.parquet"
+FILES_FILE = "files.parquet"
+LATEST = "manifests/latest.json"  # below the workspace
+
+MANIFEST_SCHEMA = pa.schema(
+    [
+        pa.field("sample_id", pa.string(), nullable=False),
+        pa.field("source_id", pa.string()),
+        pa.field("shard", pa.string(), nullable=False),
+        pa.field("index", pa.int64(), nullable=False),
+        pa.field("offset", pa.int64()),  # of the image member's data in the shard, bytes
+        pa.field("size", pa.int64()),
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("cluster", pa.int32(), nullable=False),
+        pa.field("distance", pa.float32(), nullable=False),  # Euclidean between unit vectors
+        pa.field("scene", pa.string()),  # the reference class that the cluster stands for
+        pa.field("entropy", pa.float32()),  # bits
+        pa.field("label", pa.string()),
+        pa.field("rank", pa.int64(), nullable=False),  # the first n are what budget n selects
+        pa.field("weight", pa.float64()),  # 1 / inclusion probability
+    ]
+)
+
+DECISIONS_SCHEMA = pa.schema(
+    [
+        pa.field("sample_id", pa.string(), nullable=False),
+        pa.field("shard", pa.string(), nullable=False),
+        pa.field("index", pa.int64(), nullable=False),
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("decision", pa.string(), nullable=False),  # kept or dropped
+        pa.field("reason", pa.string(), nullable=False),  # one of REASONS
+        pa.field("cluster", pa.int32(), nullable=False),
+        pa.field("distance", pa.float32(), nullable=False),
+        pa.field("entropy", pa.float32()),
+        pa.field("priority", pa.float64()),  # the smallest are kept; null where nothing was drawn
+        pa.field("threshold", pa.float64()),  # first refused priority of its cluster; for "entropy", the least kept
+        pa.field("duplicate_of", pa.string()),  # sample_id of the representative of its group
+        pa.field("rank", pa.int64()),
+        pa.field("weight", pa.float64()),
+    ]
+)
+
+FILES_SCHEMA = pa.schema(
+    [
+        pa.field("path", pa.string(), nullable=False),
+        pa.field("size", pa.int64(), nullable=False),  # bytes
+        pa.field("sha256", pa.string(), nullable=False),  # hex
+        pa.field("rows", pa.int64(), nullable=False),
+    ]
+)
+
+ROW_GROUP = 1 << 17  # rows
+WRITING: dict[str, Any] = {
+    "compression": "zstd",
+    "use_dictionary": ["source_id", "shard", "scene", "label", "decision", "reason", "cluster", "threshold"],
+}
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A published manifest.
+
+    Attributes:
+        folder: ``manifests/<id>``, below the workspace.
+        url: of its ``manifest.json``, as it may be printed.
+        samples: readable samples of the archive.
+        kept: samples in the manifest.
+        dropped: the others by reason, in the order of the stages.
+        warnings: one line each.
+    """
+
+    folder: str
+    url: str
+    samples: int
+    kept: int
+    dropped: dict[str, int]
+    warnings: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class File:
+    """One row of ``files.parquet``."""
+
+    path: str
+    size: int
+    sha256: str
+    rows: int
+
+
+def decisions_path(number: int) -> str:
+    """Where the decisions of a part lie in a manifest's folder."""
+    return f"decisions/part-{number:05d}.parquet"
+
+
+def parquet_bytes(table: pa.Table) -> bytes:
+    """A table as a Parquet file."""
+    sink = io.BytesIO()
+    pq.write_table(table, sink, row_group_size=ROW_GROUP, **WRITING)
+    return sink.getvalue()
+
+
+def json_bytes(value: Any) -> bytes:
+    """The one JSON text of a value."""
+    return json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+
+
+def content_id(content: dict[str, Any]) -> str:
+    """A manifest's id: 128-bit BLAKE2b of its header's ``content``."""
+    return hashlib.blake2b(json_bytes(content), digest_size=16).hexdigest()

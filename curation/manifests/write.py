@@ -1,0 +1,210 @@
+"""Writes what was decided: one file of decisions a part, and the kept rows of all parts merged by shard.
+
+Files go under a folder of their own name first, since the manifest's id, which
+its folder is named after, is made of their hashes.
+"""
+
+import hashlib
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, BinaryIO
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import ray
+from numpy.typing import NDArray
+
+from curation.archive.sample import sample_id
+from curation.errors import CurationError
+from curation.manifests.exchange import Columns, merge
+from curation.manifests.schema import (
+    DECISIONS_SCHEMA,
+    KEPT,
+    MANIFEST_SCHEMA,
+    REASONS,
+    ROW_GROUP,
+    ROWS_FILE,
+    WRITING,
+    File,
+    decisions_path,
+    parquet_bytes,
+)
+from curation.manifests.steps import CODE, Plan, Shards, final_reason, read_catalog, row_priority, sampling_weight
+from curation.selection.sampling import estimate_weight, join_ids
+from curation.storage import Folder
+
+CATALOG = ("index", "key", "offset", "size", "source_id", "entropy", "label")
+
+
+@dataclass(frozen=True)
+class Written:
+    """What the driver learns of a part when its decisions are written.
+
+    Attributes:
+        reasons: rows by reason.
+        classes: rows of each class (the label, else the scene of the cluster), where entropy decides.
+        calm: of these, rows that fell for their entropy.
+    """
+
+    file: File
+    reasons: Counter[str]
+    classes: Counter[str]
+    calm: Counter[str]
+
+
+def write_part(
+    plan: Plan, number: int, folder: Folder, splits: Sequence[str], shards: Shards, *layers: Columns
+) -> list[Any]:
+    """Write a part's decisions.
+
+    Args:
+        plan: what was decided for all.
+        number: of the part.
+        folder: where files go.
+        splits: shard names, sorted, that the kept rows are divided at.
+        shards: of the part.
+        layers: the part's rows.
+
+    Returns:
+        a `Written`, then the part's manifest rows of each range of shards.
+    """
+    rows = merge(layers)
+    catalog = read_catalog(plan.store, shards, CATALOG)
+    ids = join_ids(rows["upper"], rows["lower"])
+    _check_ids(ids, shards, catalog["key"])
+    reason = final_reason(plan, rows)
+    kept = reason < len(KEPT)
+    columns = {
+        **{name: catalog[name] for name in CATALOG},
+        **{name: pa.array(values, from_pandas=True) for name, values in _figures(plan, rows, reason).items()},
+        "sample_id": ids,
+        "shard": _texts(np.repeat(np.arange(len(shards.names)), shards.rows), shards.names),
+        "cluster": pa.array(rows["cluster"]),
+        "distance": pa.array(rows["distance"]),
+        "scene": plan.scene.take(pa.array(rows["cluster"])),
+        "decision": _texts(kept, ["dropped", "kept"]),
+        "reason": _texts(reason, REASONS),
+        "rank": pa.array(rows["rank"], mask=~kept),
+        "duplicate_of": _representatives(rows),
+    }
+    data = parquet_bytes(_table(columns, DECISIONS_SCHEMA))
+    file = File(decisions_path(number), len(data), hashlib.sha256(data).hexdigest(), len(reason))
+    folder.publish(file.path, data)
+    counts = Counter({name: int((reason == code).sum()) for name, code in CODE.items()})
+    judged = "entropy" in plan.columns
+    classes = _classes(columns, np.full(len(reason), judged))
+    written = Written(file, counts, classes, _classes(columns, judged & (reason == CODE["entropy"])))
+    return [written, *_ranges(_table(columns, MANIFEST_SCHEMA), np.flatnonzero(kept), shards, splits)]
+
+
+def write_rows(folder: Folder, ranges: Sequence[Sequence[Any]]) -> File:
+    """Write the kept rows of all parts, sorted by shard and index, one range of shards after the other.
+
+    Args:
+        folder: where the file goes.
+        ranges: for each range of shards, references to the parts' rows.
+    """
+    rows = 0
+    with folder.writer(ROWS_FILE) as file:
+        sink = _Hashed(file)
+        with pq.ParquetWriter(pa.PythonFile(sink, "w"), MANIFEST_SCHEMA, **WRITING) as writer:
+            for group in _row_groups(_by_shard(ray.get(list(pieces))) for pieces in ranges):
+                writer.write_table(group, row_group_size=ROW_GROUP)
+                rows += group.num_rows
+    return File(ROWS_FILE, sink.size, sink.digest.hexdigest(), rows)
+
+
+def _check_ids(ids: pa.Array, shards: Shards, keys: pa.ChunkedArray) -> None:
+    """The ids are made of shard and key: look whether those of each shard's last row are.
+
+    Raises:
+        CurationError: the assignments were made from another catalog.
+    """
+    for name, last in zip(shards.names, np.cumsum(shards.rows) - 1, strict=True):
+        if ids[last].as_py() != sample_id(name, keys[last].as_py()):
+            raise CurationError(f"{name}: the clusters' assignments are not of this catalog: cluster again")
+
+
+def _figures(plan: Plan, rows: Columns, reason: NDArray[np.uint8]) -> dict[str, NDArray[np.float64]]:
+    """Priority, threshold and weight; NaN where there is none."""
+    nothing = np.full(len(reason), np.nan)
+    limit = rows.get("threshold", np.full(len(reason), plan.thresholds.get("priority", np.nan)))
+    ordered = np.isin(reason, [CODE[name] for name in ("sampled", "nearest", "quota")])
+    figures = {"priority": nothing, "threshold": np.where(ordered, limit, np.nan), "weight": nothing}
+    if plan.strategy.order != "entropy":
+        figures["priority"] = np.where(ordered, row_priority(plan, rows), np.nan)
+    if plan.strategy.order == "draw" and not plan.settings.unit:
+        weight = np.where(reason == CODE["sampled"], estimate_weight(sampling_weight(plan, rows), limit), np.nan)
+        figures["weight"] = np.where(reason == CODE["required"], 1.0, weight)
+    figures["threshold"][reason == CODE["entropy"]] = plan.thresholds.get("entropy", np.nan)
+    return figures
+
+
+def _representatives(rows: Columns) -> pa.Array:
+    """The id of each duplicate's representative, null for the other rows."""
+    if "of_upper" not in rows:
+        return pa.nulls(len(rows["reason"]), pa.string())
+    found = rows["of_upper"] | rows["of_lower"] != 0
+    ids = join_ids(rows["of_upper"][found], rows["of_lower"][found])
+    return ids.take(pa.array(np.cumsum(found) - 1, mask=~found))
+
+
+def _classes(columns: dict[str, Any], of: NDArray[np.bool_]) -> Counter[str]:
+    """Rows of each class among the given rows."""
+    names = pc.coalesce(columns["label"], columns["scene"]).filter(pa.array(of)).drop_null()
+    return Counter({pair["values"]: pair["counts"] for pair in names.value_counts().to_pylist()})
+
+
+def _texts(codes: NDArray[Any], texts: Sequence[str]) -> pa.Array:
+    """An Arrow string array by position in ``texts``."""
+    return pa.DictionaryArray.from_arrays(pa.array(codes.astype(np.int32)), pa.array(texts)).cast(pa.string())
+
+
+def _table(columns: dict[str, Any], schema: pa.Schema) -> pa.Table:
+    return pa.table([columns[name] for name in schema.names], schema=schema)
+
+
+def _ranges(table: pa.Table, kept: NDArray[np.int64], shards: Shards, splits: Sequence[str]) -> list[pa.Table]:
+    """The kept rows up to each split, and after the last."""
+    ends = np.append(np.cumsum([0, *shards.rows])[[bisect_left(shards.names, split) for split in splits]], len(table))
+    bounds = np.searchsorted(kept, [0, *ends])
+    return [table.take(pa.array(kept[a:b])) for a, b in pairwise(bounds)]
+
+
+def _by_shard(tables: Sequence[pa.Table]) -> pa.Table:
+    """One table sorted by shard, out of tables that are, and that share no shard."""
+    table = pa.concat_tables(tables).combine_chunks()
+    shards = pc.dictionary_encode(table["shard"]).combine_chunks()
+    place = np.argsort(np.argsort(np.array(shards.dictionary.to_pylist(), object)))
+    return table.take(pa.array(np.argsort(place[np.asarray(shards.indices)], kind="stable")))
+
+
+def _row_groups(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
+    """The same rows in tables of whole row groups, the last one excepted."""
+    rest = MANIFEST_SCHEMA.empty_table()
+    for table in tables:
+        rows = pa.concat_tables([rest, table])
+        whole = len(rows) - len(rows) % ROW_GROUP
+        yield rows.slice(0, whole)
+        rest = rows.slice(whole)
+    yield rest
+
+
+class _Hashed:
+    """A file that is hashed while it is written."""
+
+    closed = False
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.digest, self.size = file, hashlib.sha256(), 0
+
+    def write(self, data: bytes) -> int:
+        """Append, and count."""
+        self.digest.update(data)
+        self.size += len(data)
+        return self.file.write(data)

@@ -1,0 +1,1 @@
+"""The page that shows what a selection kept, what it dropped, and why."""

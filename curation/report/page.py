@@ -1,0 +1,484 @@
+"""Renders the page: one HTML file that needs nothing else, no script in it, every text escaped.
+
+Figures come from ``data.gather``; what is computed here is shares, bar
+lengths and words.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from numpy.typing import NDArray
+
+from curation.catalog.store import CatalogStore
+from curation.manifests.schema import DROPPED, KEPT, REASONS
+from curation.report import data
+from curation.report.data import BINS, BITS, REASON, Figures, Ints, Tile
+from curation.report.gallery import Gallery
+from curation.report.words import count, duration, flat, number, percent, short, size
+from curation.storage import Folder
+
+ROWS = 30  # of a before-and-after table
+CLUSTER_ROWS = 300  # of the table of all clusters
+SCENES = 8  # that have a colour on the map
+
+WHY = {
+    "quarantined": "could not be read or decoded; see Quarantine",
+    "excluded": "named by select.exclude",
+    "cluster_excluded": "in a cluster of select.clusters.exclude",
+    "entropy": "too little information: below the entropy threshold",
+    "duplicate": "a near-duplicate stands for it in the selection",
+    "quota": "not drawn: its cluster's quota was filled by others",
+}
+TELLING = {
+    "largest": ("The largest clusters", "Where most of the archive lies."),
+    "cut": ("Cut hardest", "The smallest share kept, among clusters of a fair size."),
+    "spared": ("Kept most fully", "The largest share kept, among clusters of a fair size."),
+}
+
+
+def write_report(
+    store: CatalogStore,
+    shards: Sequence[str],
+    clusters: Folder,
+    manifest: Folder,
+    workspace: Folder,
+    reads: Mapping[str, Any] | None,
+) -> str:
+    """Write the page of a manifest.
+
+    Args:
+        store: the catalog.
+        shards: names of the archive's shards.
+        clusters: ``clusters/<id>``.
+        manifest: ``manifests/<id>``.
+        workspace: the page goes to ``reports/<id>/index.html`` below it.
+        reads: what ``manifests.access.plan_reads`` says of the kept samples.
+
+    Returns:
+        The page's URL.
+
+    Raises:
+        CurationError: the manifest was not made from this catalog.
+    """
+    name = manifest.base.rpartition("/")[2]
+    figures = data.gather(store, shards, clusters, manifest)
+    path = f"reports/{name}/index.html"
+    workspace.publish(path, render(name, figures, reads).encode("utf-8", "replace"))
+    return workspace.public(path)
+
+
+def render(name: str, figures: Figures, reads: Mapping[str, Any] | None) -> str:
+    """The page as HTML."""
+    environment = Environment(
+        loader=PackageLoader("curation.report", ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(n=count, pct=percent, num=number, size=size, time=duration, short=short)
+    template = environment.get_template("template.html")
+    return template.render(_context(name, figures, reads)) + "\n"
+
+
+def _context(name: str, figures: Figures, reads: Mapping[str, Any] | None) -> dict[str, Any]:
+    content = figures.header["content"]
+    reasons, read = figures.counts.reasons, figures.readings.read
+    kept = sum(reasons[reason] for reason in KEPT)
+    gallery = Gallery()
+    labels, scenes = _labels(figures), _scenes(figures)
+    balances = [balance for balance in (labels, scenes) if balance]
+    return {
+        "name": name,
+        "read": read,
+        "samples": figures.readings.samples,
+        "kept": kept,
+        "kept_reasons": {reason: reasons[reason] for reason in KEPT if reasons[reason]},
+        "roots": content.get("roots", []),
+        "encoder": _encoder(content),
+        "config": dict(flat(content["config"])),
+        "lineage": dict(flat({key: content[key] for key in content if key not in ("config", "counts", "warnings")})),
+        "provenance": dict(flat(figures.header.get("provenance", {}))),
+        "warnings": warnings(figures, balances),
+        "stages": _stages(figures),
+        "entropy": _entropy(figures, gallery),
+        "balances": balances,
+        "groups": _groups(figures, gallery),
+        "mosaics": _mosaics(figures, gallery),
+        "clusters": _clusters(figures, gallery),
+        "map": _map(figures, labels, scenes),
+        "quarantine": _quarantine(figures),
+        "reads": reads,
+        "omitted": gallery.omitted,
+        "most": ROWS,
+    }
+
+
+# warnings
+
+
+def warnings(figures: Figures, balances: Sequence["Balance"]) -> list[str]:
+    """What a reader must know before believing the rest; ``balances``: of the labels, then of the scenes."""
+    content, reasons = figures.header["content"], figures.counts.reasons
+    said = [str(text) for text in content.get("warnings", [])]
+    bad, read = sum(figures.readings.quarantined.values()), figures.readings.read
+    allowed = content["config"].get("archive", {}).get("max_bad_fraction", 0.01)
+    if bad > allowed * read:
+        said.append(
+            f"{count(bad)} of {count(read)} samples ({percent(bad / read)}) are quarantined, "
+            f"more than the {percent(allowed)} that archive.max_bad_fraction allows."
+        )
+    if reasons["entropy"] and len(balances) == 2:
+        said += _wiped(balances[-1])  # of the labels the header speaks
+    for balance in balances:
+        gone = [row.name for row in balance.rows if row.before and not row.after]
+        if gone:
+            said.append(f"Nothing is left of {balance.noun(len(gone))}: {_named(gone)}.")
+    beyond = figures.fit.get("beyond_p99")
+    if beyond is not None and beyond > 0.2:
+        said.append(
+            f"{percent(beyond)} of the archive lie farther from every reference than 99 % of the bank's own samples "
+            "do: the bank does not know this content. Add free clusters (cluster.free) or a wider bank."
+        )
+    if len(figures.readings.profiles) > 1:
+        said.append(
+            f"The embeddings come from {len(figures.readings.profiles)} kinds of machines: "
+            "another run may differ in a few tiles."
+        )
+    return said
+
+
+def _wiped(balance: "Balance") -> list[str]:
+    lost = [(row.entropy / row.before, row) for row in balance.rows if row.entropy > 0.9 * row.before]
+    if not lost:
+        return []
+    names = _named([f"{row.name} ({percent(share)} of {count(row.before)})" for share, row in lost])
+    return [f"The entropy stage removed more than 90 % of {balance.noun(len(lost))}: {names}."]
+
+
+def _named(names: Sequence[str], most: int = 6) -> str:
+    names = [short(name, 60) for name in names]
+    if len(names) <= most:
+        return ", ".join(names)
+    return f"{', '.join(names[:most])} and {len(names) - most} more"
+
+
+# stages
+
+
+def _stages(figures: Figures) -> list[dict[str, Any]]:
+    """The way from read to kept: what each stage took, and what was left after it."""
+    reasons, read = figures.counts.reasons, figures.readings.read
+    taken = {"quarantined": read - figures.readings.samples, **{reason: reasons[reason] for reason in DROPPED}}
+    left, stages = read, []
+    for reason, removed in taken.items():
+        if removed == 0 and reason in ("excluded", "cluster_excluded", "entropy"):
+            continue  # a stage that was not asked for
+        left -= removed
+        stages.append(
+            {
+                "reason": reason,
+                "why": WHY[reason],
+                "removed": removed,
+                "left": left,
+                "left_share": left / max(read, 1),
+                "removed_share": removed / max(read, 1),
+            }
+        )
+    return stages
+
+
+# entropy
+
+
+def _entropy(figures: Figures, gallery: Gallery) -> dict[str, Any] | None:
+    """The histogram in the range that is populated, its threshold, and tiles along it."""
+    table = figures.counts.entropy
+    total = table.sum(axis=1)
+    if not total.any():
+        return None
+    filled = np.flatnonzero(total)
+    per_bit = BINS / BITS
+    first, last = int(filled[0] // per_bit * per_bit), int(-(-(filled[-1] + 1) // per_bit) * per_bit)
+    shown = table[first:last]
+    stacks = {
+        "kept": shown[:, : len(KEPT)].sum(axis=1),
+        "entropy": shown[:, REASON["entropy"]],
+        "other": np.delete(shown, [*range(len(KEPT)), REASON["entropy"]], axis=1).sum(axis=1),
+    }
+    low, high = first / per_bit, last / per_bit
+    threshold = figures.counts.threshold and figures.counts.threshold[1]
+    return {
+        "bars": _stacked(stacks),
+        "bins": last - first,
+        "peak": int(total.max()),
+        "ticks": [(bit, (bit - low) / (high - low)) for bit in range(round(low), round(high) + 1)],
+        "threshold": threshold,
+        "threshold_at": threshold and (threshold - low) / (high - low),
+        "means": _means(figures),
+        "below": gallery(reversed(figures.tiles.get(("below", 0), [])), "entropy"),
+        "above": gallery(figures.tiles.get(("above", 0), []), "entropy") if threshold else [],
+        "steps": gallery(
+            (tile for slot in range(data.STEPS) for tile in figures.tiles.get(("step", slot), [])), "entropy"
+        ),
+        "totals": {kind: int(counts.sum()) for kind, counts in stacks.items()},
+    }
+
+
+def _stacked(stacks: dict[str, Ints]) -> list[tuple[str, int, float, float]]:
+    """Bars (kind, bin, top, height) of a stacked histogram, in percent of the highest stack, from the top down."""
+    peak = max(int(np.sum(list(stacks.values()), axis=0).max()), 1)
+    base = np.zeros(len(next(iter(stacks.values()))))
+    bars = []
+    for kind, counts in stacks.items():
+        heights = 100 * counts / peak
+        bars += [
+            (kind, i, round(100 - float(base[i] + heights[i]), 2), round(float(heights[i]), 2))
+            for i in np.flatnonzero(counts).tolist()
+        ]
+        base = base + heights
+    return bars
+
+
+def _means(figures: Figures) -> dict[str, float]:
+    """Mean entropy before and after, from the histogram's bins."""
+    middle = (np.arange(BINS) + 0.5) * BITS / BINS
+    table = figures.counts.entropy
+    before, after = table.sum(axis=1), table[:, : len(KEPT)].sum(axis=1)
+    return {
+        "before": float(middle @ before / max(before.sum(), 1)),
+        "after": float(middle @ after / max(after.sum(), 1)),
+    }
+
+
+# balance of classes and scenes
+
+
+@dataclass(frozen=True)
+class Row:
+    """A class before and after."""
+
+    name: str
+    before: int
+    after: int
+    entropy: int  # dropped by the entropy stage
+    before_share: float
+    after_share: float
+
+
+@dataclass(frozen=True)
+class Balance:
+    """Classes before and after, the largest first.
+
+    ``effective`` is the number of equally large classes of the same Shannon
+    entropy (exp H; Hill 1973), before and after.
+    """
+
+    kind: str  # "class" or "scene"
+    rows: list[Row]
+    effective: tuple[float, float]
+    unnamed: Row | None
+    widest: float  # share
+
+    def noun(self, n: int) -> str:
+        """``1 class``, ``2 scenes``."""
+        plural = {"class": "classes", "scene": "scenes"}[self.kind]
+        return f"{n} {self.kind if n == 1 else plural}"
+
+
+def _labels(figures: Figures) -> Balance | None:
+    named = {label: row for label, row in figures.counts.labels.items() if label is not None}
+    if figures.counts.rare.any():
+        named["(rarer classes, added up)"] = figures.counts.rare
+    return _balance("class", named, figures.counts.labels.get(None))
+
+
+def _scenes(figures: Figures) -> Balance | None:
+    table = figures.counts.clusters
+    scenes: dict[str, Ints] = {}
+    unnamed = table[-1].copy()
+    for row, scene in zip(table[:-1], figures.centroids["scene"].to_pylist(), strict=True):
+        if scene is None:
+            unnamed += row
+        else:
+            scenes[scene] = scenes.get(scene, 0) + row
+    return _balance("scene", scenes, unnamed)
+
+
+def _balance(kind: str, named: Mapping[str, Ints], unnamed: Ints | None) -> Balance | None:
+    if not named:
+        return None
+    everything = np.sum([*named.values()], axis=0)
+    before, after = int(everything.sum()), int(everything[: len(KEPT)].sum())
+    rows = [_row(name, table, before, after) for name, table in named.items()]
+    rows.sort(key=lambda row: (-row.before, row.name))
+    rest = None
+    if unnamed is not None and unnamed.any():
+        rest = _row("no scene of the bank" if kind == "scene" else "no label", unnamed, before, after)
+    effective = (_effective([row.before for row in rows]), _effective([row.after for row in rows]))
+    widest = max(max(row.before_share, row.after_share) for row in rows)
+    return Balance(kind, rows, effective, rest, widest)
+
+
+def _row(name: str, table: Ints, before: int, after: int) -> Row:
+    n, kept = int(table.sum()), int(table[: len(KEPT)].sum())
+    return Row(name, n, kept, int(table[REASON["entropy"]]), n / max(before, 1), kept / max(after, 1))
+
+
+def _effective(counts: Sequence[int]) -> float:
+    shares = np.array([n for n in counts if n], np.float64)
+    shares /= max(shares.sum(), 1)
+    return float(np.exp(-(shares * np.log(shares)).sum())) if len(shares) else 0.0
+
+
+# duplicates and mosaics
+
+
+def _groups(figures: Figures, gallery: Gallery) -> list[dict[str, Any]]:
+    groups = []
+    for group in figures.groups:
+        head = gallery([group.representative]) if group.representative else []
+        copies = gallery(group.copies)
+        if head and copies:
+            groups.append({"head": head[0], "copies": copies, "size": group.size, "more": group.size - len(copies)})
+    return groups
+
+
+def _mosaics(figures: Figures, gallery: Gallery) -> list[dict[str, Any]]:
+    reasons = figures.counts.reasons
+    found = []
+    for reason in DROPPED:
+        tiles = gallery(figures.tiles.get(("reason", REASON[reason]), []))
+        if tiles:
+            found.append({"reason": reason, "why": WHY[reason], "tiles": tiles, "count": reasons[reason]})
+    return found
+
+
+# clusters
+
+
+def _clusters(figures: Figures, gallery: Gallery) -> dict[str, Any]:
+    table = figures.counts.clusters[:-1]
+    before, after = table.sum(axis=1), table[:, : len(KEPT)].sum(axis=1)
+    order = np.lexsort((np.arange(len(before)), -before))
+    about = figures.centroids.to_pylist()
+    filled = order[before[order] > 0]
+    return {
+        "total": len(before),
+        "filled": len(filled),
+        "covered": int((after > 0).sum()),
+        "before": _profile(before[filled], before.max(initial=1)),
+        "after": _profile(after[filled], after.max(initial=1)),
+        "peaks": (int(before.max(initial=0)), int(after.max(initial=0))),
+        "effective": (_effective(before.tolist()), _effective(after.tolist())),
+        "rows": [_cluster_row(about[c], table[c]) for c in filled[:CLUSTER_ROWS]],
+        "telling": [
+            {
+                "title": TELLING[why][0],
+                "why": TELLING[why][1],
+                "cards": [_card(figures, about[c], table[c], gallery) for c in numbers],
+            }
+            for why, numbers in figures.telling.items()
+            if numbers
+        ],
+    }
+
+
+def _profile(counts: Ints, peak: int) -> dict[str, Any]:
+    """Sorted bars as one SVG path over (n, 100); more than 500 clusters are drawn as means of equal runs."""
+    heights = np.array([run.mean() for run in np.array_split(counts, max(1, min(len(counts), 500))) if len(run)])
+    gap = 0.15 if len(heights) <= 150 else 0
+    path = "".join(
+        f"M{i + gap:g} 100V{100 - 100 * h / peak:.4g}H{i + 1 - gap:g}V100Z" for i, h in enumerate(heights.tolist())
+    )
+    return {"path": path, "n": max(len(heights), 1)}
+
+
+def _cluster_row(about: dict[str, Any], table: Ints) -> dict[str, Any]:
+    before, after = int(table.sum()), int(table[: len(KEPT)].sum())
+    return {
+        "number": about["cluster"],
+        "kind": about["kind"],
+        "scene": about["scene"],
+        "scene_share": about["scene_share"],
+        "before": before,
+        "after": after,
+        "share": after / max(before, 1),
+        "distance": about["distance_mean"],
+        "dropped": {reason: int(table[REASON[reason]]) for reason in DROPPED if table[REASON[reason]]},
+    }
+
+
+def _card(figures: Figures, about: dict[str, Any], table: Ints, gallery: Gallery) -> dict[str, Any]:
+    cluster = about["cluster"]
+    tiles = {family: figures.tiles.get((family, cluster), []) for family in ("nearest", "farthest", "kept", "dropped")}
+    near = {tile.sample_id for tile in tiles["nearest"]}
+    tiles["farthest"] = [tile for tile in tiles["farthest"] if tile.sample_id not in near][: len(near)]
+    rows = {family: gallery(sorted(chosen, key=_order(family))) for family, chosen in tiles.items()}
+    parts = [(reason, int(table[REASON[reason]])) for reason in REASONS if table[REASON[reason]]]
+    return {**_cluster_row(about, table), "tiles": rows, "parts": parts}
+
+
+def _order(family: str) -> Any:
+    """Nearest and farthest by their distance again, whatever their kind of preview."""
+    sign = {"nearest": 1, "farthest": -1}.get(family, 0)
+    return lambda tile: sign * (tile.distance or 0.0)
+
+
+# the map
+
+
+def _map(figures: Figures, labels: Balance | None, scenes: Balance | None) -> dict[str, Any] | None:
+    if len(figures.points) < 3:
+        return None
+    x, y = _scaled(figures.places)
+    named, kind = (scenes, "scene") if scenes else (labels, "class")
+    scene_of = dict(enumerate(figures.centroids["scene"].to_pylist()))
+    coloured = [row.name for row in named.rows[:SCENES]] if named else []
+    points = []
+    for i, tile in enumerate(figures.points):
+        name = tile.label if kind == "class" else scene_of.get(-1 if tile.cluster is None else tile.cluster)
+        colour = coloured.index(name) if name in coloured else None
+        points.append({"x": x[i], "y": y[i], "kept": tile.kept, "colour": colour, "title": _point(tile, name)})
+    points.sort(key=lambda point: bool(point["kept"]))  # kept ones on top
+    return {
+        "points": points,
+        "kind": kind,
+        "names": coloured,
+        "explained": figures.explained,
+        "kept": sum(tile.kept for tile in figures.points),
+    }
+
+
+def _scaled(places: NDArray[np.float64]) -> tuple[list[int], list[int]]:
+    """Places on a canvas of 1000 by 600; the outermost half percent is drawn at its edge."""
+    low, high = np.percentile(places, [0.25, 99.75], axis=0)
+    unit = np.clip((places - low) / np.maximum(high - low, 1e-9), 0, 1)
+    places = np.rint([20, 580] + unit * [960, -560]).astype(int)
+    return places[:, 0].tolist(), places[:, 1].tolist()
+
+
+def _point(tile: Tile, name: str | None) -> str:
+    parts = [short(tile.key, 60), name and short(name, 40), "kept" if tile.kept else f"dropped: {tile.reason}"]
+    return " · ".join(part for part in parts if part)
+
+
+# the rest
+
+
+def _quarantine(figures: Figures) -> list[dict[str, Any]]:
+    rows = []
+    for (stage, error), n in sorted(figures.readings.quarantined.items(), key=lambda item: (-item[1], item[0])):
+        rows.append({"stage": stage, "error": error, "count": n, "examples": figures.readings.examples[stage, error]})
+    return rows
+
+
+def _encoder(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Its config, and what is known of its quality."""
+    about = content.get("encoder") or {}
+    config = {key: value for key, value in content["config"].get("encoder", {}).items() if key != "note"}
+    note = about.get("note") if isinstance(about, Mapping) else None
+    return {"name": config.get("name", "–"), "note": note, "config": dict(flat(config))}

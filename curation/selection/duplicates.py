@@ -1,0 +1,473 @@
+"""Near-duplicates from catalog columns alone: no pixels are read here.
+
+A pair is looked at if both rows lie in one cluster or in two clusters of which
+one lists the other among its neighbours. The signature proposes, the patch
+confirms; rows without a patch (vectors brought in from elsewhere) are compared
+with each other by their embeddings, from a stricter threshold. Groups are stars:
+every member was itself confirmed against its representative, so that no chain of
+small steps joins different places.
+
+Three steps, each a pure function whose result depends neither on how clusters are
+spread over partitions nor on the order of rows:
+
+1. `within_clusters(rows)`, for any set of whole clusters: greedy, best row first.
+2. `across_clusters(rows, within, neighbours, first, stop)`, for a range of clusters,
+   with the rows of `halo(neighbours, first, stop)` beside its own. A pair of clusters
+   belongs to the range that holds its lower one.
+3. `groups_from_pairs(pairs)`, once, over all that 1 and 2 gave.
+
+`find_duplicates` is the three in one process.
+
+Bounds: time grows with leaders x rows of a cluster (or pair of neighbours), in
+single precision and at most `BLOCK` rows of each side at a time: what has more is cut in
+halves at the median of the signature's widest coordinate, and pairs that a cut
+separates are not seen. A row that a better one of its cluster has absorbed is
+compared no further with its own cluster; across clusters one of a pair must be a
+leader, so that pairs stay few where thousands of tiles are the same water.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from curation.scoring.signature import CUTOFF, NOISE, PATCH_BYTES, WINDOW_ENERGY, patch_levels, patch_spectra
+
+THRESHOLD = 0.8  # similarity of two patches from which they are copies
+EMBEDDING_THRESHOLD = 0.995  # cosine from which rows without patches are copies
+BLOCK = 50_000  # rows compared with each other at most
+
+RADIUS = 5.0  # distance of two signatures beyond which no patch is compared
+FLAT_LEVEL = 4.0  # how far the mean levels of two tiles without texture may lie apart, of 255
+LEVEL_PER_POWER = 8.0  # and how much more for each squared level of texture (its standard deviation)
+MAX_SHIFT = 4  # of copies along each axis, in 64ths of the tile
+
+STRIPE = 256  # rows whose distances are computed at once
+CHUNK = 8192  # pairs confirmed at once
+PATCHES = 512  # pairs of patches aligned at once
+
+COLUMNS = (
+    "sample_id",
+    "valid_fraction",
+    "cloud_fraction",
+    "entropy",
+    "source_id",
+    "label",
+    "caption",
+    "time",
+    "footprint",
+    "license",
+    "signature",
+    "patch",
+    "embedding",
+)
+"""Catalog columns that `rows` holds, beside ``cluster`` int32 and, if wanted, ``first`` bool: rows that go before all
+others (required, or representatives already). ``embedding`` may be left out where every row has a patch."""
+
+PAIR_SCHEMA = pa.schema(
+    [
+        pa.field("better", pa.string(), nullable=False),  # sample_id
+        pa.field("worse", pa.string(), nullable=False),
+        pa.field("better_quality", pa.int64(), nullable=False),  # see quality()
+        pa.field("worse_quality", pa.int64(), nullable=False),
+        pa.field("similarity", pa.float32(), nullable=False),
+        pa.field("by_embedding", pa.bool_(), nullable=False),  # there was no patch
+    ]
+)
+GROUP_SCHEMA = pa.schema(
+    [
+        pa.field("sample_id", pa.string(), nullable=False),
+        pa.field("duplicate_of", pa.string(), nullable=False),  # sample_id of the group's representative
+        pa.field("similarity", pa.float32(), nullable=False),  # to the representative
+        pa.field("by_embedding", pa.bool_(), nullable=False),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """From which similarity on two rows are copies."""
+
+    patch: float = THRESHOLD
+    embedding: float = EMBEDDING_THRESHOLD
+
+
+def find_duplicates(rows: pa.Table, neighbours: NDArray[np.int32] | None = None, limits: Limits = Limits()) -> pa.Table:
+    """All duplicates among ``rows``, in one process.
+
+    Args:
+        rows: `COLUMNS` and ``cluster``.
+        neighbours: ``(clusters, n)`` the nearest other clusters of each; without, clusters are not compared.
+        limits: similarities from which rows are copies.
+
+    Returns:
+        `GROUP_SCHEMA`: one row a duplicate, by sample_id; representatives and single rows are not listed.
+    """
+    pairs = within_clusters(rows, limits)
+    if neighbours is not None:
+        pairs = pa.concat_tables([pairs, across_clusters(rows, pairs, neighbours, 0, len(neighbours), limits)])
+    return groups_from_pairs(pairs)
+
+
+def halo(neighbours: NDArray[np.int32], first: int, stop: int) -> NDArray[np.int32]:
+    """The clusters outside ``first <= c < stop`` whose rows `across_clusters` needs for that range, sorted."""
+    upper = _cluster_pairs(neighbours, first, stop)[:, 1]
+    return np.unique(upper[upper >= stop])
+
+
+def within_clusters(rows: pa.Table, limits: Limits = Limits()) -> pa.Table:
+    """Confirmed pairs (leader, absorbed row) of each cluster in ``rows``, whose clusters are whole.
+
+    Best row first, each row that no better one has absorbed becomes a leader and
+    absorbs its copies. Returns `PAIR_SCHEMA`.
+    """
+    found = []
+    for _, group in _groups(rows):
+        for kind in _kinds(group, limits):
+            found += [_absorb(kind.take(part)) for part in _split(kind.vectors)]
+    return pa.concat_tables([PAIR_SCHEMA.empty_table(), *found])
+
+
+def across_clusters(
+    rows: pa.Table, within: pa.Table, neighbours: NDArray[np.int32], first: int, stop: int, limits: Limits = Limits()
+) -> pa.Table:
+    """Confirmed pairs of neighbouring clusters of which the lower one is in ``first <= c < stop``.
+
+    Args:
+        rows: the whole clusters of the range and of its `halo` (more does no harm).
+        within: what `within_clusters` gave for at least these clusters.
+        neighbours: ``(clusters, n)`` the nearest other clusters of each.
+        first: first cluster of the range.
+        stop: the cluster after its last.
+        limits: similarities from which rows are copies.
+
+    Returns:
+        `PAIR_SCHEMA`; at least one row of each pair is a leader of its own cluster.
+    """
+    absorbed = within["worse"]
+    kinds = {
+        cluster: [
+            (kind, pc.invert(pc.is_in(kind.ids, absorbed)).to_numpy(zero_copy_only=False))
+            for kind in _kinds(group, limits)
+        ]
+        for cluster, group in _groups(rows)
+    }
+    found = []
+    for low, high in _cluster_pairs(neighbours, first, stop).tolist():
+        for a, leads_a in kinds.get(low, []):
+            for b, leads_b in kinds.get(high, []):
+                if a.by_embedding == b.by_embedding:
+                    found.append(_compare(a, leads_a, b, leads_b))
+    return pa.concat_tables([PAIR_SCHEMA.empty_table(), *found])
+
+
+def groups_from_pairs(pairs: pa.Table) -> pa.Table:
+    """Star groups: best row first, each row not yet absorbed absorbs the copies confirmed against it.
+
+    A row whose leader in its own cluster falls to a better row of another cluster, but is no
+    copy of that one itself, stands for itself again.
+
+    Args:
+        pairs: `PAIR_SCHEMA`, all pairs of the archive, in any order.
+
+    Returns:
+        `GROUP_SCHEMA`, sorted by sample_id.
+    """
+    pairs = pairs.sort_by(
+        [("better_quality", "descending"), ("better", "ascending"), ("worse_quality", "descending")]
+        + [("worse", "ascending")]
+    )
+    leader: dict[str, int | None] = {}  # row of the pair that absorbed it
+    for row, (better, worse) in enumerate(zip(pairs["better"].to_pylist(), pairs["worse"].to_pylist(), strict=True)):
+        if leader.setdefault(better) is None and leader.get(worse) is None:
+            leader[worse] = row
+    taken = pairs.take(pa.array(sorted(row for row in leader.values() if row is not None), pa.int64()))
+    columns = [taken["worse"], taken["better"], taken["similarity"], taken["by_embedding"]]
+    return pa.Table.from_arrays(columns, schema=GROUP_SCHEMA).sort_by("sample_id")
+
+
+def quality(rows: pa.Table) -> NDArray[np.int64]:
+    """What makes a row the better one of two copies, as one number (the higher the better; ties go by sample_id).
+
+    In this order: ``first``; valid fraction; share of clear sky (unknown counts as
+    none); how many metadata columns are filled; entropy.
+    """
+    filled = sum(
+        np.asarray(rows[name].is_valid(), dtype=np.int64)
+        for name in ("source_id", "label", "caption", "time", "footprint", "license")
+    )
+    first = np.asarray(rows["first"], dtype=np.int64) if "first" in rows.column_names else np.int64(0)
+    clear = 1 - _floats(rows["cloud_fraction"], 1)
+    parts = [
+        (_steps(_floats(rows["valid_fraction"], 0), 16), 16),
+        (_steps(clear, 16), 16),
+        (filled, 3),
+        (_steps(_floats(rows["entropy"], 0) / 8, 20), 20),
+    ]
+    total = first
+    for part, bits in parts:
+        total = (total << bits) | part
+    return np.asarray(total, dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Rows that can be compared with each other, best first."""
+
+    ids: pa.Array
+    quality: NDArray[np.int64]
+    vectors: NDArray[np.float32]  # signatures, or embeddings of unit length
+    patches: NDArray[np.uint8] | None
+    radius: float
+    threshold: float
+
+    @property
+    def by_embedding(self) -> bool:
+        return self.patches is None
+
+    def take(self, part: NDArray[np.intp]) -> "_Rows":
+        """The rows ``part``, whose order is kept."""
+        if len(part) == len(self.vectors):
+            return self
+        patches = None if self.patches is None else self.patches[part]
+        return _Rows(
+            self.ids.take(pa.array(part)), self.quality[part], self.vectors[part], patches, self.radius, self.threshold
+        )
+
+
+def _groups(rows: pa.Table) -> Iterator[tuple[int, pa.Table]]:
+    """The rows of each cluster, best first."""
+    rows = rows.append_column("quality", pa.array(quality(rows)))
+    rows = rows.sort_by([("cluster", "ascending"), ("quality", "descending"), ("sample_id", "ascending")])
+    clusters = rows["cluster"].to_numpy()
+    starts = np.flatnonzero(np.diff(clusters, prepend=-1))
+    for start, stop in zip(starts.tolist(), [*starts[1:].tolist(), len(clusters)], strict=True):
+        yield int(clusters[start]), rows.slice(start, stop - start)
+
+
+def _kinds(group: pa.Table, limits: Limits) -> list[_Rows]:
+    """A cluster's rows with a patch, and those without; either may be missing."""
+    with_patch = pc.and_(group["patch"].is_valid(), group["signature"].is_valid())
+    kinds = []
+    some = group.filter(with_patch)
+    if some.num_rows:
+        patches = np.frombuffer(b"".join(some["patch"].to_pylist()), np.uint8).reshape(-1, PATCH_BYTES)
+        kinds.append(_rows(some, _matrix(some["signature"]), patches, RADIUS, limits.patch))
+    some = group.filter(pc.invert(with_patch))
+    if some.num_rows:
+        vectors = _matrix(some["embedding"])
+        vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+        radius = float(np.sqrt(max(2 - 2 * limits.embedding, 0)))
+        kinds.append(_rows(some, vectors, None, radius, limits.embedding))
+    return kinds
+
+
+def _rows(
+    table: pa.Table, vectors: NDArray[np.float32], patches: NDArray[np.uint8] | None, radius: float, threshold: float
+) -> _Rows:
+    ids = table["sample_id"].combine_chunks()
+    return _Rows(ids, table["quality"].to_numpy(), vectors, patches, radius, threshold)
+
+
+def _absorb(rows: _Rows) -> pa.Table:
+    """Greedy stars of rows that stand best first: each row still free absorbs the free copies after it."""
+    n = len(rows.vectors)
+    leader = np.full(n, -1)
+    similarity = np.zeros(n)
+
+    def settle(waiting: list[tuple[int, NDArray[np.intp]]]) -> None:
+        i = np.repeat([i for i, _ in waiting], [len(js) for _, js in waiting])
+        alike = np.split(
+            _similarities(rows, i, rows, np.concatenate([js for _, js in waiting])), np.flatnonzero(np.diff(i)) + 1
+        )
+        for (one, js), likeness in zip(waiting, alike, strict=True):
+            if leader[one] < 0:
+                copies = (likeness >= rows.threshold) & (leader[js] < 0)
+                leader[js[copies]], similarity[js[copies]] = one, likeness[copies]
+
+    for start in range(0, n, STRIPE):
+        near = _near(rows, rows, start)
+        waiting: list[tuple[int, NDArray[np.intp]]] = []
+        for i in (start + np.flatnonzero(near.sum(axis=1) > 1)).tolist():  # each is near itself
+            js = np.flatnonzero(near[i - start, i + 1 :]) + i + 1
+            js = js[leader[js] < 0]
+            if leader[i] < 0 and len(js):
+                waiting.append((i, js))
+            if sum(len(js) for _, js in waiting) >= CHUNK:
+                settle(waiting)
+                waiting = []
+        if waiting:
+            settle(waiting)
+    worse = np.flatnonzero(leader >= 0)
+    return _pairs(rows, leader[worse], rows, worse, similarity[worse])
+
+
+def _compare(a: _Rows, leads_a: NDArray[np.bool_], b: _Rows, leads_b: NDArray[np.bool_]) -> pa.Table:
+    """Confirmed pairs of two clusters' rows of which at least one is a leader."""
+    found = [PAIR_SCHEMA.empty_table()]
+    for part in _split(np.concatenate([a.vectors, b.vectors]), 2 * BLOCK):
+        in_a, in_b = part[part < len(a.vectors)], part[part >= len(a.vectors)] - len(a.vectors)
+        some_a, some_b, leads = a.take(in_a), b.take(in_b), leads_b[in_b]
+        for start in range(0, len(in_a), STRIPE):
+            near = _near(some_a, some_b, start)
+            near &= leads_a[in_a[start : start + STRIPE], None] | leads
+            i, j = np.nonzero(near)
+            i += start
+            likeness = _similarities(some_a, i, some_b, j)
+            good = likeness >= a.threshold
+            found.append(_pairs(some_a, i[good], some_b, j[good], likeness[good]))
+    return pa.concat_tables(found)
+
+
+def _pairs(a: _Rows, i: NDArray[np.intp], b: _Rows, j: NDArray[np.intp], similarity: NDArray[np.float64]) -> pa.Table:
+    """`PAIR_SCHEMA` of the pairs (a[i], b[j]), the better row first."""
+    ids = [a.ids.take(pa.array(i)), b.ids.take(pa.array(j))]
+    qualities = [a.quality[i], b.quality[j]]
+    swap = (qualities[1] > qualities[0]) | (
+        (qualities[1] == qualities[0]) & pc.less(ids[1], ids[0]).to_numpy(zero_copy_only=False)
+    )
+    turned = pa.array(swap)
+    return pa.table(
+        [
+            pc.if_else(turned, ids[1], ids[0]),
+            pc.if_else(turned, ids[0], ids[1]),
+            np.where(swap, qualities[1], qualities[0]),
+            np.where(swap, qualities[0], qualities[1]),
+            similarity.astype(np.float32),
+            np.full(len(i), a.by_embedding),
+        ],
+        schema=PAIR_SCHEMA,
+    )
+
+
+def _near(a: _Rows, b: _Rows, start: int) -> NDArray[np.bool_]:
+    """``(STRIPE or fewer, len(b))``: which vectors of b may lie within the radius of a's from ``start`` on.
+
+    In single precision, with room for its rounding: `_similarities` looks again.
+    """
+    x, y = a.vectors[start : start + STRIPE], b.vectors
+    squares = np.einsum("ij,ij->i", y, y)
+    room = 1e-5 * float(squares.max(initial=0) + 1)
+    limit = a.radius**2 + room - np.einsum("ij,ij->i", x, x)
+    return np.asarray(squares - 2 * (x @ y.T) <= limit[:, None])
+
+
+def _similarities(a: _Rows, i: NDArray[np.intp], b: _Rows, j: NDArray[np.intp]) -> NDArray[np.float64]:
+    """How alike the rows a[i] and b[j] are: 1 the same, 0 beyond the radius, or of other levels."""
+    out = np.zeros(len(i))
+    for start in range(0, len(i), CHUNK):
+        part = slice(start, start + CHUNK)
+        out[part] = _cosines(a, i[part], b, j[part]) if a.by_embedding else _likeness(a, i[part], b, j[part])
+    return out
+
+
+def _cosines(a: _Rows, i: NDArray[np.intp], b: _Rows, j: NDArray[np.intp]) -> NDArray[np.float64]:
+    return np.asarray((a.vectors[i].astype(np.float64) * b.vectors[j]).sum(axis=1))
+
+
+def _likeness(a: _Rows, i: NDArray[np.intp], b: _Rows, j: NDArray[np.intp]) -> NDArray[np.float64]:
+    """Patches compared under the eight symmetries and small shifts.
+
+    With the best alignment, 1 - |a - b|^2 / (|a|^2 + |b|^2 + 2 noise^2), the norms over
+    spatial frequencies weighted by f^1.5, which gives each octave of natural images
+    about the same say. Two tiles without texture differ by less than the noise: they
+    are alike, and only their mean levels can tell them apart.
+    """
+    assert a.patches is not None and b.patches is not None
+    out = np.zeros(len(i))
+    distance = ((a.vectors[i].astype(np.float64) - b.vectors[j]) ** 2).sum(axis=1)
+    contrast = np.exp(np.minimum(a.vectors[i, -1], b.vectors[j, -1]).astype(np.float64)) - 2 * NOISE
+    apart = np.abs(patch_levels(a.patches[i]) - patch_levels(b.patches[j])).max(axis=1)
+    some = np.flatnonzero((distance <= a.radius**2) & (apart <= FLAT_LEVEL + LEVEL_PER_POWER * contrast**2))
+    for start in range(0, len(some), PATCHES):
+        part = some[start : start + PATCHES]
+        out[part] = _aligned(_spectra(a.patches, i[part]), _spectra(b.patches, j[part]))
+    return out
+
+
+def _spectra(patches: NDArray[np.uint8], rows: NDArray[np.intp]) -> NDArray[np.complex64]:
+    """Spectra of the patches ``rows``, each read once."""
+    different, places = np.unique(rows, return_inverse=True)
+    return patch_spectra(patches[different])[places]
+
+
+def _aligned(a: NDArray[np.complex64], b: NDArray[np.complex64]) -> NDArray[np.float64]:
+    """Likeness of spectra ``(n, 15, 15)`` under the best of 8 symmetries x 81 shifts."""
+    half, symmetries, weights, waves, noise = _alignment()
+    n = len(a)
+    x = a.reshape(n, -1).take(half, axis=1) * weights
+    y = b.reshape(n, -1).take(symmetries, axis=1) * weights
+    products = (x[:, None, :] * y.conj()).view(np.float32)  # (n, 8, 2 x 112)
+    best = (products.reshape(n * 8, -1) @ waves).reshape(n, -1).argmax(axis=1)
+    symmetry, shift = np.divmod(best, waves.shape[1])
+    common = (products[np.arange(n), symmetry].astype(np.float64) * waves.T[shift]).sum(axis=1)
+    both = _energy(x) + _energy(y[:, 0].copy())
+    return np.asarray(1 - (both - 2 * common) / (both + 2 * noise))
+
+
+def _energy(x: NDArray[np.complex64]) -> NDArray[np.float64]:
+    parts = x.view(np.float32).astype(np.float64)
+    return np.asarray((parts**2).sum(axis=1))
+
+
+@lru_cache(maxsize=1)
+def _alignment() -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float32], NDArray[np.float32], float]:
+    """Constants of `_aligned`: the half plane of frequencies ``(112,)`` as places in the flat spectrum; where its
+    values come from under each symmetry ``(8, 112)``; weights f^1.5 ``(112,)``; what shifts the product of two spectra
+    ``(224, 81)``; and the energy of noise alone."""
+    f = np.arange(-CUTOFF, CUTOFF + 1)
+    down, right = (axis.ravel() for axis in np.meshgrid(f, f, indexing="ij"))
+    half = np.flatnonzero((down > 0) | ((down == 0) & (right > 0)))
+    places = np.arange(len(f) ** 2).reshape(len(f), -1)
+    symmetries = np.stack(
+        [side[::m, ::n].ravel()[half] for side in (places, places.T) for m in (1, -1) for n in (1, -1)]
+    )
+    weights = (down[half] ** 2 + right[half] ** 2) ** 0.75
+    shifts = np.arange(-MAX_SHIFT, MAX_SHIFT + 1) / 64
+    u, v = (axis.ravel() for axis in np.meshgrid(shifts, shifts, indexing="ij"))
+    angles = 2 * np.pi * (np.outer(down[half], u) + np.outer(right[half], v))
+    waves = np.stack([np.cos(angles), -np.sin(angles)], axis=1).reshape(-1, len(u))
+    noise = NOISE**2 * WINDOW_ENERGY * float((weights**2).sum())
+    return half, symmetries, weights.astype(np.float32), waves.astype(np.float32), noise
+
+
+def _split(vectors: NDArray[np.float32], limit: int = BLOCK) -> list[NDArray[np.intp]]:
+    """Rows in parts of at most ``limit``, by halving at the median of the coordinate that varies most."""
+    parts, done = [np.arange(len(vectors))], []
+    while parts:
+        part = parts.pop()
+        if len(part) <= limit:
+            done.append(part)
+            continue
+        widest = int(vectors[part].astype(np.float64).var(axis=0).argmax())
+        order = part[np.argsort(vectors[part, widest], kind="stable")]
+        parts += [np.sort(order[len(order) // 2 :]), np.sort(order[: len(order) // 2])]
+    return done
+
+
+def _cluster_pairs(neighbours: NDArray[np.int32], first: int, stop: int) -> NDArray[np.int32]:
+    """``(m, 2)`` pairs of neighbouring clusters, the lower one first and in ``first <= c < stop``, sorted."""
+    count, n = neighbours.shape
+    pairs = np.stack([np.repeat(np.arange(count, dtype=np.int32), n), neighbours.ravel()], axis=1)
+    pairs = np.sort(pairs[pairs[:, 1] >= 0], axis=1)
+    pairs = pairs[(pairs[:, 0] >= first) & (pairs[:, 0] < stop) & (pairs[:, 0] != pairs[:, 1])]
+    return np.unique(pairs, axis=0)
+
+
+def _matrix(column: pa.ChunkedArray) -> NDArray[np.float32]:
+    """A column of lists of one length as ``(n, length)`` float32."""
+    flat = pc.list_flatten(column).combine_chunks()
+    return np.asarray(flat.to_numpy(zero_copy_only=False), dtype=np.float32).reshape(len(column), -1)
+
+
+def _floats(column: pa.ChunkedArray, missing: float) -> NDArray[np.float64]:
+    return np.asarray(pc.fill_null(column.cast(pa.float64()), missing).to_numpy())
+
+
+def _steps(share: NDArray[np.float64], bits: int) -> NDArray[np.int64]:
+    """A share of 1 in whole steps of ``bits`` bits."""
+    return np.rint(np.clip(share, 0, 1) * ((1 << bits) - 1)).astype(np.int64)

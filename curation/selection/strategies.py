@@ -1,0 +1,158 @@
+"""The strategies by name, and the two orders that every one of them is made of.
+
+A strategy orders the samples of each cluster (or has no clusters), then all
+samples by one score: the first n are what budget n selects, so the position in
+that order is the rank. What is ordered is an item: a sample, or a unit of
+samples that stand or fall together.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from curation.selection.quotas import seat_quotient
+from curation.selection.sampling import Floats, Words, line_up
+
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """How a strategy orders.
+
+    Attributes:
+        clustered: whether clusters have quotas; otherwise one order over the whole archive.
+        order: by a weighted random draw, by falling entropy, or spread over the distances to the centroid.
+    """
+
+    clustered: bool
+    order: Literal["draw", "entropy", "spread"]
+
+
+STRATEGIES = {
+    "balanced": Strategy(clustered=True, order="draw"),
+    "rs_prune": Strategy(clustered=True, order="spread"),
+    "random": Strategy(clustered=False, order="draw"),
+    "entropy": Strategy(clustered=False, order="entropy"),
+}
+
+
+@dataclass(frozen=True)
+class Items:
+    """What is ordered; every array is (n,).
+
+    Attributes:
+        stratum: the cluster (0 where a strategy has no clusters).
+        priority: the smallest first.
+        required: these go before all others.
+        upper, lower: the id, which decides ties.
+        size: samples in it.
+    """
+
+    stratum: NDArray[np.int32]
+    priority: Floats
+    required: NDArray[np.bool_]
+    upper: Words
+    lower: Words
+    size: Ints
+
+
+def cluster_order(items: Items, weights: Floats, quotas: Ints | None) -> tuple[Floats, Floats]:
+    """The score of every item for `overall_order`, from its place in its cluster.
+
+    Args:
+        items: whole clusters.
+        weights: (K,) of the clusters, see `quotas.cluster_weights`.
+        quotas: (K,) samples that each cluster keeps; ``None`` where units must be cut overall.
+
+    Returns:
+        score: the negative quotient of the item's seat, -inf for required ones, NaN beyond the quota.
+        threshold: the first refused priority of the item's cluster, NaN where nothing was refused.
+    """
+    order, start = line_up(items.stratum, np.where(items.required, -np.inf, items.priority), items.upper, items.lower)
+    strata, size = items.stratum[order], items.size[order]
+    end = np.cumsum(size)
+    before = end - size
+    before -= before[start]
+    score, threshold = np.empty(len(order)), np.full(len(order), np.nan)
+    score[order] = np.where(items.required[order], -np.inf, -seat_quotient(weights[strata], before, size))
+    if quotas is not None:
+        refused = before >= quotas[strata]
+        score[order[refused]] = np.nan
+        limit = np.full(len(weights), np.nan)
+        first = refused & (before == quotas[strata])
+        limit[strata[first]] = items.priority[order[first]]
+        threshold = limit[items.stratum]
+    return score, threshold
+
+
+def overall_order(items: Items, score: Floats, first: int, budget: int) -> tuple[Ints, float]:
+    """The rank of each item's first sample among all kept ones.
+
+    The first item that does not fit into the budget whole is refused, and
+    everything after it.
+
+    Args:
+        items: all those whose scores lie in one range.
+        score: (n,) the smallest first; ties by stratum, then id.
+        first: samples in the partitions before this one.
+        budget: samples.
+
+    Returns:
+        rank: (n,) -1 where refused.
+        refused: the first refused score, inf without one.
+    """
+    everywhere = np.zeros(len(score), np.int32)
+    order, _ = line_up(everywhere, score, items.stratum.astype(np.uint64), items.upper, items.lower)
+    end = first + np.cumsum(items.size[order])
+    rank = np.empty(len(score), np.int64)
+    rank[order] = np.where(end <= budget, end - items.size[order], -1)
+    return rank, float(np.min(score[rank < 0], initial=np.inf))
+
+
+def spread_order(items: Items, distance: Floats, nearest: float) -> tuple[Floats, NDArray[np.bool_]]:
+    """Priorities that keep near samples and samples at all distances in a fixed proportion, for every quota.
+
+    Every item makes two claims. Standing r-th in its cluster by distance (from
+    0) it claims place r / nearest; standing i-th in van der Corput's order of
+    those ranks, which fills the quantiles evenly at every length, it claims
+    place (i + 1) / (1 - nearest). The better claim counts. So among the first n
+    there are at most n claims below n, hence the ceil(nearest n) nearest and the
+    first of the even spread are in, whatever n is; no draw is involved.
+
+    Args:
+        items: whole clusters.
+        distance: (n,) to the centroid.
+        nearest: share of every quota that goes to the nearest, 0 to 1.
+
+    Returns:
+        priority: (n,), the smallest first; of no meaning for required items.
+        near: (n,) whether nearness was the better claim.
+    """
+    strata, counts = np.unique(items.stratum[~items.required], return_counts=True)
+    size = np.ones(max(items.stratum.max(initial=0) + 1, 1), np.int64)
+    size[strata] = counts
+    by_distance = _position(items, distance)
+    in_spread = _position(items, _van_der_corput(by_distance, size[items.stratum]))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        near = np.nan_to_num(by_distance / np.float64(nearest), nan=np.inf)
+        spread = (in_spread + 1) / np.float64(1 - nearest)
+    return np.minimum(near, spread), near <= spread
+
+
+def _position(items: Items, value: Floats) -> Ints:
+    """The place of each item among those of its cluster that are not required, by value, then id."""
+    order, start = line_up(items.stratum, np.where(items.required, np.inf, value), items.upper, items.lower)
+    position = np.empty(len(order), np.int64)
+    position[order] = np.arange(len(order)) - start
+    return position
+
+
+def _van_der_corput(rank: Ints, size: Ints) -> Floats:
+    """A number whose order is that of the bits of rank / size read backwards (size up to 2^31)."""
+    backwards = np.array([int(f"{byte:08b}"[::-1], 2) for byte in range(256)], np.uint8)
+    bits = np.ceil(np.log2(np.maximum(size, 1))).astype(np.int64)  # as many as tell the ranks apart
+    fraction = (np.minimum(rank, size - 1) << bits) // size << (32 - bits)
+    return backwards[fraction.astype(">u4").view(np.uint8)].view("<u4").astype(np.float64)

@@ -1,0 +1,34 @@
+"""``curate plan [--pilot N]``: shards, bytes, expected time and cost, before spending them."""
+
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from curation.archive.listing import list_archive
+from curation.catalog.plan import plan
+from curation.cli import execute
+from curation.config import load_config
+from curation.errors import RequestError
+
+
+def run(arguments: Sequence[str]) -> dict[str, Any]:
+    """Plan; only a pilot starts Ray and writes to the workspace."""
+    rest, pilot = list(arguments), 0
+    if "--pilot" in rest:
+        position = rest.index("--pilot")
+        number = rest[position + 1] if position + 1 < len(rest) else ""
+        if not number.isdigit() or int(number) < 1:
+            raise RequestError("--pilot takes the number of shards to encode first: --pilot 2")
+        pilot = int(number)
+        del rest[position : position + 2]
+    config = load_config(rest)
+    config.require("archive.url")
+    result = plan(config, list_archive(config.archive.url, config.runtime.storage), pilot)
+    logging.getLogger("curation").info(json.dumps(result, indent=2))
+    return result
+
+
+if __name__ == "__main__":
+    sys.exit(execute(run))

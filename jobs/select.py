@@ -1,0 +1,21 @@
+"""``curate select``: draw the manifest from a complete catalog and its clusters, and write its page."""
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from curation.cli import execute
+from curation.stages import finish, open_run
+
+
+def run(arguments: Sequence[str]) -> dict[str, Any]:
+    """Cluster where that is not done yet, then select and report."""
+    with open_run(arguments) as job:
+        catalog = job.catalog(encode=False)
+        clusters = job.clusters(catalog)
+        manifest = job.manifest(catalog, clusters)
+        return finish(job, catalog, manifest, job.report(catalog, clusters, manifest))
+
+
+if __name__ == "__main__":
+    sys.exit(execute(run))

@@ -1,0 +1,92 @@
+"""An S3 server of its own for a test: moto in another process."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import boto3
+
+ENVIRONMENT = {
+    "AWS_ACCESS_KEY_ID": "test",
+    "AWS_SECRET_ACCESS_KEY": "test",
+    "AWS_DEFAULT_REGION": "us-east-1",
+}
+
+
+@dataclass(frozen=True)
+class S3:
+    """A running server with one empty bucket."""
+
+    endpoint: str
+    bucket: str
+
+    @property
+    def port(self) -> int:
+        """Where it listens, on this machine."""
+        return int(self.endpoint.rpartition(":")[2])
+
+    @property
+    def url(self) -> str:
+        """The bucket's URL."""
+        return f"s3://{self.bucket}"
+
+    @property
+    def storage(self) -> dict[str, dict[str, Any]]:
+        """Storage options that lead to it."""
+        return {"s3": {"endpoint_url": self.endpoint}}
+
+    @property
+    def client(self) -> Any:
+        """A plain client, for looking and meddling from outside."""
+        return boto3.client("s3", endpoint_url=self.endpoint)
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def s3_server(bucket: str = "bucket") -> Iterator[S3]:
+    """Start a server, point ``AWS_*`` at its credentials (child processes too), and make a bucket."""
+    port = free_port()
+    before = {name: os.environ.get(name) for name in ENVIRONMENT}
+    os.environ.update(ENVIRONMENT)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        server = S3(f"http://127.0.0.1:{port}", bucket)
+        _wait(server.endpoint, process)
+        server.client.create_bucket(Bucket=bucket)
+        yield server
+    finally:
+        process.terminate()
+        process.wait()
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _wait(endpoint: str, process: "subprocess.Popen[bytes]", seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and process.poll() is None:
+        try:
+            urllib.request.urlopen(f"{endpoint}/moto-api/", timeout=1).close()
+            return
+        except OSError:
+            time.sleep(0.1)
+    raise RuntimeError(f"moto did not start at {endpoint} (status {process.poll()})")

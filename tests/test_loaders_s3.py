@@ -1,0 +1,123 @@
+"""The readers over S3: the same bytes as from a disk, by the requests that were planned, through faults."""
+
+from collections import Counter
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from curation.errors import AccessError
+from curation.manifests.access import OBJECT_STORE, plan_reads
+from curation.manifests.loaders.torch import TorchSamples
+from curation.manifests.loaders.webdataset import WebDatasetSamples
+from curation.storage import Folder
+from tests.kept import Archive, write_archive, write_header
+from tests.s3 import S3, s3_server
+
+
+@pytest.fixture(scope="module")
+def s3():
+    with s3_server() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def archive(s3, tmp_path_factory) -> Archive:
+    """On S3 and, the truth, on this disk."""
+    local = write_archive(tmp_path_factory.mktemp("s3"), shards=2, size=100_000, share=0.15, loose=3)
+    write_header(local.manifest, {"root0": f"{s3.url}/archive"})
+    upload(s3, local.root.parent)
+    return local
+
+
+def upload(s3: S3, folder: Path) -> None:
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            s3.client.upload_file(str(path), s3.bucket, str(path.relative_to(folder)))
+
+
+def manifest_url(s3: S3, archive: Archive) -> str:
+    return f"{s3.url}/{archive.manifest.relative_to(archive.root.parent)}/manifest.json"
+
+
+@pytest.mark.parametrize("members", ["all", "image"])
+def test_the_same_bytes_as_from_a_disk(s3, archive, members):
+    url = manifest_url(s3, archive)
+    there = list(WebDatasetSamples(url, members=members, storage=s3.storage, rank=0, world_size=1))
+    here = list(
+        WebDatasetSamples(
+            str(archive.manifest), members=members, roots={"root0": str(archive.root)}, rank=0, world_size=1
+        )
+    )
+    for sample in (*there, *here):
+        sample.pop("__url__")
+    assert there == here
+    assert len(there) == len(archive.ids)
+
+
+def test_workers_of_a_loader_read_it_too(s3, archive):
+    samples = TorchSamples(manifest_url(s3, archive), storage=s3.storage, rank=0, world_size=1)
+    next(iter(samples))  # this process has used its connection before the workers are forked
+    batches = list(samples.loader(4, 2))
+    assert {
+        name: files for b in batches for name, files in zip(b["sample_id"], b["files"], strict=True)
+    } == archive.files
+
+
+def test_the_requests_are_those_of_the_plan(s3, archive, monkeypatch):
+    asked: list[tuple[str, int, int]] = []
+    original = Folder.read_range
+
+    def counted(self: Folder, path: str, start: int, stop: int) -> bytes:
+        if path.endswith(".tar"):
+            asked.append((path, start, stop))
+        return original(self, path, start, stop)
+
+    monkeypatch.setattr(Folder, "read_range", counted)
+    samples = WebDatasetSamples(
+        manifest_url(s3, archive), members="image", storage=s3.storage, rank=0, world_size=1, shuffle=0
+    )
+    assert len(list(samples)) == len(archive.ids)
+    table = samples.manifest.table()
+    tars = table.filter(pa.compute.is_valid(table["offset"]))
+    sizes = {name: (archive.root / name.partition("/")[2]).stat().st_size for name in set(tars["shard"].to_pylist())}
+    whole = pa.array([sizes[name] for name in tars["shard"].to_pylist()])
+    plan = plan_reads(tars["shard"], tars["offset"], tars["size"], whole, OBJECT_STORE)
+    assert plan["ranged"]["requests"] == len(asked) > len(sizes)
+    assert plan["ranged"]["bytes"] == sum(stop - start for _, start, stop in asked)
+    assert plan["chosen"]["bytes"] < plan["sequential"]["bytes"]
+
+
+def test_what_fails_now_and_then_is_asked_for_again(s3, archive, monkeypatch):
+    failed: Counter[str] = Counter()
+    folder = Folder(s3.url, s3.storage)
+    original = type(folder.fs).cat_file
+
+    def flaky(self, path, *args, **options):
+        key = f"{path} {options}"
+        failed[key] += 1
+        data = original(self, path, *args, **options)
+        if failed[key] == 1:
+            raise OSError("reset")
+        return data[:-1] if failed[key] == 2 and "start" in options else data
+
+    monkeypatch.setattr(type(folder.fs), "cat_file", flaky)
+    monkeypatch.setattr("curation.storage.time.sleep", lambda seconds: None)
+    samples = WebDatasetSamples(manifest_url(s3, archive), storage=s3.storage, rank=0, world_size=1)
+    given = {s["__meta__"]["sample_id"]: {k: v for k, v in s.items() if k[:2] != "__"} for s in samples}
+    assert given == archive.files
+    assert max(failed.values()) == 3
+
+
+def test_a_shard_that_is_not_there_names_the_sample(s3, archive, tmp_path):
+    with pytest.raises(AccessError, match=r"sample '.*' of s3://bucket/elsewhere/.* has gone or changed"):
+        list(
+            WebDatasetSamples(
+                str(archive.manifest),
+                members="image",
+                roots={"root0": f"{s3.url}/elsewhere"},
+                storage=s3.storage,
+                rank=0,
+                world_size=1,
+            )
+        )
