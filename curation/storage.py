@@ -375,7 +375,8 @@ def retry(call: Callable[[], T], name: str, tries: int = TRIES) -> T:
         except Exception as error:  # noqa: BLE001 - every client library has its own network errors
             denied = isinstance(error, PermissionError) or "Credentials" in type(error).__name__
             if denied or attempt == tries - 1:
-                why = "no credentials, or no permission" if denied else f"{type(error).__name__}: {error}"
+                said = " ".join(str(error).split())  # one line
+                why = "no credentials, or no permission" if denied else f"{type(error).__name__}: {said}"
                 raise AccessError(f"{name}: {why}") from error
             time.sleep(0.2 * 2**attempt)
     raise AssertionError("tries is at least 1")

@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -68,7 +69,7 @@ def s3_server(bucket: str = "bucket") -> Iterator[S3]:
     )
     try:
         server = S3(f"http://127.0.0.1:{port}", bucket)
-        _wait(server.endpoint, process)
+        wait_for(f"{server.endpoint}/moto-api/", process)
         server.client.create_bucket(Bucket=bucket)
         yield server
     finally:
@@ -81,12 +82,15 @@ def s3_server(bucket: str = "bucket") -> Iterator[S3]:
                 os.environ[name] = value
 
 
-def _wait(endpoint: str, process: "subprocess.Popen[bytes]", seconds: float = 60) -> None:
+def wait_for(url: str, process: "subprocess.Popen[bytes]", seconds: float = 60) -> None:
+    """Wait until a server that was started answers at all."""
     end = time.monotonic() + seconds
     while time.monotonic() < end and process.poll() is None:
         try:
-            urllib.request.urlopen(f"{endpoint}/moto-api/", timeout=1).close()
+            urllib.request.urlopen(url, timeout=1).close()
+            return
+        except urllib.error.HTTPError:
             return
         except OSError:
             time.sleep(0.1)
-    raise RuntimeError(f"moto did not start at {endpoint} (status {process.poll()})")
+    raise RuntimeError(f"nothing answers at {url} (status {process.poll()})")

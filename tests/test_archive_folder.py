@@ -87,8 +87,9 @@ def test_patterns(tmp_path: Path) -> None:
     (tmp_path / "2020" / "t1.json").write_bytes(b"{}")
     (tmp_path / "2020" / "u1.jpg").write_bytes(b"x")
     assert names(f"{tmp_path}/*/a-1.tar") == ["root0/2020/a-1.tar", "root0/2021/a-1.tar"]
-    assert names(f"{tmp_path}/**/*.tar") == [f"root0/{p}" for p in sorted(
-        ("2020/a-1.tar", "2020/a-2.tar", "2021/a-1.tar", "2021/deep/b.tar", "x.tar"))]
+    assert names(f"{tmp_path}/**/*.tar") == [
+        f"root0/{p}" for p in sorted(("2020/a-1.tar", "2020/a-2.tar", "2021/a-1.tar", "2021/deep/b.tar", "x.tar"))
+    ]
     assert names(f"{tmp_path}/2020/a-[2-9].tar") == ["root0/a-2.tar"]
     assert names(f"{tmp_path}/202?/deep") == ["root0/2021/deep/b.tar"]
     (root,) = list_archive(f"{tmp_path}/2020/t*.jpg")
@@ -109,6 +110,7 @@ def test_patterns(tmp_path: Path) -> None:
         ("{{a, b}}", "is no mapping"),
         ({"a/b": "{tmp}"}, "cannot name a root"),
         ("nosuch://x/y", "nosuch"),
+        ("s3://my*/y", "a bucket's name cannot be a pattern"),
     ],
 )
 def test_a_wrong_url_is_one_clear_line(tmp_path: Path, url: object, said: str) -> None:

@@ -66,12 +66,14 @@ def test_keys_are_those_of_webdataset(name: str) -> None:
     assert split_name(name) == webdataset.tariterators.base_plus_ext(name)
 
 
-part = st.text(
-    st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1, max_size=120
-).filter(lambda text: not text.startswith("."))
+letters = "abZ09._- ,[]=%ü雲\
+😀"
+part = st.text(letters, min_size=1, max_size=120).filter(lambda text: not text.startswith("."))
 names = st.lists(part, min_size=1, max_size=3).map("/".join)
 contents = st.binary(min_size=1, max_size=1500)
-archives = st.lists(st.tuples(names, contents), min_size=1, max_size=6, unique_by=lambda member: split_name(member[0])[0])
+archives = st.lists(
+    st.tuples(names, contents), min_size=1, max_size=6, unique_by=lambda member: split_name(member[0])[0]
+)
 
 
 def tar_bytes(members: list[tuple[str, bytes]], style: int, ended: bool = True) -> bytes:
@@ -106,7 +108,8 @@ def test_any_name_and_content_is_read_as_tarfile_reads_it(
 def test_a_tar_cut_anywhere_gives_its_whole_samples_and_one_row_for_the_rest(
     members: list[tuple[bytes, bytes]], data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    listed = [(f"k{i}.{suffix}", c) for i, pair in enumerate(members) for suffix, c in zip(("jpg", "json"), pair)]
+    named = enumerate(members)
+    listed = [(f"k{i}.{suffix}", c) for i, pair in named for suffix, c in zip(("jpg", "json"), pair, strict=True)]
     whole = tar_bytes(listed, tarfile.PAX_FORMAT)
     end = len(tar_bytes(listed, tarfile.PAX_FORMAT, ended=False))
     path = tmp_path_factory.mktemp("cut") / "x.tar"
@@ -191,7 +194,8 @@ def test_dots_inside_a_name_are_no_way_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "fault"), [(tarfile.SYMTYPE, "LinkMember"), (tarfile.LNKTYPE, "LinkMember"), (tarfile.FIFOTYPE, "NotAFile")]
+    ("kind", "fault"),
+    [(tarfile.SYMTYPE, "LinkMember"), (tarfile.LNKTYPE, "LinkMember"), (tarfile.FIFOTYPE, "NotAFile")],
 )
 def test_links_and_special_files_are_refused(tmp_path: Path, kind: bytes, fault: str) -> None:
     items = read_all(with_special(tmp_path / "x.tar", "bad.jpg", kind, "/etc/passwd"))

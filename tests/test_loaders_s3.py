@@ -1,6 +1,7 @@
 """The readers over S3: the same bytes as from a disk, by the requests that were planned, through faults."""
 
-from collections import Counter
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,7 +13,7 @@ from curation.manifests.loaders.torch import TorchSamples
 from curation.manifests.loaders.webdataset import WebDatasetSamples
 from curation.storage import Folder
 from tests.kept import Archive, write_archive, write_header
-from tests.s3 import S3, s3_server
+from tests.s3 import S3, free_port, s3_server, wait_for
 
 
 @pytest.fixture(scope="module")
@@ -88,25 +89,19 @@ def test_the_requests_are_those_of_the_plan(s3, archive, monkeypatch):
     assert plan["chosen"]["bytes"] < plan["sequential"]["bytes"]
 
 
-def test_what_fails_now_and_then_is_asked_for_again(s3, archive, monkeypatch):
-    failed: Counter[str] = Counter()
-    folder = Folder(s3.url, s3.storage)
-    original = type(folder.fs).cat_file
-
-    def flaky(self, path, *args, **options):
-        key = f"{path} {options}"
-        failed[key] += 1
-        data = original(self, path, *args, **options)
-        if failed[key] == 1:
-            raise OSError("reset")
-        return data[:-1] if failed[key] == 2 and "start" in options else data
-
-    monkeypatch.setattr(type(folder.fs), "cat_file", flaky)
-    monkeypatch.setattr("curation.storage.time.sleep", lambda seconds: None)
-    samples = WebDatasetSamples(manifest_url(s3, archive), storage=s3.storage, rank=0, world_size=1)
-    given = {s["__meta__"]["sample_id"]: {k: v for k, v in s.items() if k[:2] != "__"} for s in samples}
+def test_what_fails_now_and_then_is_asked_for_again(s3, archive):
+    port = free_port()
+    backend = s3.endpoint.rpartition(":")[2]
+    proxy = subprocess.Popen([sys.executable, "-m", "tests.faulty_proxy", str(port), backend, "3"])
+    try:
+        wait_for(f"http://127.0.0.1:{port}/{s3.bucket}", proxy)
+        storage = {"s3": {"endpoint_url": f"http://127.0.0.1:{port}"}}
+        samples = WebDatasetSamples(manifest_url(s3, archive), storage=storage, rank=0, world_size=1)
+        given = {s["__meta__"]["sample_id"]: {k: v for k, v in s.items() if k[:2] != "__"} for s in samples}
+    finally:
+        proxy.terminate()
+        proxy.wait()
     assert given == archive.files
-    assert max(failed.values()) == 3
 
 
 def test_a_shard_that_is_not_there_names_the_sample(s3, archive, tmp_path):

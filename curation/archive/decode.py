@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -218,6 +219,7 @@ def _mask(pixels: NDArray[Any], mask: NDArray[np.bool_] | None, nodata: float | 
     return valid
 
 
+@lru_cache(maxsize=64)
 def _can_hold(dtype: np.dtype[Any], value: float) -> bool:
     if dtype.kind == "f":
         return bool(np.isfinite(value)) and abs(value) <= float(np.finfo(dtype).max)

@@ -174,6 +174,8 @@ def _list_root(name: str, url: str, options: Options | None) -> Root:
 
 def _find(url: str, options: Options | None) -> tuple[Folder, list[FileInfo]]:
     """The root's folder and the files in question below it."""
+    if not is_local(url) and _MAGIC.search(url.split("://", 1)[1].split("/")[0]):
+        raise RequestError(f"{public_url(url)}: a bucket's name cannot be a pattern")
     folder = Folder(url, options)
     kind = _kind(folder)
     if kind == "directory":
@@ -197,8 +199,6 @@ def _find_glob(url: str, options: Options | None) -> tuple[Folder, list[FileInfo
             break
     else:
         raise RequestError(f"there is nothing at {public_url(url)}: check the path")
-    if prefix.endswith(":/") or prefix.endswith("://"):
-        raise RequestError(f"{public_url(url)}: a bucket's name cannot be a pattern")
     folder = Folder(prefix or "/", options)
     try:
         pattern = re.compile(glob_translate("/".join(parts[i:])))

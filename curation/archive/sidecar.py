@@ -109,6 +109,8 @@ def _time(said: dict[str, Any]) -> datetime | None:
         if isinstance(value, str):
             time = datetime.fromisoformat(value.strip())
             return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
+        if isinstance(value, bool):
+            raise TypeError
         return datetime.fromtimestamp(value, UTC)
     except (ValueError, TypeError, OverflowError, OSError):
         raise _bad(f"json: {name}={value!r:.80} is no time: write ISO 8601, 2024-05-01T10:30:00Z") from None
@@ -128,7 +130,7 @@ def _footprint(said: dict[str, Any]) -> Footprint | None:
         west, south, east, north = box
         if not (-180 <= west <= 180 and -180 <= east <= 180 and -90 <= south <= north <= 90):
             raise ValueError
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, LookupError, OverflowError, RecursionError):
         raise _bad(f"json: {name} is no area in degrees: write [west, south, east, north]") from None
     return box
 
@@ -145,8 +147,10 @@ def _box(value: Any) -> Footprint:
     elif isinstance(value, str):
         numbers = [[float(n) for n in _NUMBER.findall(point)] for point in value.split(",")]
         points = [(point[0], point[1]) for point in numbers if len(point) >= 2]
-    else:
+    elif isinstance(value[0], list):
         points = list(_points(value))
+    else:
+        raise ValueError
     xs, ys = [x for x, _ in points], [y for _, y in points]
     return min(xs), min(ys), max(xs), max(ys)
 
@@ -168,7 +172,7 @@ def _clouds(said: dict[str, Any]) -> float | None:
     scale = 1.0 if name == "cloud_fraction" else 100.0
     try:
         share = float(value) / scale
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         share = math.nan
     if not 0 <= share <= 1:
         raise _bad(f"json: {name}={value!r:.80} lies outside 0 to {scale:g}")

@@ -24,9 +24,13 @@ from curation.archive.image import Image, bad_image, check_pixels
 from curation.archive.sidecar import Footprint
 from curation.errors import BadSample
 
-_TYPES = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 11: "f", 12: "d", 13: "I", 16: "Q", 17: "q", 18: "Q"}
+# TIFF's numeric types: struct's letter and bytes.
+_LETTERS = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 11: "f", 12: "d", 13: "I", 16: "Q", 17: "q", 18: "Q"}
+_TYPES = {kind: (letter, struct.calcsize("=" + letter)) for kind, letter in _LETTERS.items()}
 _ITEM = re.compile(r"<Item\b([^>]*)>([^<]*)</Item>")
 _SAMPLE = re.compile(r'\bsample="(\d+)"')
+# Compressions that libtiff decodes: none, LZW, JPEG, deflate (two numbers), PackBits, zstd.
+_LIBTIFF = frozenset({1, 5, 7, 8, 32946, 32773, 50000})
 MAX_PAGES = 4096
 
 
@@ -38,13 +42,11 @@ class Page:
 
     def values(self, tag: int, *default: Any) -> tuple[Any, ...]:
         """The numbers of a tag."""
-        if tag not in self.entries:
+        entry = self.entries.get(tag)
+        if entry is None or entry[0] not in _TYPES:
             return default
-        kind, count, _ = self.entries[tag]
-        letter = _TYPES.get(kind)
-        if letter is None:
-            return default
-        return struct.unpack(f"{self.order}{count}{letter}", self._bytes(tag, struct.calcsize("=" + letter) * count))
+        letter, size = _TYPES[entry[0]]
+        return struct.unpack(f"{self.order}{entry[1]}{letter}", self._bytes(tag, size * entry[1]))
 
     def text(self, tag: int) -> str:
         """The text of a tag, empty without one."""
@@ -120,8 +122,11 @@ def decode_tiff(data: bytes, max_pixels: int) -> Image | None:
     images = [page for page, kind in zip(pages, kinds, strict=True) if not kind] or pages[:1]
     layout = _layout(images[0])
     check_pixels(layout.height, layout.width, layout.samples * len(images), max_pixels)
-    if any(_layout(page) != layout for page in images[1:]):
-        raise BadSample("decode", "SeveralImages", f"tif: {len(images)} pages of different kinds")
+    _check_tiles(images[0], layout.samples, max_pixels)
+    for page in images[1:]:
+        if _layout(page) != layout:
+            raise BadSample("decode", "SeveralImages", f"tif: {len(images)} pages of different kinds")
+        _check_tiles(page, layout.samples, max_pixels)
     if layout.photometric not in (1, 2) or min(layout.bits) < 8:
         if len(images) > 1:
             raise BadSample("decode", "Unsupported", "tif: several pages with colours that are no bands")
@@ -148,14 +153,11 @@ def _layout(page: Page) -> _Layout:
 
 def _pixels(page: Page, layout: _Layout) -> NDArray[Any]:
     """``(samples, height, width)``, in native byte order."""
-    complete = _check_segments(page)
     pixels: NDArray[Any]
-    try:
-        if not complete:
-            raise ValueError
+    usual = page.number(259, 1) in _LIBTIFF and set(layout.bits) <= {8, 16, 32, 64}
+    if _check_segments(page) and usual:
         pixels = imagecodecs.tiff_decode(page.data, index=page.index)
-    except (ValueError, RuntimeError):
-        # segments left out (they hold nodata), or a compression that libtiff was not built with
+    else:
         with tifffile.TiffFile(io.BytesIO(page.data)) as file:
             pixels = file.pages[page.index].asarray()
     shape = layout.height, layout.width
@@ -168,8 +170,16 @@ def _pixels(page: Page, layout: _Layout) -> NDArray[Any]:
     return np.ascontiguousarray(pixels, pixels.dtype.newbyteorder("="))
 
 
+def _check_tiles(page: Page, samples: int, max_pixels: int) -> None:
+    """Refuse tiles that alone are beyond the limit, and volumes."""
+    if 322 in page.entries or 323 in page.entries:
+        check_pixels(page.number(323, 0), page.number(322, 0), samples, max_pixels)
+    if page.number(32997, 1) > 1 or page.number(32998, 1) > 1:
+        raise BadSample("decode", "Unsupported", "tif: a volume is no image")
+
+
 def _check_segments(page: Page) -> bool:
-    """Whether every strip or tile is there; some may be left out.
+    """Whether every strip or tile is there; some may be left out, and then hold nodata.
 
     Raises:
         BadSample: one lies behind the end of the file.

@@ -108,7 +108,7 @@ class _Stream:
 
     def _check(self, count: int, what: str) -> None:
         if self.position + count > self.size:
-            raise _Break("TruncatedShard", f"the tar ends at byte {self.size}, in the middle of {what}")
+            raise _Break("TruncatedShard", f"the tar ends at byte {self.size}, in the middle of {printable(what)}")
 
 
 def _entries(stream: _Stream) -> Iterator[_Entry]:
@@ -141,7 +141,7 @@ def _entries(stream: _Stream) -> Iterator[_Entry]:
         end = entry.offset if kind in _NO_DATA else entry.offset + entry.size + -entry.size % BLOCK
         extra = {}
         yield entry
-        stream.skip(end - stream.position, f"member {printable(entry.name)}")
+        stream.skip(end - stream.position, "member " + entry.name)
 
 
 def _next_header(stream: _Stream) -> bytes:
@@ -266,7 +266,7 @@ class _Assembly:
             group.fault = group.fault or fault
         elif group.fault is None:
             self.pending = entry.name
-            group.data[suffix] = stream.take(entry.size, f"member {printable(entry.name)}")
+            group.data[suffix] = stream.take(entry.size, "member " + entry.name)
             self.pending = ""
 
     def finish(self) -> Iterator[RawSample | Rejection]:
@@ -308,10 +308,10 @@ class _Assembly:
 
 def _fault(entry: _Entry, used: bool, suffix: str) -> tuple[str, str] | None:
     """Why a member spoils its sample, if it does."""
-    name = printable(entry.name)
-    if not is_text(entry.name):
-        return "BadName", f"the name {name} is not UTF-8"
-    if is_unsafe(entry.name):
+    name = entry.name
+    if not is_text(name):
+        return "BadName", f"the name {printable(name)} is not UTF-8"
+    if is_unsafe(name):
         return "UnsafeName", f"the name {name} leads out of the archive"
     if entry.type in _LINKS:
         return "LinkMember", f"{name} is a link; pack the file itself (tar --dereference --hard-dereference)"

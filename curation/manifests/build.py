@@ -78,15 +78,15 @@ def select(
     selection.load()
     if settings.unit:
         selection.settle_units()
-    selection.check("what select.exclude and select.clusters take away")
+    selection.check("select.exclude and select.clusters leave")
     if settings.entropy.keep is not None:
         selection.cut_entropy(settings.entropy.keep)
-        selection.check("the entropy stage")
+        selection.check("the entropy stage leaves")
     if settings.duplicates:
         selection.drop_duplicates()
         if settings.unit:
             selection.settle_units()
-        selection.check("the near-duplicate stage")
+        selection.check("the near-duplicate stage leaves")
     selection.draw()
     return selection.publish(header)
 
@@ -267,7 +267,7 @@ class _Selection:
         left, required = (int(counts.sum()) for counts in self.count())
         asked = f"select.budget={self.settings.budget:g} asks for {self.plan.budget} of {self.samples} samples"
         if left < self.plan.budget:
-            raise RequestError(f"{asked}, but {stage} leave(s) {left}: lower the budget, or let that stage keep more")
+            raise RequestError(f"{asked}, but {stage} {left}: lower the budget, or let that stage keep more")
         if required > self.plan.budget:
             raise RequestError(f"{asked}, but select.require alone names {required}: raise the budget")
 

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 from numpy.typing import NDArray
 
@@ -73,13 +74,11 @@ def _rows(
 
 
 def _without_idle_embeddings(table: pa.Table) -> pa.Table:
-    """Embeddings only where there is no patch to decide."""
-    column = table.schema.get_field_index("embedding")
-    chunks = []
-    for patch, embedding in zip(table["patch"].chunks, table["embedding"].chunks, strict=True):
-        kept = pa.array(np.arange(len(patch)), mask=np.asarray(patch.is_valid()))
-        chunks.append(embedding.take(kept))
-    return table.set_column(column, table.schema.field(column), pa.chunked_array(chunks, table["embedding"].type))
+    """Embeddings only where there is no patch to decide; the others take no room."""
+    decided = pc.and_(table["patch"].is_valid(), table["signature"].is_valid())
+    vectors = table["embedding"].cast(pa.list_(pa.float16()))
+    vectors = pc.if_else(decided, pa.scalar(None, vectors.type), vectors)
+    return table.set_column(table.schema.get_field_index("embedding"), "embedding", vectors)
 
 
 def _within(start: int, stop: int, *pieces: pa.Table) -> pa.Table:

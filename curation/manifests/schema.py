@@ -1,13 +1,17 @@
-"""The manifest's files: their columns, their vocabulary, and how they are written byte for byte the same."""
+"""The manifest's files: their columns, their vocabulary, and how their bytes come to be the same every time."""
 
 import hashlib
 import io
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from curation.storage import Folder
 
 KEPT = ("sampled", "required", "nearest")
 DROPPED = ("excluded", "cluster_excluded", "entropy", "duplicate", "quota")
@@ -113,6 +117,13 @@ def parquet_bytes(table: pa.Table) -> bytes:
     sink = io.BytesIO()
     pq.write_table(table, sink, row_group_size=ROW_GROUP, **WRITING)
     return sink.getvalue()
+
+
+@contextmanager
+def open_parquet(folder: Folder, path: str) -> Iterator[pq.ParquetFile]:
+    """A Parquet file to read piece by piece."""
+    with folder.open(folder.info(path)) as source, pq.ParquetFile(source) as file:
+        yield file
 
 
 def json_bytes(value: Any) -> bytes:

@@ -278,7 +278,7 @@ def settle_units(plan: Plan, number: int, rows: Columns) -> tuple[Columns, None]
     for code in (OPEN, CODE["required"], CODE["excluded"]):
         one = ~units.every(members, rows["reason"] != code)
         reason = np.where(one[members.unit], code, reason)
-    of_unit = {
+    of_unit: Columns = {
         "stratum": units.majority(members, rows["cluster"]),
         "size": members.size,
         "unit_weight": units.mean(members, rows["weight"]),
@@ -317,7 +317,7 @@ def order_clusters(plan: Plan, number: int, rows: Columns) -> tuple[Columns, Non
     if plan.strategy.order == "spread":
         distance = rows["distance"] if members is None else rows["distance"][members.leaders]
         made["priority"], made["near"] = spread_order(items, distance.astype(np.float64), plan.settings.nearest)
-        items = Items(items.stratum, made["priority"], items.required, items.upper, items.lower, items.size)
+        items = items._replace(priority=made["priority"])
     made["score"], made["threshold"] = cluster_order(items, plan.weights, plan.quotas)
     return made if members is None else {name: column[members.unit] for name, column in made.items()}, None
 

@@ -114,7 +114,7 @@ def write_rows(folder: Folder, ranges: Sequence[Sequence[Any]]) -> File:
         sink = _Hashed(file)
         with pq.ParquetWriter(pa.PythonFile(sink, "w"), MANIFEST_SCHEMA, **WRITING) as writer:
             for group in _row_groups(_by_shard(ray.get(list(pieces))) for pieces in ranges):
-                writer.write_table(group, row_group_size=ROW_GROUP)
+                writer.write_table(group)
                 rows += group.num_rows
     return File(ROWS_FILE, sink.size, sink.digest.hexdigest(), rows)
 
@@ -185,14 +185,15 @@ def _by_shard(tables: Sequence[pa.Table]) -> pa.Table:
 
 
 def _row_groups(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
-    """The same rows in tables of whole row groups, the last one excepted."""
+    """The same rows a row group at a time, so that the file does not show how they came."""
     rest = MANIFEST_SCHEMA.empty_table()
     for table in tables:
-        rows = pa.concat_tables([rest, table])
-        whole = len(rows) - len(rows) % ROW_GROUP
-        yield rows.slice(0, whole)
-        rest = rows.slice(whole)
-    yield rest
+        rest = pa.concat_tables([rest, table])
+        while len(rest) >= ROW_GROUP:
+            yield rest.slice(0, ROW_GROUP).combine_chunks()
+            rest = rest.slice(ROW_GROUP)
+    if len(rest):
+        yield rest.combine_chunks()
 
 
 class _Hashed:

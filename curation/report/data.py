@@ -52,7 +52,7 @@ class Counts:
     Attributes:
         clusters: (K + 1, reasons); the last row is for samples without a cluster.
         entropy: (bins, reasons), of the samples that have an entropy.
-        threshold: lowest and highest entropy threshold that dropped anything.
+        threshold: of the entropy stage, bits; the highest, if there should be several.
         labels: label -> (reasons,); ``None`` for the samples without one.
         rare: (reasons,), of the labels beyond ``LABELS``.
         copies: representative's sample_id -> duplicates dropped for it; the largest groups.
@@ -60,7 +60,7 @@ class Counts:
 
     clusters: Ints
     entropy: Ints = field(default_factory=lambda: np.zeros((BINS, len(REASONS)), np.int64))
-    threshold: tuple[float, float] | None = None
+    threshold: float | None = None
     labels: dict[str | None, Ints] = field(default_factory=dict)
     rare: Ints = field(default_factory=lambda: np.zeros(len(REASONS), np.int64))
     copies: Counter[str] = field(default_factory=Counter)
@@ -163,11 +163,12 @@ def gather(store: CatalogStore, shards: Sequence[str], clusters: Folder, manifes
         raise CurationError(f"{readings.samples} samples in the catalog, but {decided} decisions: select again")
 
     telling = _telling(counts.clusters[:-1])
+    previews = float(header["content"]["config"].get("catalog", {}).get("thumbnails", 0.1))
     wanted = Wanted(
         clusters=np.array(sorted({number for numbers in telling.values() for number in numbers}), np.int64),
-        groups=_largest(counts.copies, GROUPS),
+        groups=_largest(counts.copies, GROUPS, previews),
         point_share=POINTS / max(decided, 1),
-        previews=float(header["content"]["config"].get("catalog", {}).get("thumbnails", 0.1)),
+        previews=previews,
     )
     picks: Picks = _merged([_pick.remote(manifest, part, wanted) for part in parts], _merge_picks)
     tiles, points, vectors = _fetch_all(store, picks.rows)
@@ -224,7 +225,7 @@ def _count(manifest: Folder, part: str, store: CatalogStore, clusters: int) -> C
         counts.entropy += _table(entropy_bins(entropy[known]), reason[known], BINS)
         cut = batch["threshold"].filter(pa.array(reason == REASON["entropy"])).drop_null()
         if len(cut):
-            counts.threshold = _range(counts.threshold, (pc.min(cut).as_py(), pc.max(cut).as_py()))
+            counts.threshold = _highest(counts.threshold, pc.max(cut).as_py())
         for label, row in labels.count(batch, reason):
             counts.labels[label] = counts.labels.get(label, 0) + row
         copies = pc.value_counts(batch["duplicate_of"].filter(pa.array(reason == REASON["duplicate"])).drop_null())
@@ -241,7 +242,7 @@ def _merge_counts(*several: Counts) -> Counts:
         rare=np.sum([one.rare for one in several], axis=0),
     )
     for one in several:
-        total.threshold = _range(total.threshold, one.threshold)
+        total.threshold = _highest(total.threshold, one.threshold)
         total.copies.update(one.copies)
         if one is not first:
             for label, row in one.labels.items():
@@ -254,19 +255,17 @@ def _bounded(counts: Counts) -> Counts:
     by_size = sorted(counts.labels, key=lambda label: (-int(counts.labels[label].sum()), label or ""))
     for label in by_size[LABELS:]:
         counts.rare = counts.rare + counts.labels.pop(label)
-    counts.copies = Counter({name: counts.copies[name] for name in _largest(counts.copies, 100 * GROUPS)})
+    counts.copies = Counter({name: counts.copies[name] for name in _largest(counts.copies, 100 * GROUPS, 0)})
     return counts
 
 
-def _largest(copies: Counter[str], n: int) -> list[str]:
-    """The representatives with most duplicates; equals by their id, which is a hash."""
-    return sorted(copies, key=lambda name: (-copies[name], name))[:n]
+def _largest(copies: Counter[str], n: int, previews: float) -> list[str]:
+    """The representatives with most duplicates; of equals those with a preview first, then by id, which is a hash."""
+    return sorted(copies, key=lambda name: (-copies[name], not in_share(name, previews), name))[:n]
 
 
-def _range(one: tuple[float, float] | None, other: tuple[float, float] | None) -> tuple[float, float] | None:
-    if one is None or other is None:
-        return one or other
-    return min(one[0], other[0]), max(one[1], other[1])
+def _highest(one: float | None, other: float | None) -> float | None:
+    return max((value for value in (one, other) if value is not None), default=None)
 
 
 def _reasons(column: Any) -> Ints:
@@ -571,7 +570,7 @@ def _tile(row: dict[str, Any], extra: dict[str, Any]) -> Tile:
 def _groups(wanted: Wanted, picks: Picks, tiles: dict[tuple[str, int], list[Tile]]) -> list[Group]:
     groups = []
     for slot in range(len(wanted.groups)):
-        (representative,) = tiles.get(("representative", slot)) or [None]
+        representative = next(iter(tiles.get(("representative", slot), [])), None)
         groups.append(Group(representative, int(picks.copies[slot]), tiles.get(("copy", slot), [])))
     return sorted(groups, key=lambda group: -group.size)
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from numpy.typing import NDArray
 
@@ -210,17 +211,17 @@ def _entropy(figures: Figures, gallery: Gallery) -> dict[str, Any] | None:
         "other": np.delete(shown, [*range(len(KEPT)), REASON["entropy"]], axis=1).sum(axis=1),
     }
     low, high = first / per_bit, last / per_bit
-    threshold = figures.counts.threshold and figures.counts.threshold[1]
+    threshold = figures.counts.threshold
     return {
         "bars": _stacked(stacks),
         "bins": last - first,
         "peak": int(total.max()),
         "ticks": [(bit, (bit - low) / (high - low)) for bit in range(round(low), round(high) + 1)],
         "threshold": threshold,
-        "threshold_at": threshold and (threshold - low) / (high - low),
+        "threshold_at": None if threshold is None else (threshold - low) / (high - low),
         "means": _means(figures),
         "below": gallery(reversed(figures.tiles.get(("below", 0), [])), "entropy"),
-        "above": gallery(figures.tiles.get(("above", 0), []), "entropy") if threshold else [],
+        "above": gallery(figures.tiles.get(("above", 0), []), "entropy") if threshold is not None else [],
         "steps": gallery(
             (tile for slot in range(data.STEPS) for tile in figures.tiles.get(("step", slot), [])), "entropy"
         ),
@@ -298,14 +299,11 @@ def _labels(figures: Figures) -> Balance | None:
 
 def _scenes(figures: Figures) -> Balance | None:
     table = figures.counts.clusters
-    scenes: dict[str, Ints] = {}
-    unnamed = table[-1].copy()
-    for row, scene in zip(table[:-1], figures.centroids["scene"].to_pylist(), strict=True):
-        if scene is None:
-            unnamed += row
-        else:
-            scenes[scene] = scenes.get(scene, 0) + row
-    return _balance("scene", scenes, unnamed)
+    scenes = figures.centroids["scene"].combine_chunks().dictionary_encode()
+    names = scenes.dictionary.to_pylist()
+    sums = np.zeros((len(names) + 1, len(REASONS)), np.int64)  # the last: of no scene
+    np.add.at(sums, np.asarray(scenes.indices.fill_null(len(names))), table[:-1])
+    return _balance("scene", dict(zip(names, sums, strict=False)), sums[-1] + table[-1])
 
 
 def _balance(kind: str, named: Mapping[str, Ints], unnamed: Ints | None) -> Balance | None:
@@ -364,8 +362,8 @@ def _clusters(figures: Figures, gallery: Gallery) -> dict[str, Any]:
     table = figures.counts.clusters[:-1]
     before, after = table.sum(axis=1), table[:, : len(KEPT)].sum(axis=1)
     order = np.lexsort((np.arange(len(before)), -before))
-    about = figures.centroids.to_pylist()
     filled = order[before[order] > 0]
+    rows = filled[:CLUSTER_ROWS]
     return {
         "total": len(before),
         "filled": len(filled),
@@ -374,17 +372,25 @@ def _clusters(figures: Figures, gallery: Gallery) -> dict[str, Any]:
         "after": _profile(after[filled], after.max(initial=1)),
         "peaks": (int(before.max(initial=0)), int(after.max(initial=0))),
         "effective": (_effective(before.tolist()), _effective(after.tolist())),
-        "rows": [_cluster_row(about[c], table[c]) for c in filled[:CLUSTER_ROWS]],
+        "rows": [_cluster_row(about, table[c]) for c, about in zip(rows, _about(figures, rows), strict=True)],
         "telling": [
             {
                 "title": TELLING[why][0],
                 "why": TELLING[why][1],
-                "cards": [_card(figures, about[c], table[c], gallery) for c in numbers],
+                "cards": [
+                    _card(figures, about, table[about["cluster"]], gallery) for about in _about(figures, numbers)
+                ],
             }
             for why, numbers in figures.telling.items()
             if numbers
         ],
     }
+
+
+def _about(figures: Figures, clusters: Sequence[int] | Ints) -> list[dict[str, Any]]:
+    """Rows of the centroids' table, which is in the order of the clusters' numbers."""
+    rows: list[dict[str, Any]] = figures.centroids.take(pa.array(clusters, pa.int64())).to_pylist()
+    return rows
 
 
 def _profile(counts: Ints, peak: int) -> dict[str, Any]:
@@ -436,11 +442,12 @@ def _map(figures: Figures, labels: Balance | None, scenes: Balance | None) -> di
         return None
     x, y = _scaled(figures.places)
     named, kind = (scenes, "scene") if scenes else (labels, "class")
-    scene_of = dict(enumerate(figures.centroids["scene"].to_pylist()))
+    clusters = sorted({tile.cluster for tile in figures.points if tile.cluster is not None})
+    scene_of = {about["cluster"]: about["scene"] for about in _about(figures, clusters)}
     coloured = [row.name for row in named.rows[:SCENES]] if named else []
     points = []
     for i, tile in enumerate(figures.points):
-        name = tile.label if kind == "class" else scene_of.get(-1 if tile.cluster is None else tile.cluster)
+        name = tile.label if kind == "class" else scene_of.get(tile.cluster)
         colour = coloured.index(name) if name in coloured else None
         points.append({"x": x[i], "y": y[i], "kept": tile.kept, "colour": colour, "title": _point(tile, name)})
     points.sort(key=lambda point: bool(point["kept"]))  # kept ones on top

@@ -26,10 +26,11 @@ NOISE = 0.5  # what compression does to a cell, in levels of 255 (standard devia
 _HEADER = 4 * (LEVELS + 1)
 PATCH_BYTES = _HEADER + GRID * GRID
 
+REACH = 4  # how far the window can follow a shift: half of the shift, in 128ths of the tile
 _SIDE = np.minimum(1, 2 * np.sin(np.pi * (np.arange(GRID) + 0.5) / GRID))
 _WINDOW = np.outer(_SIDE, _SIDE).astype(np.float32)  # falls to nothing at the edges, where shifts bring in new ground
-WINDOW_SUM = np.float32(_WINDOW.sum())
-WINDOW_ENERGY = np.float32((_WINDOW**2).sum())
+WINDOW_SUM = float(_WINDOW.sum())
+WINDOW_ENERGY = float((_WINDOW**2).sum())
 
 
 def signature(pixels: NDArray[np.generic], mask: NDArray[np.bool_], ranges: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -71,23 +72,30 @@ def patch_levels(patches: NDArray[np.uint8]) -> NDArray[np.float32]:
     return np.ascontiguousarray(patches[:, : _HEADER - 4]).view("<f4").astype(np.float32)
 
 
-def patch_spectra(patches: NDArray[np.uint8]) -> NDArray[np.complex64]:
-    """Centred spectra of stored patches.
+def patch_spectra(
+    patches: NDArray[np.uint8], down: NDArray[np.intp] | None = None, right: NDArray[np.intp] | None = None
+) -> NDArray[np.complex64]:
+    """Centred spectra of stored patches, seen through a window that falls to nothing at the edges.
 
     Args:
         patches: ``(n, 416)`` bytes.
+        down: where the window's centre lies, ``(n,)`` -4 to 4 in 128ths of the tile from its centre; None is there.
+        right: the same along the second axis.
 
     Returns:
-        The windowed pictures' Fourier coefficients ``(n, 15, 15)``, for frequencies -7 to 7
-        along each axis, in levels, about the tile's centre: so mirroring negates a
-        frequency, and transposing swaps the two.
+        Fourier coefficients ``(n, 15, 15)`` of the deviation from the mean, in levels, for
+        frequencies -7 to 7 along each axis, phases about the window's centre: so mirroring
+        negates a frequency, and transposing swaps the two.
     """
     step = np.ascontiguousarray(patches[:, _HEADER - 4 : _HEADER]).view("<f4").astype(np.float32)
-    cells = patches[:, _HEADER:].reshape(-1, GRID, GRID).astype(np.float32)
-    cells -= ((cells * _WINDOW).sum(axis=(1, 2)) / WINDOW_SUM)[:, None, None]
-    cells *= step[:, :, None] * _WINDOW
+    cells = patches[:, _HEADER:].reshape(-1, GRID, GRID).astype(np.float32) - 128
     waves = _waves()
-    return np.asarray(waves @ cells @ waves.T)
+    rows = waves[REACH] if down is None else waves[REACH + down]
+    columns = waves[REACH] if right is None else waves[REACH + right]
+    spectra = rows @ (cells * step[:, :, None]) @ columns.swapaxes(-1, -2)
+    window = rows.sum(axis=-1)[..., :, None] * columns.sum(axis=-1)[..., None, :]
+    centre = (..., slice(CUTOFF, CUTOFF + 1), slice(CUTOFF, CUTOFF + 1))
+    return np.asarray(spectra - spectra[centre] / window[centre] * window)
 
 
 def _picture(
@@ -118,8 +126,8 @@ def _picture(
 
 
 def _signature(deviation: NDArray[np.float32]) -> NDArray[np.float32]:
-    waves = _waves()
-    spectrum = waves[CUTOFF:] @ (deviation * _WINDOW) @ waves.T
+    waves = _waves()[REACH]
+    spectrum = waves[CUTOFF:] @ deviation @ waves.T
     power = _orbits() @ (spectrum.real**2 + spectrum.imag**2).ravel() / WINDOW_ENERGY
     logs = np.log(power + np.float32(NOISE**2))
     logs -= logs.mean()
@@ -139,9 +147,11 @@ def _blur(size: int) -> NDArray[np.float32]:
 
 @lru_cache(maxsize=1)
 def _waves() -> NDArray[np.complex64]:
-    """``(15, 20)`` Fourier matrix about the tile's centre."""
-    places = (np.arange(GRID) + 0.5) / GRID - 0.5
-    return np.exp(-2j * np.pi * np.outer(np.arange(-CUTOFF, CUTOFF + 1), places)).astype(np.complex64)
+    """``(9, 15, 20)``: Fourier matrices that hold the window too, about centres displaced by -4 to 4 128ths."""
+    moved = (np.arange(GRID) + 0.5) / GRID - np.arange(-REACH, REACH + 1)[:, None] / 128
+    window = np.clip(2 * np.sin(np.pi * np.clip(moved, 0, 1)), 0, 1)[:, None, :]
+    frequencies = np.arange(-CUTOFF, CUTOFF + 1)[:, None]
+    return (window * np.exp(-2j * np.pi * frequencies * (moved[:, None, :] - 0.5))).astype(np.complex64)
 
 
 @lru_cache(maxsize=1)

@@ -57,10 +57,10 @@ def quotas(weights: ArrayLike, caps: ArrayLike, budget: int, floors: ArrayLike =
     low, high = 0, int(np.nextafter(weights.max(), np.inf).view(np.int64))  # as bits: all seats, none
     while high - low > 1:
         middle = (low + high) // 2
-        if _seats_worth(_float(middle), weights, caps, floors).sum() >= budget:
-            low = middle
-        else:
-            high = middle
+        seats = _seats_worth(_float(middle), weights, caps, floors)
+        if (given := seats.sum()) == budget:
+            return seats
+        low, high = (middle, high) if given > budget else (low, middle)
     seats = _seats_worth(_float(high), weights, caps, floors)
     last = np.flatnonzero(_seats_worth(_float(low), weights, caps, floors) > seats)
     seats[last[: budget - seats.sum()]] += 1

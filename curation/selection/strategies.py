@@ -7,7 +7,7 @@ samples that stand or fall together.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,8 +39,7 @@ STRATEGIES = {
 }
 
 
-@dataclass(frozen=True)
-class Items:
+class Items(NamedTuple):
     """What is ordered; every array is (n,).
 
     Attributes:
@@ -151,8 +150,15 @@ def _position(items: Items, value: Floats) -> Ints:
 
 
 def _van_der_corput(rank: Ints, size: Ints) -> Floats:
-    """A number whose order is that of the bits of rank / size read backwards (size up to 2^31)."""
+    """When van der Corput's sequence in base 2 first hits [rank / size, (rank + 1) / size), for sizes up to 2^31.
+
+    Its points are the bits of 0, 1, 2, … read backwards. As many bits as tell
+    the ranks apart put one or two points into an interval; of two, the even one
+    has a bit less and comes earlier.
+    """
+    rank = np.minimum(rank, size - 1)
+    bits = np.ceil(np.log2(size)).astype(np.int64)
+    point = -(-(rank << bits) // size)
+    point += point & (((point + 1) * size < (rank + 1) << bits).astype(np.int64))
     backwards = np.array([int(f"{byte:08b}"[::-1], 2) for byte in range(256)], np.uint8)
-    bits = np.ceil(np.log2(np.maximum(size, 1))).astype(np.int64)  # as many as tell the ranks apart
-    fraction = (np.minimum(rank, size - 1) << bits) // size << (32 - bits)
-    return backwards[fraction.astype(">u4").view(np.uint8)].view("<u4").astype(np.float64)
+    return backwards[(point << (32 - bits)).astype(">u4").view(np.uint8)].view("<u4").astype(np.float64)

@@ -160,12 +160,14 @@ def _is_safe(name: str) -> bool:
 
 
 def _catalog(manifest: ManifestReader, storage: dict[str, Any] | None) -> CatalogStore | None:
-    """The catalog that the manifest was drawn from, where its workspace is still around it."""
-    name = manifest.header.get("content", {}).get("catalog")
-    workspace, _, parent = manifest.folder.url.rpartition("/")[0].rpartition("/")
-    if name is None or parent != "manifests" or not Folder(workspace, storage).exists(f"catalog/{name}"):
+    """The catalog that the manifest was drawn from, where its workspace is still around it or it was a shared one."""
+    name = manifest.header["content"].get("catalog")
+    workspace = Folder(manifest.folder.url.rpartition("/")[0].rpartition("/")[0] or "/", storage)
+    url = manifest.header.get("provenance", {}).get("catalog")
+    shared = Folder(url, storage) if url else None
+    if name is None or not (workspace.exists(f"catalog/{name}") or (shared and shared.exists(name))):
         return None
-    return CatalogStore(Folder(workspace, storage), name)
+    return CatalogStore(workspace, name, shared)
 
 
 # tars

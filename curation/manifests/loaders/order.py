@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from curation.errors import RequestError
 from curation.manifests.reading import ShardIndex
+from curation.selection.sampling import mix
 
 MASK = (1 << 64) - 1
 
@@ -128,13 +129,3 @@ def samples_per_rank(total: int, world_size: int, pad: bool) -> int:
     if total and total < world_size:
         raise RequestError(f"{total} kept samples are too few for {world_size} ranks without padding: take pad=True")
     return total // world_size
-
-
-def mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """SplitMix64's finalizer (Steele, Lea and Flood 2014) of each value plus the golden gamma."""
-    with np.errstate(over="ignore"):
-        z = values + np.uint64(0x9E3779B97F4A7C15)
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        mixed: NDArray[np.uint64] = z ^ (z >> np.uint64(31))
-    return mixed

@@ -70,8 +70,8 @@ class SampleStream:
         self.index = self.manifest.shards(budget)
         self.samples = samples_per_rank(int(self.index.counts.sum()), self.world_size, pad)
         self._cursor = _shared_cursor()
-        self._own = False  # whether the position is this worker's, not the rank's
-        self._seen = 0
+        self._own: tuple[int, int] | None = None  # epoch and position that were loaded in this worker, for itself
+        self._epoch = self._seen = 0
         self._fetcher()  # says now what is wrong with the request
 
     def __len__(self) -> int:
@@ -91,19 +91,21 @@ class SampleStream:
         if not _worker():
             self._cursor[_START] = 0  # the next iteration begins at the beginning
         lanes = Lanes(self.samples, self.batch_size, workers)
-        if self._own:
-            given = start
+        if self._own is not None:
+            (epoch, given), self._own = self._own, None
         else:
             if workers > 1 and start % self.batch_size and start != self.samples:
                 raise RequestError(f"{start} samples are no whole batches of {self.batch_size}: set batch_size")
             worker = (worker + start // self.batch_size) % workers  # whose turn it is comes first
             given = lanes.given(worker, start)
-        self._seen = given
+        self._epoch, self._seen = epoch, given
         first = self.rank * self.samples + lanes.start(worker)
-        stop = first + lanes.length(worker)
         order = Order(self.seed, epoch, self.shuffle)
-        runs = order.runs(self.index, first, stop)
-        for kept in in_order(self._fetcher(), runs, order.shuffled(first, stop)[given:], self.budget):
+        runs = order.runs(self.index, first, first + lanes.length(worker))
+        return self._give(runs, order.shuffled(first, first + lanes.length(worker))[given:])
+
+    def _give(self, runs: Iterable[Run], wanted: NDArray[np.int64]) -> Iterator[Any]:
+        for kept in in_order(self._fetcher(), runs, wanted, self.budget):
             self._seen += 1
             yield self.convert(kept)
 
@@ -119,7 +121,7 @@ class SampleStream:
         """
         if not _worker() and int(self._cursor[_WORKERS]):
             raise RequestError("the DataLoader's workers hold the position: iterate dataset.loader(…), and ask that")
-        return {**self.identity(), "epoch": int(self._cursor[_EPOCH]), "seen": self._seen, "worker": _worker()}
+        return {**self.identity(), "epoch": self._epoch, "seen": self._seen, "worker": _worker()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a state.
@@ -128,8 +130,10 @@ class SampleStream:
             RequestError: it was taken from another stream: the order would not be the same.
         """
         check_same({**self.identity(), "worker": _worker()}, state)
-        self._own = _worker() is not None
-        self.move(state["epoch"], state["seen"])
+        if _worker():
+            self._own = state["epoch"], state["seen"]
+        else:
+            self.move(state["epoch"], state["seen"])
 
     def identity(self) -> dict[str, Any]:
         """What decides the order, besides the epoch."""
@@ -144,7 +148,8 @@ class SampleStream:
 
     def move(self, epoch: int, start: int) -> None:
         """Let the next iteration begin at a position of an epoch."""
-        self._cursor[_EPOCH], self._cursor[_START], self._seen = epoch, start, start
+        self._cursor[_EPOCH], self._cursor[_START] = epoch, start
+        self._epoch, self._seen = epoch, start
 
     def _fetcher(self) -> Fetcher:
         return Fetcher(self.manifest, self.members, self.roots, self.storage)

@@ -1,0 +1,130 @@
+"""Which centroid is nearest to a row, by faiss, with an answer that does not depend on the row's neighbours.
+
+A matrix product in float32 rounds differently with the rows beside a row, the
+thread count and the device. So a row whose best two centroids are closer
+together than rounding can tell apart is looked at again: its best few are
+compared in float64, and the lower id wins a tie. All other rows are certain.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+BLOCK = 16_384  # rows searched at once
+RECHECKED = 8  # centroids compared again for a row in doubt
+
+
+class Nearest:
+    """Finds the nearest of the same centroids for many rows.
+
+    Args:
+        centroids: ``(k, d)`` float32.
+        device: ``cpu``, or ``cuda``: faiss on the GPU where this faiss can, else torch.
+        coarse: ``(c, d)`` float32, few centroids of the centroids. With them only the centroids
+            in the ``PROBES`` nearest cells are looked at: an approximation, for very large ``k``.
+    """
+
+    PROBES = 16
+
+    def __init__(
+        self,
+        centroids: NDArray[np.float32],
+        device: str = "cpu",
+        coarse: NDArray[np.float32] | None = None,
+    ) -> None:
+        self.centroids = np.ascontiguousarray(centroids, np.float32)
+        self.longest = float(np.linalg.norm(self.centroids.astype(np.float64), axis=1).max())
+        self._index = _index(self.centroids, device, coarse)
+
+    def two(self, x: NDArray[np.float32]) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+        """Nearest centroid and the squared distances to the best two.
+
+        Args:
+            x: ``(n, d)`` float32.
+
+        Returns:
+            Labels ``(n,)`` int32, and squared distances ``(n, 2)`` float32 (the second infinite where ``k`` is 1).
+        """
+        squared, found = _search(self._index, x, 2)
+        labels = found[:, 0].astype(np.int32)
+        # A dot product of d terms in float32 errs by at most about d * 2^-24 times the lengths (Higham 2002, 3.1).
+        rounding = 2 * (x.shape[1] + 4) * 2.0**-24
+        doubt = squared[:, 1] - squared[:, 0] <= rounding * (np.sqrt(np.einsum("ij,ij->i", x, x)) + self.longest) ** 2
+        for rows in np.array_split(np.flatnonzero(doubt), 1 + np.count_nonzero(doubt) // 1024):
+            labels[rows] = self._again(x[rows])
+        return labels, squared
+
+    def __call__(self, x: NDArray[Any]) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+        """Labels ``(n,)`` int32 and Euclidean distances ``(n,)`` float32 of rows ``(n, d)`` of any float type."""
+        labels, distances = np.empty(len(x), np.int32), np.empty(len(x), np.float32)
+        for start, block in blocks(x):
+            rows = slice(start, start + len(block))
+            labels[rows], _ = self.two(block)
+            distances[rows] = np.linalg.norm(block - self.centroids[labels[rows]], axis=1)
+        return labels, distances
+
+    def _again(self, x: NDArray[np.float32]) -> NDArray[np.int32]:
+        _, found = _search(self._index, x, RECHECKED)
+        found = np.where(found < 0, found[:, :1], found)  # fewer than asked for
+        found.sort(axis=1)
+        differences = x[:, None].astype(np.float64) - self.centroids[found]
+        best = np.square(differences).sum(2).argmin(1)
+        return found[np.arange(len(x)), best].astype(np.int32)
+
+
+def nearest(
+    x: NDArray[Any], centroids: NDArray[np.float32], device: str = "cpu"
+) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """Nearest centroid of each row, and its Euclidean distance; see :class:`Nearest`."""
+    return Nearest(centroids, device)(x)
+
+
+def blocks(x: NDArray[Any]) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    """Runs of :data:`BLOCK` rows as contiguous float32, each with the number of its first row."""
+    for start in range(0, len(x), BLOCK):
+        yield start, np.ascontiguousarray(x[start : start + BLOCK], np.float32)
+
+
+def _search(index: Any, x: NDArray[np.float32], k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Squared distances and labels ``(n, k)``; what is not there is infinitely far and has label -1."""
+    squared, found = index.search(x, k)
+    return np.where(found < 0, np.float32(np.inf), squared), found
+
+
+def _index(centroids: NDArray[np.float32], device: str, coarse: NDArray[np.float32] | None) -> Any:
+    on_gpu = device == "cuda" and hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus() > 0
+    if device == "cuda" and not on_gpu:
+        return TorchIndex(centroids, device)  # exact, with or without cells
+    index = faiss.IndexFlatL2(centroids.shape[1])
+    if coarse is not None:
+        index.add(np.ascontiguousarray(coarse, np.float32))
+        index = faiss.IndexIVFFlat(index, centroids.shape[1], len(coarse))
+        index.train(centroids)  # the cells are there already
+        index.nprobe = Nearest.PROBES
+    index.add(centroids)
+    return faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, index) if on_gpu else index
+
+
+class TorchIndex:
+    """The exact search of a flat faiss index in torch, for GPUs that the installed faiss does not know."""
+
+    def __init__(self, centroids: NDArray[np.float32], device: str) -> None:
+        import torch  # slow to import, and not needed on CPU
+
+        self.centroids = torch.from_numpy(centroids).to(device)
+        self.norms = self.centroids.square().sum(1)
+
+    def search(self, x: NDArray[np.float32], k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Squared distances and labels ``(n, k)``, nearest first."""
+        import torch
+
+        rows = torch.from_numpy(x).to(self.centroids.device)
+        found = min(k, len(self.centroids))
+        partial, labels = torch.addmm(self.norms, rows, self.centroids.T, alpha=-2).topk(found, largest=False)
+        squared = (partial + rows.square().sum(1, keepdim=True)).clamp_min(0)
+        missing = (0, k - found)
+        pad = torch.nn.functional.pad
+        return pad(squared, missing).cpu().numpy(), pad(labels, missing, value=-1).cpu().numpy()

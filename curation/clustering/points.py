@@ -1,0 +1,154 @@
+"""The points that k-means sees: a few matrices in this process, or the same matrices in Ray actors.
+
+Sums are exact, so it does not matter who adds what first, and the result of a
+fit has the same bits for any number of actors: coordinates are multiples of
+2^-24 (every float16 of length 1 is; longer types are rounded to it), which
+float64 adds without error up to 2^29 rows of unit length.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import ceil
+from typing import Any, Protocol
+
+import faiss
+import numpy as np
+import ray
+from numpy.typing import NDArray
+
+from curation.clustering.nearest import Nearest, blocks
+
+Loader = Callable[[], NDArray[np.floating[Any]]]  # gives (rows, d); picklable: it is called in the actor
+
+GRID = 2.0**24  # coordinates a unit of length
+FINE = 2.0**20  # squared distances a unit
+
+
+@dataclass
+class Sums:
+    """What one pass over points leaves of them, for each of k centroids; exact, so they add in any order.
+
+    Attributes:
+        vectors: ``(k, d)`` float64, the sum of the points nearest to it.
+        counts: ``(k,)`` int64, how many they are.
+        errors: ``(k,)`` float64, the sum of their squared distances to it.
+        gaps: ``(k,)`` float64, by how much that sum would grow were the centroid taken away.
+    """
+
+    vectors: NDArray[np.float64]
+    counts: NDArray[np.int64]
+    errors: NDArray[np.float64]
+    gaps: NDArray[np.float64]
+
+    @classmethod
+    def zero(cls, k: int, d: int) -> "Sums":
+        """The sums over no points."""
+        return cls(np.zeros((k, d)), np.zeros(k, np.int64), np.zeros(k), np.zeros(k))
+
+    def add_points(self, x: NDArray[np.float32], labels: NDArray[np.int32], squared: NDArray[np.float32]) -> None:
+        """Add points ``(n, d)`` with what :meth:`Nearest.two` says of them."""
+        k = len(self.counts)
+        rounded = np.rint(np.where(np.isinf(squared), squared[:, :1], squared) * FINE) / FINE
+        self.counts += np.bincount(labels, minlength=k)
+        self.errors += np.bincount(labels, rounded[:, 0], k)
+        self.gaps += np.bincount(labels, rounded[:, 1] - rounded[:, 0], k)
+        order = np.argsort(labels, kind="stable")
+        present, starts = np.unique(labels[order], return_index=True)
+        x = x[order]
+        for label, start, stop in zip(present, starts, [*starts[1:], len(x)], strict=True):
+            self.vectors[label] += x[start:stop].sum(0, dtype=np.float64)
+
+    def __add__(self, other: "Sums") -> "Sums":
+        return Sums(
+            self.vectors + other.vectors,
+            self.counts + other.counts,
+            self.errors + other.errors,
+            self.gaps + other.gaps,
+        )
+
+
+class Points(Protocol):
+    """All that k-means needs to know of its points."""
+
+    rows: int
+
+    def head(self, rows: int) -> NDArray[np.float32]:
+        """A fair sample ``(about rows, d)``, always the same."""
+
+    def sums(self, centroids: NDArray[np.float32], share: float) -> Sums:
+        """One pass over a fair sample of this share of the points, always the same."""
+
+
+class Rows:
+    """Points in this process.
+
+    Args:
+        loaders: the matrices' loaders by number. Each matrix is shuffled by seed and number, so that its
+            first rows are a fair sample of it, whoever holds it.
+        seed: of the shuffling.
+        device: what searches for the nearest centroids.
+    """
+
+    def __init__(self, loaders: Mapping[int, Loader], seed: int, device: str = "cpu") -> None:
+        faiss.omp_set_num_threads(1)  # one actor a core; bits depend on the thread count
+        self.device = device
+        self.parts = {number: _shuffled(loaders[number](), seed, number) for number in sorted(loaders)}
+        self.rows = sum(map(len, self.parts.values()))
+
+    def lengths(self) -> dict[int, int]:
+        """Rows of each matrix."""
+        return {number: len(x) for number, x in self.parts.items()}
+
+    def heads(self, share: float) -> dict[int, NDArray[np.float32]]:
+        """The first rows of each matrix."""
+        return {number: x[: ceil(share * len(x))].astype(np.float32) for number, x in self.parts.items()}
+
+    def head(self, rows: int) -> NDArray[np.float32]:
+        """See :class:`Points`."""
+        return np.concatenate(list(self.heads(min(1.0, rows / self.rows)).values()))
+
+    def sums(self, centroids: NDArray[np.float32], share: float) -> Sums:
+        """See :class:`Points`."""
+        search, total = Nearest(centroids, self.device), Sums.zero(*centroids.shape)
+        for x in self.parts.values():
+            for _, block in blocks(x[: ceil(share * len(x))]):
+                total.add_points(block, *search.two(block))
+        return total
+
+
+class ActorRows:
+    """Points in Ray actors, the matrices dealt out in turn; see :class:`Rows`.
+
+    Args:
+        loaders: one for each matrix. They are what is fixed; the number of actors is not.
+        seed: of the shuffling.
+        actors: how many; no more than there are matrices are started.
+        device: ``cuda`` gives each actor a GPU.
+    """
+
+    def __init__(self, loaders: Sequence[Loader], seed: int, actors: int, device: str = "cpu") -> None:
+        actors = min(actors, len(loaders))
+        # A lost actor starts again and answers again: it holds nothing that its loaders do not give.
+        actor = ray.remote(num_cpus=1, num_gpus=int(device == "cuda"), max_restarts=-1, max_task_retries=-1)(Rows)
+        dealt = [dict(list(enumerate(loaders))[number::actors]) for number in range(actors)]
+        self.actors = [actor.remote(mine, seed, device) for mine in dealt]
+        self.rows = sum(sum(lengths.values()) for lengths in ray.get([a.lengths.remote() for a in self.actors]))
+
+    def head(self, rows: int) -> NDArray[np.float32]:
+        """See :class:`Points`."""
+        heads: dict[int, NDArray[np.float32]] = {}
+        for reference in [a.heads.remote(min(1.0, rows / self.rows)) for a in self.actors]:
+            heads |= ray.get(reference)
+        return np.concatenate([heads[number] for number in sorted(heads)])
+
+    def sums(self, centroids: NDArray[np.float32], share: float) -> Sums:
+        """See :class:`Points`."""
+        shared, total = ray.put(centroids), Sums.zero(*centroids.shape)
+        for reference in [a.sums.remote(shared, share) for a in self.actors]:
+            total += ray.get(reference)
+        return total
+
+
+def _shuffled(x: NDArray[np.floating[Any]], seed: int, number: int) -> NDArray[np.floating[Any]]:
+    x = x[np.random.default_rng((seed, number)).permutation(len(x))]
+    return x if x.dtype == np.float16 else (np.rint(x * GRID) / GRID).astype(np.float32)

@@ -1,0 +1,144 @@
+"""Says of one sample what was decided, by which rule and figures, and which kept sample stands for it."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from curation.archive.sample import sample_id
+from curation.catalog.store import CatalogStore
+from curation.errors import AccessError, RequestError
+from curation.manifests.reading import ManifestReader
+from curation.manifests.schema import open_parquet
+from curation.storage import Folder
+
+WHY = {
+    "sampled": "kept: its priority {priority:.6g} is below {threshold:.6g}, the first that was refused",
+    "within": "kept: its turn came within the budget",
+    "required": "kept: select.require names it, or a sample of its unit",
+    "nearest": "kept: it is among the nearest to the centroid of cluster {cluster}",
+    "excluded": "dropped: select.exclude names it, or a sample of its unit",
+    "cluster_excluded": "dropped: select.clusters takes cluster {cluster} out",
+    "entropy": "dropped: its entropy, {entropy:.4g} bits, is below {threshold:.4g} (or as much, and a hash decided)",
+    "duplicate": "dropped: it is a near-duplicate of {duplicate_of}",
+    "quota": "dropped: its priority {priority:.6g} is not below {threshold:.6g}, the first that was refused",
+    "full": "dropped: the budget was used up before its turn",
+}
+FIGURES = ("sample_id", "shard", "index", "key")
+
+
+def explain(url: str, sample: str, storage: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Explain one decision.
+
+    Args:
+        url: of ``manifest.json``.
+        sample: an id or a key.
+        storage: per protocol, fsspec options.
+
+    Returns:
+        the decision's columns, ``why`` in words, and ``stands_for_it``: for a dropped sample the kept one that it is a
+        copy of, or else the nearest kept one by embedding in its cluster (``by`` says which). For a quarantined one:
+        where and why it broke.
+
+    Raises:
+        RequestError: the manifest decides over no such sample, or over several of that key.
+    """
+    manifest = ManifestReader(url, storage)
+    store = _catalog(manifest, storage)
+    found = _rows(manifest.folder, "sample_id", sample) or _rows(manifest.folder, "key", sample)
+    if len(found) > 1:
+        ids = ", ".join(f"{row['sample_id']} in {row['shard']}" for row in found[:5])
+        raise RequestError(f"{len(found)} samples have the key {sample!r}: name one by its id, as {ids}")
+    if not found:
+        return _quarantined(store, sample) or _unknown(manifest, sample)
+    row = found[0]
+    stands = _stand_in(manifest, store, row) if row["decision"] == "dropped" else None
+    return {**row, "why": _why(row), "stands_for_it": stands}
+
+
+def _why(row: dict[str, Any]) -> str:
+    rule = row["reason"]
+    if rule == "sampled" and row["threshold"] is None:
+        rule = "within"
+    if rule == "quota" and row["threshold"] is None:
+        rule = "full"
+    return WHY[rule].format(**row)
+
+
+def _rows(folder: Folder, column: str, value: str) -> list[dict[str, Any]]:
+    """The decisions with that value; other columns are read only where there is one."""
+    found: list[dict[str, Any]] = []
+    for part in folder.list("decisions"):
+        with open_parquet(folder, part.path) as file:
+            for number in range(file.num_row_groups):
+                there = pc.equal(file.read_row_group(number, [column])[column], value)
+                if pc.any(there).as_py():
+                    found += file.read_row_group(number).filter(there).to_pylist()
+    return found
+
+
+def _stand_in(manifest: ManifestReader, store: CatalogStore, row: dict[str, Any]) -> dict[str, Any] | None:
+    """The kept representative of the sample's duplicates, or the nearest kept sample of its cluster."""
+    kept = pa.concat_tables(
+        group.filter(
+            pc.or_(pc.equal(group["cluster"], row["cluster"]), pc.equal(group["sample_id"], row["duplicate_of"] or ""))
+        )
+        for group in _groups(manifest)
+    )
+    for other in kept.filter(pc.equal(kept["sample_id"], row["duplicate_of"] or "")).to_pylist():
+        return {"by": "duplicate", **other}
+    try:
+        own = _embeddings(store, pa.Table.from_pylist([row]))
+        distance = np.linalg.norm(_embeddings(store, kept) - own, axis=1)
+    except AccessError:
+        return None  # the catalog is no longer there
+    if not len(distance):
+        return None
+    nearest = int(np.argmin(distance))
+    return {"by": "embedding", "embedding_distance": float(distance[nearest]), **kept.slice(nearest, 1).to_pylist()[0]}
+
+
+def _groups(manifest: ManifestReader) -> Iterator[pa.Table]:
+    with open_parquet(manifest.folder, "manifest.parquet") as file:
+        for number in range(file.num_row_groups):
+            yield file.read_row_group(number, [*FIGURES, "cluster", "scene", "rank"])
+
+
+def _embeddings(store: CatalogStore, rows: pa.Table) -> Any:
+    """float32 (rows, dim) from the catalog, for rows sorted by shard."""
+    found = [np.empty((0, 1), np.float32)]
+    for shard in pc.unique(rows["shard"]).to_pylist():
+        table = store.read(shard, ["index", "embedding"])
+        wanted = rows.filter(pc.equal(rows["shard"], shard))["index"]
+        vectors = table["embedding"].take(pc.index_in(wanted, value_set=table["index"].combine_chunks()))
+        found.append(np.stack(vectors.to_numpy()).astype(np.float32))
+    return np.concatenate(found[1:] or found)
+
+
+def _catalog(manifest: ManifestReader, storage: dict[str, Any] | None) -> CatalogStore:
+    """The catalog that the manifest was drawn from: in the workspace around it, or shared."""
+    workspace = manifest.folder.url.rpartition("/manifests/")[0]
+    shared = manifest.header["provenance"].get("catalog")
+    return CatalogStore(
+        Folder(workspace, storage), manifest.header["content"]["catalog"], Folder(shared, storage) if shared else None
+    )
+
+
+def _quarantined(store: CatalogStore, sample: str) -> dict[str, Any] | None:
+    folder = store.workspace.child(f"quarantine/{store.catalog_id}")
+    for file in folder.list():
+        for row in pq.read_table(pa.BufferReader(folder.read(file.path))).to_pylist():
+            name = sample_id(row["shard"], row["key"])
+            if sample in (row["key"], name):
+                why = f"quarantined: it could not be used ({row['stage']}, {row['error']}): {row['message']}"
+                return {"sample_id": name, **row, "decision": "quarantined", "why": why, "stands_for_it": None}
+    return None
+
+
+def _unknown(manifest: ManifestReader, sample: str) -> dict[str, Any]:
+    raise RequestError(
+        f"{manifest.folder.public()} decides over no sample {sample!r}: give an id of 32 hex digits, or a key in full"
+    )

@@ -1,0 +1,216 @@
+"""The catalog stage meets what happens to long runs: crashes, deadlines, storage that moves under its feet."""
+
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from curation.archive.decode import decode
+from curation.archive.listing import list_archive
+from curation.archive.sample import RawSample, Sample
+from curation.catalog import build
+from curation.catalog.build import Catalog, build_catalog
+from curation.catalog.encode import ShardEncoder
+from curation.config import ArchiveConfig, Config, load_config
+from curation.errors import IncompleteError, RequestError
+from curation.runtime import start_ray
+from tests.recipes import write_sample_archive
+
+SMALL = ("catalog.fit_samples=64", "archive.max_bad_fraction=1")
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sample")
+    write_sample_archive(folder, tiles=240)
+    return folder / "archive"
+
+
+def config_of(archive: Path, workspace: Path, *more: str) -> Config:
+    return load_config([f"archive.url={archive}", f"workspace={workspace}", *SMALL, *more])
+
+
+def run(config: Config) -> Catalog:
+    return build_catalog(config, list_archive(config.archive.url), None, start_ray(config.runtime))
+
+
+def embeddings(catalog: Catalog) -> dict[str, np.ndarray]:
+    return {
+        name: np.stack(catalog.store.read(name, ["embedding"])["embedding"].to_numpy()) for name in catalog.shards
+    }
+
+
+@pytest.fixture(scope="module")
+def undisturbed(ray_local, archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Catalog:
+    return run(config_of(archive, tmp_path_factory.mktemp("undisturbed")))
+
+
+def copy_artefact(catalog: Catalog, workspace: Path) -> None:
+    """Give another workspace the same fitted encoder, so that only what follows is compared."""
+    source = Path(catalog.store.workspace.base) / "encoders"
+    for path in source.rglob("*.safetensors"):
+        target = workspace / "encoders" / path.relative_to(source)
+        target.parent.mkdir(parents=True)
+        target.write_bytes(path.read_bytes())
+
+
+def test_a_catalog_file_says_what_it_was_made_from(undisturbed):
+    shard = undisturbed.shards[0]
+    footer = undisturbed.store.footer(shard)
+    table = undisturbed.store.read(shard)
+    assert footer["kept"] == table.num_rows
+    assert footer["artefact"] == undisturbed.artefact.sha256
+    assert footer["profile"]["device"] == "cpu"
+    lengths = np.linalg.norm(np.stack(table["embedding"].to_numpy()).astype(np.float64), axis=1)
+    assert np.allclose(lengths, 1, atol=2e-3)
+    first = table.slice(0, 1).to_pylist()[0]
+    root = list_archive(undisturbed.roots[0].folder.url)[0]
+    data = root.folder.read_range(shard.removeprefix("root0/"), first["offset"], first["offset"] + first["size"])
+    image = next(member for member in first["members"] if member["name"].endswith(".tif"))
+    assert (image["offset"], image["size"]) == (first["offset"], first["size"])
+    assert data[:2] == b"II"
+
+
+def test_a_row_does_not_depend_on_its_neighbours(undisturbed, archive, tmp_path):
+    """Another order and other companions in the batch: the same bits."""
+    single = tmp_path / "single"
+    single.mkdir()
+    (single / "part.tar").symlink_to(next(iter(sorted(archive.rglob("*.tar")))))
+    config = config_of(single, tmp_path / "ws", "runtime.max_actors=1")
+    copy_artefact(undisturbed, tmp_path / "ws")
+    table = run(config).store.read("root0/part.tar", ["key", "embedding"])
+    other = undisturbed.store.read(undisturbed.shards[0], ["key", "embedding"])
+    assert table.equals(other)
+
+
+class KilledOnce(ShardEncoder):
+    """Dies by SIGKILL in the middle of its second shard, once a run."""
+
+    def _report(self, rows, reported):
+        flag = Path(self.spec.store.workspace.base) / "killed"
+        done = len(list((Path(self.spec.store.own.base)).rglob("*.parquet")))
+        if done >= 1 and not flag.exists():
+            flag.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super()._report(rows, reported)
+
+
+def test_a_killed_worker_changes_nothing(undisturbed, archive, tmp_path, monkeypatch):
+    monkeypatch.setattr(build, "ShardEncoder", KilledOnce)
+    copy_artefact(undisturbed, tmp_path)
+    catalog = run(config_of(archive, tmp_path))
+    assert (tmp_path / "killed").exists()
+    assert catalog.counts == undisturbed.counts
+    assert catalog.digest == undisturbed.digest
+    for name in catalog.shards:
+        assert catalog.store.read(name).equals(undisturbed.store.read(name))
+
+
+POISON = "S2_000136_000008"
+
+
+def crash_on_one(raw: RawSample, settings: ArchiveConfig) -> Sample:
+    """A decoder that takes its process along for one sample of the archive."""
+    if raw.key == POISON:
+        os.kill(os.getpid(), signal.SIGSEGV)
+    return decode(raw, settings)
+
+
+class Crashing(ShardEncoder):
+    def __init__(self, spec, ledger):
+        super().__init__(spec, ledger)
+        self.maker = replace(self.maker, decode=crash_on_one)
+
+
+def test_a_sample_that_kills_its_worker_is_found_and_quarantined(undisturbed, archive, tmp_path, monkeypatch):
+    monkeypatch.setattr(build, "ShardEncoder", Crashing)
+    copy_artefact(undisturbed, tmp_path)
+    catalog = run(config_of(archive, tmp_path))
+    quarantined = [row for name in catalog.shards for row in catalog.store.quarantine(name).to_pylist()]
+    assert [row["key"] for row in quarantined if row["error"] == "DecoderCrash"] == [POISON]
+    assert catalog.counts["read"] == undisturbed.counts["read"]
+
+
+def test_max_hours_stops_cleanly_and_the_next_run_goes_on(undisturbed, archive, tmp_path):
+    copy_artefact(undisturbed, tmp_path)
+    with pytest.raises(IncompleteError, match="max_hours"):
+        run(config_of(archive, tmp_path, "runtime.max_hours=1e-9"))
+    assert run(config_of(archive, tmp_path)).digest == undisturbed.digest
+
+
+def test_a_shard_that_changes_is_encoded_again_and_the_others_are_not(undisturbed, archive, tmp_path):
+    copied = tmp_path / "archive"
+    copied.mkdir()
+    tars = sorted(archive.rglob("*.tar"))
+    for number, path in enumerate(tars):
+        (copied / f"{number}.tar").write_bytes(path.read_bytes())
+    config = config_of(copied, tmp_path / "ws")
+    copy_artefact(undisturbed, tmp_path / "ws")
+    first = run(config)
+    files = {path.name: path.stat().st_mtime_ns for path in Path(first.store.own.base).rglob("*.parquet")}
+    (copied / "0.tar").write_bytes(tars[1].read_bytes())
+    second = run(config)
+    again = {path.name: path.stat().st_mtime_ns for path in Path(first.store.own.base).rglob("*.parquet")}
+    assert {name for name in files if files[name] != again[name]} == {"0.tar.parquet"}
+    assert first.digest != second.digest
+
+
+class Vanishing(ShardEncoder):
+    """The first shard is deleted just before it is read."""
+
+    def _encode(self, folder, shard, careful):
+        if shard.path.startswith("0"):
+            Path(folder.full(shard.path)).unlink(missing_ok=True)
+        super()._encode(folder, shard, careful)
+
+
+def test_a_shard_that_vanishes_is_named_and_nothing_is_published_for_it(undisturbed, archive, tmp_path, monkeypatch):
+    copied = tmp_path / "archive"
+    copied.mkdir()
+    for number, path in enumerate(sorted(archive.rglob("*.tar"))):
+        (copied / f"{number}.tar").write_bytes(path.read_bytes())
+    copy_artefact(undisturbed, tmp_path / "ws")
+    monkeypatch.setattr(build, "ShardEncoder", Vanishing)
+    with pytest.raises(IncompleteError, match="root0/0.tar"):
+        run(config_of(copied, tmp_path / "ws"))
+    names = {path.name for path in (tmp_path / "ws" / "catalog").rglob("*.parquet")}
+    assert "0.tar.parquet" not in names and len(names) == 7
+
+
+def test_a_shared_catalog_is_read_and_never_written(undisturbed, archive, tmp_path):
+    shared = Path(undisturbed.store.workspace.base) / "catalog"
+    before = {path: path.stat().st_mtime_ns for path in shared.rglob("*")}
+    catalog = run(config_of(archive, tmp_path, f"catalog.url={shared}"))
+    assert catalog.digest == undisturbed.digest
+    assert not list((tmp_path / "catalog").rglob("*.parquet")) if (tmp_path / "catalog").exists() else True
+    assert before == {path: path.stat().st_mtime_ns for path in shared.rglob("*")}
+
+
+def test_files_of_another_numeric_profile_are_refused(undisturbed, archive, tmp_path):
+    copy_artefact(undisturbed, tmp_path)
+    catalog = run(config_of(archive, tmp_path))
+    name = catalog.shards[0]
+    path = Path(catalog.store.own.base) / catalog.store.path(name)
+    footer = catalog.store.footer(name)
+    footer["profile"]["capability"] = "NEON"
+    catalog.store.publish(name, pq.read_table(path), catalog.store.quarantine(name), footer)
+    with pytest.raises(RequestError, match="mix_profiles"):
+        run(config_of(archive, tmp_path))
+    assert len(run(config_of(archive, tmp_path, "runtime.mix_profiles=true")).profiles) == 2
+
+
+def test_decoding_in_tasks_gives_the_same_rows(undisturbed, archive, tmp_path):
+    copy_artefact(undisturbed, tmp_path)
+    catalog = run(config_of(archive, tmp_path, "runtime.decode_ahead=3"))
+    for name in catalog.shards:
+        assert catalog.store.read(name).equals(undisturbed.store.read(name))
+
+
+def test_a_pool_that_does_not_fit_is_refused(ray_local, archive, tmp_path):
+    with pytest.raises(RequestError, match="min_actors"):
+        run(config_of(archive, tmp_path, "runtime.min_actors=4"))
+
