@@ -1,24 +1,32 @@
 """The stages in order, over one frozen listing: what the jobs are made of."""
 
-import json
+import importlib.metadata
 import logging
+import platform
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import ray
 
 from curation.archive.listing import Root, list_archive
 from curation.catalog.build import BANK, Catalog, build_catalog, check_bad_fraction
 from curation.clustering.stage import cluster
-from curation.config import Config, load_config
-from curation.manifests.build import Manifest, select
+from curation.config import Config, load_config, to_dict
+from curation.manifests.access import LOCAL, OBJECT_STORE, plan_reads
+from curation.manifests.build import check_budget, select
+from curation.manifests.schema import Manifest
 from curation.report.page import write_report
 from curation.runtime import Resources, start_ray
 from curation.storage import Folder, public_url
 
 log = logging.getLogger("curation")
+
+VERSIONS = ("curation", "faiss-cpu", "numpy", "pyarrow", "ray", "torch")
 
 
 @dataclass(frozen=True)
@@ -30,10 +38,13 @@ class Run:
     roots: list[Root]
     bank: Root | None
     resources: Resources
+    begun: float = field(default_factory=time.time)
 
     def catalog(self, encode: bool = True) -> Catalog:
         """The complete catalog; ``encode=False`` only checks that it is there."""
-        return build_catalog(self.config, self.roots, self.bank, self.resources, encode)
+        catalog = build_catalog(self.config, self.roots, self.bank, self.resources, encode)
+        check_budget(self.config.select.budget, catalog.counts["kept"])
+        return catalog
 
     def clusters(self, catalog: Catalog) -> Folder:
         """Centroids and assignments, fitted unless they are there."""
@@ -41,11 +52,44 @@ class Run:
 
     def manifest(self, catalog: Catalog, clusters: Folder) -> Manifest:
         """The drawn manifest, published."""
-        return select(self.config, catalog, clusters, self.workspace, self.resources)
+        header = {"content": self._content(catalog, clusters), "provenance": self._provenance()}
+        return select(catalog.store, clusters, self.config.select, self.config.seed, self.workspace, header)
 
     def report(self, catalog: Catalog, clusters: Folder, manifest: Manifest) -> str:
         """The page's URL."""
-        return write_report(self.config, catalog, clusters, manifest, self.workspace)
+        folder = self.workspace.child(manifest.folder)
+        sizes = {shard.name: shard.size for root in self.roots for shard in root.shards}
+        reads = ray.get(_reads.remote(folder, sizes, self.roots[0].folder.local))
+        return write_report(catalog.store, catalog.shards, clusters, folder, self.workspace, reads)
+
+    def _content(self, catalog: Catalog, clusters: Folder) -> dict[str, Any]:
+        """What must be the same for the same archive, config, seed and encoder."""
+        return {
+            "archive": {"roots": [root.name for root in self.roots], "digest": catalog.digest},
+            "references": catalog.bank_digest,
+            "catalog": catalog.store.catalog_id,
+            "artefact": catalog.artefact.sha256,
+            "bands": list(catalog.artefact.bands),
+            "profiles": list(catalog.profiles),
+            "clusters": clusters.base.rpartition("/")[2],
+            "config": _config_without_urls(self.config),
+            "counts": catalog.counts,
+            "parent": None,
+        }
+
+    def _provenance(self) -> dict[str, Any]:
+        """Where, with what and when it was made."""
+        shared = self.config.catalog.url
+        return {
+            "roots": {root.name: public_url(root.folder.url) for root in self.roots},
+            "references": public_url(self.bank.folder.url) if self.bank else None,
+            "catalog": public_url(shared) if shared else None,
+            "runtime": to_dict(self.config.runtime),
+            "versions": {"python": platform.python_version()}
+            | {name: importlib.metadata.version(name) for name in VERSIONS},
+            "begun": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.begun)),
+            "seconds": round(time.time() - self.begun, 1),
+        }
 
 
 @contextmanager
@@ -64,8 +108,8 @@ def open_run(arguments: Sequence[str]) -> Iterator[Run]:
     bank = None
     if config.references.url is not None:
         (bank,) = list_archive({BANK: config.references.url}, config.runtime.storage)
-    shards = sum(len(root.shards) for root in roots)
-    log.info("archive: %d shards, %s", shards, _size(sum(s.size for root in roots for s in root.shards)))
+    size = sum(shard.size for root in roots for shard in root.shards)
+    log.info("archive: %d shards, %.4g GB", sum(len(root.shards) for root in roots), size / 1e9)
     resources = start_ray(config.runtime)
     try:
         yield Run(config, workspace, roots, bank, resources)
@@ -79,16 +123,17 @@ def finish(run: Run, catalog: Catalog, manifest: Manifest, report: str) -> dict[
     Raises:
         CurationError: too many samples are quarantined; everything was written.
     """
-    samples, bad = catalog.counts["kept"], catalog.counts["quarantined"]
+    bad = catalog.counts["quarantined"]
     result = {
         "manifest": manifest.url,
-        "samples": samples,
+        "samples": manifest.samples,
         "kept": manifest.kept,
-        "dropped": samples - manifest.kept,
+        "dropped": manifest.samples - manifest.kept,
         "quarantined": bad,
         "report": report,
     }
-    rows = [("read", catalog.counts["read"]), ("quarantined", bad), *manifest.dropped.items(), ("kept", manifest.kept)]
+    dropped = [(f"dropped: {reason}", count) for reason, count in manifest.dropped.items()]
+    rows = [("read", catalog.counts["read"]), ("quarantined", bad), *dropped, ("kept", manifest.kept)]
     width = max(len(name) for name, _ in rows)
     log.info("\n%s\n", "\n".join(f"  {name:{width}}  {count:>12,}" for name, count in rows))
     log.info("manifest  %s\nreport    %s", result["manifest"], result["report"])
@@ -96,24 +141,22 @@ def finish(run: Run, catalog: Catalog, manifest: Manifest, report: str) -> dict[
     return result
 
 
-def read_header(url: str, options: dict[str, Any]) -> dict[str, Any]:
-    """A manifest's header.
-
-    Args:
-        url: of ``manifest.json`` or of the folder that it lies in.
-        options: storage options.
-    """
-    folder = Folder(url.removesuffix("/manifest.json"), options)
-    return dict(json.loads(folder.read("manifest.json")))
+@ray.remote(num_cpus=1)
+def _reads(manifest: Folder, sizes: dict[str, int], local: bool) -> dict[str, Any]:
+    """What an epoch over the kept samples costs, out of the shards they lie in and after materialising."""
+    rows = pq.read_table(pa.BufferReader(manifest.read("manifest.parquet")), columns=["shard", "offset", "size"])
+    shard_sizes = pa.array([sizes[name] for name in rows["shard"].to_pylist()], pa.int64())
+    return plan_reads(rows["shard"], rows["offset"], rows["size"], shard_sizes, LOCAL if local else OBJECT_STORE)
 
 
-def _size(size: int) -> str:
-    value = float(size)
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if value < 1000:
-            break
-        value /= 1000
-    return f"{value:.3g} {unit}"
-
-
-__all__ = ["Run", "finish", "open_run", "public_url", "read_header"]
+def _config_without_urls(config: Config) -> dict[str, Any]:
+    """The resolved config without where anything lies or runs; of a list or checkpoint, its file's name."""
+    content = to_dict(config)
+    for name in ("workspace", "runtime", "plan"):
+        del content[name]
+    del content["archive"]["url"], content["references"], content["catalog"]["url"]
+    content["cluster"]["references"] = config.references_mode()
+    for section, name in (("select", "exclude"), ("select", "require"), ("encoder", "checkpoint"), ("encoder", "path")):
+        if content[section].get(name):
+            content[section][name] = content[section][name].rpartition("/")[2]
+    return content

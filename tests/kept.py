@@ -157,7 +157,8 @@ def _write_manifest(archive: Archive, rows: list[dict[str, Any]], draw: np.rando
     write_header(archive.manifest, {"root0": archive.root.as_uri()})
 
 
-def write_header(manifest: Path, roots: dict[str, str]) -> None:
+def write_header(manifest: Path, roots: dict[str, str], **content: Any) -> None:
     """``manifest.json``, as far as the readers look at it."""
-    header = {"content": {"catalog": "feed", "config": {"archive": {}}}, "provenance": {"roots": roots}}
+    content = {"catalog": "feed", "config": {"archive": {}}, **content}
+    header = {"content": content, "provenance": {"roots": roots}}
     (manifest / "manifest.json").write_text(json.dumps(header))

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from curation.errors import AccessError, RequestError
 from curation.manifests.loaders.torch import TorchSamples
-from tests.kept import Archive, write_archive
+from tests.kept import Archive, write_archive, write_header
 
 
 @pytest.fixture(scope="module")
@@ -172,10 +172,12 @@ def test_rank_and_world_size_come_from_the_environment(archive, monkeypatch):
             TorchSamples(str(archive.manifest), **wrong)
 
 
-def test_pixels_and_masks(tmp_path):
+def test_pixels_have_the_archives_bands_and_dtype(tmp_path):
     archive = write_archive(tmp_path, shards=1, samples=12, loose=0, catalog=False)
+    write_header(archive.manifest, {"root0": str(archive.root)}, bands=["red", "green", "blue"], dtype="uint8")
     pixels = np.random.default_rng(0).integers(0, 255, (12, 8, 9, 3), np.uint8)
-    _overwrite_images(archive, pixels)
+    pixels[::2] = pixels[::2, ..., :1]
+    _overwrite_images(archive, [tile if i % 2 else tile[..., 0] for i, tile in enumerate(pixels)])  # half of them grey
     for batch in dataset(archive, decode=True, shuffle=0).loader(4):
         assert batch["pixels"].shape[1:] == (3, 8, 9)
         assert batch["pixels"].dtype == torch.uint8
@@ -189,7 +191,14 @@ def test_an_image_that_no_longer_decodes_is_named(archive):
         list(dataset(archive, decode=True))
 
 
-def _overwrite_images(archive: Archive, pixels: np.ndarray) -> None:
+def test_bands_in_several_files_need_all_of_them(tmp_path):
+    archive = write_archive(tmp_path, shards=1, samples=3, share=1, loose=0)
+    write_header(archive.manifest, {}, config={"archive": {"members": ["B02.tif", "B03.tif"]}})
+    with pytest.raises(RequestError, match="needs members='all'"):
+        dataset(archive, decode=True, members="image")
+
+
+def _overwrite_images(archive: Archive, pixels: list[np.ndarray]) -> None:
     """Put real PNGs of the same length in the place of the invented ones."""
     (path,) = archive.root.rglob("*.tar")
     with tarfile.open(path) as tar:

@@ -39,6 +39,11 @@ class Nearest:
         self.longest = float(np.linalg.norm(self.centroids.astype(np.float64), axis=1).max())
         self._index = _index(self.centroids, device, coarse)
 
+    def search(self, x: NDArray[np.float32], few: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Squared distances and labels ``(n, few)``, as rounded; what is not there is infinitely far, labelled -1."""
+        squared, found = self._index.search(x, few)
+        return np.where(found < 0, np.float32(np.inf), squared), found
+
     def two(self, x: NDArray[np.float32]) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
         """Nearest centroid and the squared distances to the best two.
 
@@ -48,7 +53,7 @@ class Nearest:
         Returns:
             Labels ``(n,)`` int32, and squared distances ``(n, 2)`` float32 (the second infinite where ``k`` is 1).
         """
-        squared, found = _search(self._index, x, 2)
+        squared, found = self.search(x, 2)
         labels = found[:, 0].astype(np.int32)
         # A dot product of d terms in float32 errs by at most about d * 2^-24 times the lengths (Higham 2002, 3.1).
         rounding = 2 * (x.shape[1] + 4) * 2.0**-24
@@ -67,11 +72,11 @@ class Nearest:
         return labels, distances
 
     def _again(self, x: NDArray[np.float32]) -> NDArray[np.int32]:
-        _, found = _search(self._index, x, RECHECKED)
+        _, found = self.search(x, RECHECKED)
         found = np.where(found < 0, found[:, :1], found)  # fewer than asked for
         found.sort(axis=1)
         differences = x[:, None].astype(np.float64) - self.centroids[found]
-        best = np.square(differences).sum(2).argmin(1)
+        best = np.einsum("nkd,nkd->nk", differences, differences).argmin(1)
         return found[np.arange(len(x)), best].astype(np.int32)
 
 
@@ -86,12 +91,6 @@ def blocks(x: NDArray[Any]) -> Iterator[tuple[int, NDArray[np.float32]]]:
     """Runs of :data:`BLOCK` rows as contiguous float32, each with the number of its first row."""
     for start in range(0, len(x), BLOCK):
         yield start, np.ascontiguousarray(x[start : start + BLOCK], np.float32)
-
-
-def _search(index: Any, x: NDArray[np.float32], k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Squared distances and labels ``(n, k)``; what is not there is infinitely far and has label -1."""
-    squared, found = index.search(x, k)
-    return np.where(found < 0, np.float32(np.inf), squared), found
 
 
 def _index(centroids: NDArray[np.float32], device: str, coarse: NDArray[np.float32] | None) -> Any:

@@ -1,12 +1,19 @@
 """Random convolutional features: an encoder without weights, for any bands (the default).
 
-Patches drawn from the archive, contrast-normalised and whitened, serve as filters (MOSAIKS: Rolf et al. 2021, "A
-generalizable and accessible approach to machine learning with global satellite imagery"; patch normalisation and
-whitening as in Coates, Lee and Ng 2011). Each filter is averaged over its eight mirrorings and rotations, so a tile
-and its mirror image have the same vector.
+Patches drawn from the archive serve as filters (MOSAIKS: Rolf et al. 2021, "A generalizable and accessible approach
+to machine learning with global satellite imagery"), contrast-normalised and whitened as in Coates, Lee and Ng 2011
+("An analysis of single-layer networks in unsupervised feature learning"), on a pyramid of scales that halve. What a
+filter finds is averaged over the tile and over the filter's eight mirrorings and rotations: a tile and its mirror
+image have the same vector. Quantiles of each band stand beside it, and a projection fitted on the archive ends it.
+
+Speed: a whitened patch lies near a space of few dimensions. So a convolution finds its COMPONENTS coordinates, the
+patch's contrast is one division of these, and all filters together are one matrix product in a buffer that is used
+again and again (fresh memory for each product costs more than the product).
 """
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -18,105 +25,233 @@ from curation.errors import RequestError
 
 CONTRAST = (10 / 255) ** 2  # added to a patch's variance: what is flatter than this is noise (range 0 to 1)
 RIDGE = 0.1  # added to the whitening's eigenvalues
-QUANTILES = np.linspace(0.02, 0.98, 9)
-COLOUR = 0.5  # spread of the band quantiles beside the filters'
-POWER = 0.25  # eigenvalue exponent of the last projection: between rotation (0) and whitening (0.5)
+COMPONENTS = 48  # coordinates of a whitened patch: 99 % of the variance of 6 x 6 x 3
+THRESHOLD = 0.5  # a filter's answer counts beyond it, on either side
+FLOOR = 1e-4  # added before the square root, which would make rounding errors near zero large
+QUANTILES = np.linspace(0.02, 0.98, 16)  # of each band
+COLOUR = 0.7  # spread of the quantiles, beside 1 for each scale of the filters
+POWER = 0.4  # eigenvalue exponent of the projection: between rotation (0) and whitening (0.5)
+PATCHES = 20_000  # drawn to fit the whitening of a scale
+
+Array = NDArray[Any]
 
 
 def fit(config: Config, samples: Sequence[Sample], bands: tuple[str, ...], ranges: Floats, seed: int) -> Artefact:
-    """Draw filters and fit whitening and the last projection on a sample of the archive."""
-    import torch
+    """Draw filters, and fit whitening and projection, on a sample of the archive.
 
+    Arrays: ``size`` of a tile; for each scale ``i`` ``components_i`` (components, bands, patch, patch), ``offset_i``
+    (components,), ``filters_i`` (components, 8 * filters); ``projection`` (features, dim) and ``centre`` (dim,).
+
+    Raises:
+        RequestError: fewer than two samples, or tiles smaller than a filter.
+    """
     if len(samples) < 2:
-        raise RequestError("encoder random_conv needs at least 2 readable tiles to draw its filters from")
+        raise RequestError("encoder=random_conv needs at least 2 readable tiles to draw its filters from")
     size = int(min(config["size"], np.median([min(sample.mask.shape) for sample in samples])))
     patch = int(config["patch"])
     if size < patch:
-        raise RequestError(f"the archive's tiles are {size} pixels wide, encoder.patch={patch} is wider")
-    rng = np.random.default_rng(seed)
-    prepare = Preparation(ranges, size)
-    tiles = np.stack([prepare(sample) for sample in samples])
+        raise RequestError(f"the archive's tiles are {size} pixels wide: too small for encoder.patch={patch}")
     artefact: Artefact = {"range": ranges, "size": np.array([size], np.int32)}
-    low, span = ranges[:, 0], ranges[:, 1] - ranges[:, 0]
+    prepare, batch = Preparation(ranges, size), int(config["batch"])
 
-    def patches(n: int) -> NDArray[Any]:
-        which = rng.integers(len(tiles), size=n)
-        corner = rng.integers(size - patch + 1, size=(n, 2))
-        cut = np.stack(
-            [tiles[i, :, y : y + patch, x : x + patch] for i, (y, x) in zip(which, corner, strict=True)]
-        ).astype(np.float64)
-        if tiles.dtype == np.uint8:
-            cut = np.clip((cut - low[:, None, None]) / span[:, None, None], 0, 1)
-        cut -= cut.mean(axis=(1, 2, 3), keepdims=True)
-        cut /= np.sqrt(cut.var(axis=(1, 2, 3), keepdims=True) + CONTRAST)
-        return eight(cut).reshape(n, 8, -1)
+    def tiles() -> Iterator[Array]:
+        for start in range(0, len(samples), batch):
+            yield np.stack([prepare(sample) for sample in samples[start : start + batch]])
 
-    sample_of = patches(20000).reshape(-1, len(bands) * patch**2)
-    mean = sample_of.mean(0)
-    values, vectors = np.linalg.eigh(np.cov((sample_of - mean).T))
-    whiten = vectors / np.sqrt(np.maximum(values, 0) + RIDGE)
-    filters = (patches(int(config["filters"])).reshape(-1, len(mean)) - mean) @ whiten
-    filters /= np.linalg.norm(filters, axis=1, keepdims=True)
-    weight = filters @ whiten.T
-    artefact["bias"] = (-weight @ mean).astype(np.float32)
-    weight -= weight.mean(axis=1, keepdims=True)  # takes a patch's mean out
-    artefact["weight"] = weight.reshape(-1, len(bands), patch, patch).astype(np.float32)
-
-    net = _Features(config, artefact, torch.device("cpu"))
-    batch = int(config["batch"])
-    raw = np.concatenate([net(tiles[i : i + batch]) for i in range(0, len(tiles), batch)]).astype(np.float64)
-    split = 2 * int(config["filters"])
-    scale = np.ones(raw.shape[1])
-    scale[:split] /= np.sqrt(raw[:, :split].var(0).sum()) + 1e-12
-    scale[split:] *= COLOUR / (np.sqrt(raw[:, split:].var(0).sum()) + 1e-12)
-    raw *= scale
-    centre = raw.mean(0)
-    values, vectors = np.linalg.eigh(np.cov((raw - centre).T))
-    order = np.argsort(-values)[: min(int(config["dim"]), raw.shape[1])]
-    vectors = vectors[:, order] * np.sign(vectors[np.abs(vectors[:, order]).argmax(0), order])
-    vectors *= np.maximum(values[order], values.max() * 1e-6) ** -POWER
-    artefact["projection"] = (scale[:, None] * vectors).astype(np.float32)
-    artefact["centre"] = (centre @ vectors).astype(np.float32)
+    rng = np.random.default_rng(seed)
+    for scale, drawn in enumerate(_draw_patches(tiles(), config, ranges, -(-PATCHES // len(samples)), rng)):
+        components, offset, filters = _filters(drawn, int(config["filters"]), rng)
+        artefact[f"components_{scale}"] = components
+        artefact[f"offset_{scale}"] = offset
+        artefact[f"filters_{scale}"] = filters
+    features = _Features(config, artefact, start_torch("cpu", 1), threads=1)
+    raw = np.concatenate([features(part) for part in tiles()]).astype(np.float64)
+    artefact["projection"], artefact["centre"] = _projection(raw, features.groups, int(config["dim"]))
     return artefact
 
 
-def eight(patches: NDArray[Any]) -> NDArray[Any]:
-    """``(n, bands, k, k)`` -> ``(n, 8, bands, k, k)``: the eight mirrorings and rotations."""
-    views = [np.rot90(side, turn, (2, 3)) for side in (patches, patches[..., ::-1]) for turn in range(4)]
-    return np.stack(views, axis=1)
+def _draw_patches(
+    batches: Iterator[Array], config: Config, ranges: Floats, each: int, rng: np.random.Generator
+) -> list[Array]:
+    """For every scale, ``each`` patches of every tile: ``(patches, bands, patch, patch)``."""
+    import torch
+
+    k, bands = int(config["patch"]), np.arange(len(ranges))[:, None, None]
+    drawn: list[list[Array]] = []
+    for tiles in batches:
+        for scale, level in enumerate(_pyramid(_unit_range(torch.as_tensor(tiles), ranges), config)):
+            if scale == len(drawn):
+                drawn.append([])
+            which = np.repeat(np.arange(len(tiles)), each)[:, None, None, None]
+            y, x = rng.integers(level.shape[-1] - k + 1, size=(2, len(which), 1, 1, 1))
+            drawn[scale].append(level.numpy()[which, bands, y + np.arange(k)[:, None], x + np.arange(k)])
+    return [np.concatenate(parts) for parts in drawn]
+
+
+def _filters(patches: Array, count: int, rng: np.random.Generator) -> tuple[Floats, Floats, Floats]:
+    """Whitening of contrast-normalised patches, and ``count`` of them, in all eight views, as unit filters there.
+
+    A patch counts by its share of signal, variance / (variance + CONTRAST): flat water must not crowd out the rest.
+    """
+    shape = patches.shape[1:]
+    flat = patches.reshape(len(patches), -1).astype(np.float64)
+    flat -= flat.mean(axis=1, keepdims=True)
+    variance = flat.var(axis=1)
+    flat /= np.sqrt(variance + CONTRAST)[:, None]
+    share = variance / (variance + CONTRAST) + 1e-9
+    share /= share.sum()
+    views = _eight_views(shape)
+    mean = (share @ flat)[views].mean(axis=0)
+    moment = (flat * share[:, None]).T @ flat
+    covariance = np.mean([moment[np.ix_(view, view)] for view in views], axis=0) - np.outer(mean, mean)
+    values, vectors = _eigen(covariance, COMPONENTS)
+    whiten = vectors / np.sqrt(values + RIDGE)
+    chosen = flat[rng.choice(len(flat), size=count, replace=count > len(flat), p=share)]
+    filters = (chosen[:, views].reshape(8 * count, -1) - mean) @ whiten
+    filters /= np.maximum(np.linalg.norm(filters, axis=1, keepdims=True), 1e-9)
+    offset = mean @ whiten
+    whiten -= whiten.mean(axis=0)  # so that it takes a patch's mean out
+    components = np.ascontiguousarray(whiten.T).reshape(-1, *shape)
+    return components.astype(np.float32), offset.astype(np.float32), np.ascontiguousarray(filters.T, dtype=np.float32)
+
+
+def _eight_views(shape: tuple[int, ...]) -> NDArray[np.intp]:
+    """``(8, bands * k * k)``: for each mirroring and rotation, where a flattened patch's numbers come from."""
+    places = np.arange(np.prod(shape)).reshape(shape)
+    views = [np.rot90(side, turn, (1, 2)) for side in (places, places[..., ::-1]) for turn in range(4)]
+    return np.stack(views).reshape(8, -1)
+
+
+def _eigen(covariance: Array, count: int) -> tuple[Array, Array]:
+    """The largest eigenvalues, not negative, and their vectors as columns, the largest number of each positive."""
+    values, vectors = np.linalg.eigh(covariance)
+    values, vectors = np.maximum(values[::-1][:count], 0), vectors[:, ::-1][:, :count]
+    largest = np.abs(vectors).argmax(axis=0)
+    return values, vectors * np.sign(vectors[largest, np.arange(vectors.shape[1])])
+
+
+def _projection(raw: Array, groups: Sequence[tuple[int, float]], dim: int) -> tuple[Floats, Floats]:
+    """Principal axes of the features, each scaled by its eigenvalue ** -POWER, and the mean on them.
+
+    ``groups`` gives length and wished spread of each run of features. Half as many axes as tiles at most: the
+    others would be noise.
+    """
+    spread = np.concatenate([np.full(length, wish) for length, wish in groups])
+    start = 0
+    for length, _ in groups:
+        total = raw[:, start : start + length].var(axis=0).sum()
+        spread[start : start + length] /= np.sqrt(total) + 1e-6
+        start += length
+    values, vectors = _eigen(np.cov((raw * spread).T), min(dim, max(2, len(raw) // 2)))
+    axes = spread[:, None] * vectors * np.maximum(values, 1e-6 * values[0] + 1e-12) ** -POWER
+    return axes.astype(np.float32), (raw.mean(axis=0) @ axes).astype(np.float32)
+
+
+def _unit_range(tiles: Any, ranges: Any) -> Any:
+    """A tensor of tiles as float32 in [0, 1]; prepared float tiles are already."""
+    import torch
+
+    if tiles.dtype != torch.uint8:
+        return tiles
+    low, high = torch.as_tensor(ranges, device=tiles.device).T[:, :, None, None]
+    return ((tiles.float() - low) / (high - low)).clamp(0, 1)
+
+
+def _pyramid(tiles: Any, config: Config) -> list[Any]:
+    """The tiles at every scale, each half the one before, down to the size of a filter."""
+    import torch.nn.functional as F
+
+    levels = [tiles]
+    while len(levels) < len(config["strides"]) and levels[-1].shape[-1] // 2 >= int(config["patch"]):
+        levels.append(F.adaptive_avg_pool2d(levels[-1], levels[-1].shape[-1] // 2))
+    return levels
+
+
+def _centred(tiles: Any, patch: int, stride: int) -> tuple[Any, int]:
+    """The tiles without the margin that a stride leaves over, and the stride.
+
+    The places where filters look must lie symmetrically, so an odd margin takes a smaller stride.
+    """
+    room = tiles.shape[-1] - patch
+    while room % stride % 2:
+        stride -= 1
+    margin = room % stride // 2
+    return tiles[..., margin : tiles.shape[-1] - margin, margin : tiles.shape[-1] - margin], stride
 
 
 class _Features:
-    def __init__(self, config: Config, artefact: Artefact, device: Any) -> None:
+    """From prepared tiles to features, before the projection; ``groups`` are their lengths and wished spreads."""
+
+    def __init__(self, config: Config, artefact: Artefact, device: Any, threads: int) -> None:
         import torch
 
-        def put(array: NDArray[Any]) -> Any:
-            return torch.as_tensor(np.asarray(array, np.float32), device=device)
+        def put(name: str) -> Any:
+            return torch.as_tensor(artefact[name], device=device)
 
-        self.device, self.stride = device, int(config["stride"])
-        self.low, self.high = put(artefact["range"].T[:, None, :, None, None])
-        self.weight, self.bias = put(artefact["weight"]), put(artefact["bias"])
-        self.box = torch.full_like(self.weight[:1], 1 / self.weight[0].numel())
-        size = int(artefact["size"][0])
-        self.ranks = torch.as_tensor(np.rint(QUANTILES * (size * size - 1)).astype(np.int64), device=device)
+        self.config, self.device = config, device
+        self.ranges, self.patch = put("range"), int(config["patch"])
+        count = sum(name.startswith("filters_") for name in artefact)
+        self.scales = [(put(f"components_{i}"), put(f"offset_{i}"), put(f"filters_{i}")) for i in range(count)]
+        length = self.scales[0][2].shape[1] // 8 * 2
+        self.groups = [(length, 1.0)] * count + [(len(QUANTILES) * len(self.ranges), COLOUR)]
+        # A GPU takes a batch at once; on a CPU one tile's numbers stay in the cache.
+        self.pool = ThreadPoolExecutor(threads) if device.type == "cpu" and threads > 1 else None
+        self.buffers = threading.local()
 
-    def __call__(self, tiles: NDArray[Any]) -> Floats:
+    def __call__(self, tiles: Array) -> Floats:
+        """``(n, bands, size, size)`` -> ``(n, features)``."""
+        import torch
+
+        tensor = torch.as_tensor(tiles)
+        if self.device.type != "cpu":
+            return np.asarray(self._part(tensor.to(self.device)).cpu().numpy())
+        parts = self.pool.map(self._part, tensor.split(1)) if self.pool else map(self._part, tensor.split(1))
+        return np.concatenate([part.numpy() for part in parts])
+
+    def _part(self, tiles: Any) -> Any:
+        import torch
+
+        with torch.inference_mode():
+            levels = _pyramid(_unit_range(tiles, self.ranges), self.config)
+            found = [
+                self._scale(level, int(stride), *arrays)
+                for level, stride, arrays in zip(levels, self.config["strides"], self.scales, strict=False)
+            ]
+            coarse = levels[min(2, len(levels) - 1)].flatten(2)
+            ranks = torch.as_tensor(np.rint(QUANTILES * (coarse.shape[2] - 1)).astype(np.int64), device=self.device)
+            colour = coarse.sort(dim=2).values[:, :, ranks].flatten(1)
+            return torch.cat([*found, colour], dim=1)
+
+    def _scale(self, tiles: Any, stride: int, components: Any, offset: Any, filters: Any) -> Any:
+        """Mean answer of each filter beyond the threshold, above and below, over places and views: ``(n, 2 f)``."""
         import torch
         import torch.nn.functional as F
 
-        with torch.inference_mode():
-            x = torch.as_tensor(tiles, device=self.device).float()
-            if tiles.dtype == np.uint8:
-                x = ((x - self.low) / (self.high - self.low)).clamp(0, 1)
-            mean = F.conv2d(x, self.box, stride=self.stride)
-            square = F.conv2d(x * x, self.box, stride=self.stride)
-            contrast = torch.rsqrt((square - mean * mean).clamp_min(0) + CONTRAST)
-            y = F.conv2d(x, self.weight, stride=self.stride) * contrast + self.bias[:, None, None]
-            y = y.flatten(2)
-            both = torch.stack([y.relu().mean(2), (-y).relu().mean(2)], dim=2)
-            both = both.view(len(y), -1, 8, 2).mean(2).flatten(1).sqrt()
-            colour = x.flatten(2).sort(dim=2).values[:, :, self.ranks].flatten(1)
-            return np.asarray(torch.cat([both, colour], dim=1).cpu().numpy(), np.float32)
+        tiles, stride = _centred(tiles, self.patch, stride)
+        moments = torch.stack([tiles.mean(1), (tiles * tiles).mean(1)], dim=1)
+        mean, square = F.avg_pool2d(moments, self.patch, stride).split(1, dim=1)
+        scale = torch.rsqrt((square - mean * mean).clamp_min(0) + CONTRAST)
+        z = (F.conv2d(tiles, components, stride=stride) * scale).flatten(2).transpose(1, 2) - offset
+        n, places, _ = z.shape
+        answers, beyond = self._buffer(n * places, filters.shape[1])
+        torch.mm(z.reshape(n * places, -1), filters, out=answers)
+
+        def pooled(**bounds: float) -> Any:
+            torch.clamp(answers, **bounds, out=beyond)
+            return beyond.view(n, places, -1).mean(1).view(n, -1, 8).mean(2)
+
+        above, below = pooled(min=THRESHOLD) - THRESHOLD, -THRESHOLD - pooled(max=-THRESHOLD)
+        return torch.cat([above, below], dim=1).clamp_min(0).add(FLOOR).sqrt()
+
+    def _buffer(self, rows: int, columns: int) -> Any:
+        """Two float32 matrices of this thread, whose content nobody needs."""
+        import torch
+
+        held = self.buffers.__dict__
+        if held.get("room", 0) < rows * columns:
+            held["room"] = rows * columns
+            held["memory"] = torch.empty(2, rows * columns, device=self.device)
+        return held["memory"][:, : rows * columns].view(2, rows, columns)
 
 
 class RandomConv:
@@ -125,30 +260,27 @@ class RandomConv:
     name = "random_conv"
     needs_pixels = True
 
-    def __init__(self, config: Config, artefact: Artefact, device: Any) -> None:
-        import torch
-
-        self.batch, self.size = int(config["batch"]), int(artefact["size"][0])
-        self.prepare = Preparation(artefact["range"], self.size)
-        self.features = _Features(config, artefact, device)
-        self.projection = torch.as_tensor(artefact["projection"])
-        self.centre = torch.as_tensor(artefact["centre"])
-        self.dim = self.projection.shape[1]
+    def __init__(self, config: Config, artefact: Artefact, device: Any, threads: int) -> None:
+        self.batch = int(config["batch"])
+        self.prepare = Preparation(artefact["range"], int(artefact["size"][0]))
+        self.dim = artefact["projection"].shape[1]
+        self._features = _Features(config, artefact, device, threads)
+        self._projection, self._centre = artefact["projection"], artefact["centre"]
 
     def encode(self, tiles: NDArray[Any]) -> Floats:
-        """``(n, bands, size, size)`` -> ``(n, dim)``."""
+        """``(n, bands, size, size)`` -> ``(n, dim)``, unit length."""
         return in_batches(tiles, self.batch, self._forward)
 
-    def _forward(self, tiles: NDArray[Any]) -> Floats:
-        import torch
-
-        with torch.inference_mode():
-            raw = torch.as_tensor(self.features(tiles))
-            return np.asarray((raw @ self.projection - self.centre).numpy())
+    def _forward(self, tiles: Array) -> Floats:
+        return np.asarray(self._features(tiles) @ self._projection - self._centre)
 
 
 def build(
     config: Config, artefact: Artefact, bands: tuple[str, ...], dtype: str, device: str, threads: int
 ) -> RandomConv:
-    """The encoder from its artefact."""
-    return RandomConv(config, artefact, start_torch(device, threads))
+    """The encoder from its artefact.
+
+    On a CPU each of ``threads`` threads works on tiles of its own, so the bits do not depend on their number.
+    """
+    where = start_torch(device, threads if device.startswith("cuda") else 1)
+    return RandomConv(config, artefact, where, threads)

@@ -51,6 +51,7 @@ log = logging.getLogger("curation")
 
 ROWS_A_RANGE = 8 * ROW_GROUP  # kept rows that are merged at once
 LOSS = 0.9  # share of a class that the entropy stage may take before a warning names it
+NAMED = 20  # classes in one warning
 
 
 def select(
@@ -136,7 +137,7 @@ class _Selection:
         self.shards = [shards for _, shards, _ in loaded]
         self.surveys: list[Survey] = ray.get([survey for _, _, survey in loaded])
         self.samples = sum(survey.rows for survey in self.surveys)
-        self.learn(dataclasses.replace(self.plan, budget=_budget(self.settings.budget, self.samples)))
+        self.learn(dataclasses.replace(self.plan, budget=check_budget(self.settings.budget, self.samples)))
         if unknown := sum(survey.without_entropy for survey in self.surveys):
             raise RequestError(
                 f"{unknown} of {self.samples} samples have no entropy (their vectors were computed elsewhere): "
@@ -296,8 +297,10 @@ class _Selection:
     def _warn_of_classes(self, written: list[Written]) -> None:
         before = sum((part.classes for part in written), Counter())
         fell = sum((part.calm for part in written), Counter())
-        for name in sorted(name for name, count in before.items() if fell[name] > LOSS * count):
-            self.warn(f"the entropy stage takes {fell[name]} of the {before[name]} samples of class {name!r}")
+        if lost := sorted(name for name, count in before.items() if fell[name] > LOSS * count):
+            named = ", ".join(f"{name} ({fell[name]} of {before[name]})" for name in lost[:NAMED])
+            more = f" and {len(lost) - NAMED} more" if len(lost) > NAMED else ""
+            self.warn(f"the entropy stage takes more than {LOSS:.0%} of: {named}{more}")
 
 
 def _read_list(name: str, url: str | None, workspace: Folder) -> SampleList | None:
@@ -344,7 +347,7 @@ def _number_of_partitions(rows: int) -> int:
     return int(np.clip(-(-rows // ROWS_A_PARTITION), 1, PARTITIONS))
 
 
-def _budget(asked: float, samples: int) -> int:
+def check_budget(asked: float, samples: int) -> int:
     """Samples to keep: a fraction below 1, to the nearest sample, or a count.
 
     Raises:

@@ -25,6 +25,7 @@ NOISE = 0.5  # what compression does to a cell, in levels of 255 (standard devia
 
 _HEADER = 4 * (LEVELS + 1)
 PATCH_BYTES = _HEADER + GRID * GRID
+SPECTRUM = (2 * CUTOFF + 1) ** 2
 
 REACH = 4  # how far the window can follow a shift: half of the shift, in 128ths of the tile
 _SIDE = np.minimum(1, 2 * np.sin(np.pi * (np.arange(GRID) + 0.5) / GRID))
@@ -83,7 +84,7 @@ def patch_spectra(
         right: the same along the second axis.
 
     Returns:
-        Fourier coefficients ``(n, 15, 15)`` of the deviation from the mean, in levels, for
+        Fourier coefficients ``(n, 15 * 15)`` of the deviation from the mean, in levels, for
         frequencies -7 to 7 along each axis, phases about the window's centre: so mirroring
         negates a frequency, and transposing swaps the two.
     """
@@ -95,7 +96,8 @@ def patch_spectra(
     spectra = rows @ (cells * step[:, :, None]) @ columns.swapaxes(-1, -2)
     window = rows.sum(axis=-1)[..., :, None] * columns.sum(axis=-1)[..., None, :]
     centre = (..., slice(CUTOFF, CUTOFF + 1), slice(CUTOFF, CUTOFF + 1))
-    return np.asarray(spectra - spectra[centre] / window[centre] * window)
+    spectra -= spectra[centre] / window[centre] * window
+    return np.asarray(spectra.reshape(len(patches), SPECTRUM))
 
 
 def _picture(

@@ -28,16 +28,16 @@ leader, so that pairs stay few where thousands of tiles are the same water.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from curation.scoring.signature import CUTOFF, NOISE, PATCH_BYTES, REACH, WINDOW_ENERGY, patch_levels, patch_spectra
+from curation.scoring.likeness import Patches, likeness
+from curation.scoring.signature import NOISE, PATCH_BYTES
 
-THRESHOLD = 0.88  # similarity of two patches from which they are copies
+THRESHOLD = 0.9  # similarity of two patches from which they are copies
 EMBEDDING_THRESHOLD = 0.995  # cosine from which rows without patches are copies
 BLOCK = 50_000  # rows compared with each other at most
 
@@ -45,7 +45,6 @@ RADIUS = 3.2  # distance of two signatures beyond which no patch is compared
 FLAT_LEVEL = 4.0  # how far the mean levels of two tiles without texture may lie apart, of 255
 LEVEL_PER_POWER = 8.0  # and how much more for each squared level of texture (its standard deviation)
 MOST_LEVEL = 80.0  # and in all: gain and offset of 15 % each
-COARSE = 0.16  # what the largest shift (4/64 of the tile along both axes) costs before the windows follow it
 
 STRIPE = 256  # rows whose distances are computed at once
 CHUNK = 8192  # pairs confirmed at once
@@ -222,7 +221,7 @@ class _Rows:
     ids: pa.Array
     quality: NDArray[np.int64]
     vectors: NDArray[np.float32]  # signatures, or embeddings of unit length
-    patches: NDArray[np.uint8] | None
+    patches: Patches | None
     radius: float
     threshold: float
 
@@ -234,7 +233,7 @@ class _Rows:
         """The rows ``part``, whose order is kept."""
         if len(part) == len(self.vectors):
             return self
-        patches = None if self.patches is None else self.patches[part]
+        patches = None if self.patches is None else Patches(self.patches.data[part])
         return _Rows(
             self.ids.take(pa.array(part)), self.quality[part], self.vectors[part], patches, self.radius, self.threshold
         )
@@ -257,7 +256,7 @@ def _kinds(group: pa.Table, limits: Limits) -> list[_Rows]:
     some = group.filter(with_patch)
     if some.num_rows:
         patches = np.frombuffer(b"".join(some["patch"].to_pylist()), np.uint8).reshape(-1, PATCH_BYTES)
-        kinds.append(_rows(some, _matrix(some["signature"]), patches, RADIUS, limits.patch))
+        kinds.append(_rows(some, _matrix(some["signature"]), Patches(patches), RADIUS, limits.patch))
     some = group.filter(pc.invert(with_patch))
     if some.num_rows:
         vectors = _matrix(some["embedding"])
@@ -268,7 +267,7 @@ def _kinds(group: pa.Table, limits: Limits) -> list[_Rows]:
 
 
 def _rows(
-    table: pa.Table, vectors: NDArray[np.float32], patches: NDArray[np.uint8] | None, radius: float, threshold: float
+    table: pa.Table, vectors: NDArray[np.float32], patches: Patches | None, radius: float, threshold: float
 ) -> _Rows:
     ids = table["sample_id"].combine_chunks()
     return _Rows(ids, table["quality"].to_numpy(), vectors, patches, radius, threshold)
@@ -371,92 +370,18 @@ def _cosines(a: _Rows, i: NDArray[np.intp], b: _Rows, j: NDArray[np.intp]) -> ND
 
 
 def _likeness(a: _Rows, i: NDArray[np.intp], b: _Rows, j: NDArray[np.intp]) -> NDArray[np.float64]:
-    """Patches compared under the eight symmetries and small shifts.
-
-    With the best alignment, 1 - |a - b|^2 / (|a|^2 + |b|^2 + 2 noise^2), the norms over
-    spatial frequencies weighted by f^1.5, which gives each octave of natural images
-    about the same say. Two tiles without texture differ by less than the noise: they
-    are alike, and only their mean levels can tell them apart.
-    """
+    """Likeness of the patches where signatures and levels allow it, else 0."""
     assert a.patches is not None and b.patches is not None
     out = np.zeros(len(i))
     distance = ((a.vectors[i].astype(np.float64) - b.vectors[j]) ** 2).sum(axis=1)
     contrast = np.exp(np.minimum(a.vectors[i, -1], b.vectors[j, -1]).astype(np.float64)) - 2 * NOISE
-    apart = np.abs(patch_levels(a.patches[i]) - patch_levels(b.patches[j])).max(axis=1)
+    apart = np.abs(a.patches.levels[i] - b.patches.levels[j]).max(axis=1)
     allowed = np.minimum(FLAT_LEVEL + LEVEL_PER_POWER * contrast**2, MOST_LEVEL)
     some = np.flatnonzero((distance <= a.radius**2) & (apart <= allowed))
     for start in range(0, len(some), PATCHES):
         part = some[start : start + PATCHES]
-        out[part] = _aligned(a.patches, i[part], b.patches, j[part], a.threshold)
+        out[part] = likeness(a.patches, i[part], b.patches, j[part], a.threshold)
     return out
-
-
-def _aligned(
-    a: NDArray[np.uint8], i: NDArray[np.intp], b: NDArray[np.uint8], j: NDArray[np.intp], threshold: float
-) -> NDArray[np.float64]:
-    """Likeness of the patches a[i] and b[j] on their common ground, once aligned; 0 where it cannot reach the threshold.
-
-    The best of 8 symmetries and 81 shifts is found with both windows in the tiles' middle, where a
-    shift costs likeness (`COARSE`); then the windows are moved onto the ground that both show.
-    """
-    half, symmetries, weights, waves, noise = _alignment()
-    least = threshold - COARSE
-    x = _spectra(a, i).take(half, axis=1) * weights
-    y = _spectra(b, j).take(symmetries, axis=1) * weights  # (n, 8, 112)
-    both = _energy(x) + _energy(y[:, 0])
-    # no shift can bring more in common than the magnitudes have: this spares most pairs the rest
-    bound = np.matmul(np.abs(y), np.abs(x)[:, :, None])[:, :, 0].max(axis=1)
-    out = np.zeros(len(i))
-    some = np.flatnonzero(_share(both, bound, noise) >= least)
-    products = (x[some, None, :] * y[some].conj()).view(np.float32)  # (m, 8, 2 x 112)
-    common = (products.reshape(-1, len(waves)) @ waves).reshape(len(some), -1)
-    good = _share(both[some], common.max(axis=1), noise) >= least
-    some, (symmetry, shift) = some[good], np.divmod(common[good].argmax(axis=1), waves.shape[1])
-    down, right = np.divmod(shift, 2 * REACH + 1)
-    down, right = down - REACH, right - REACH  # of a against b, in 64ths; half of it for each window, in 128ths
-    swap, turn_down, turn_right = symmetry >= 4, 1 - (symmetry & 2), 1 - 2 * (symmetry & 1)
-    back_down, back_right = -down * turn_down, -right * turn_right
-    back = np.where(swap, back_right, back_down), np.where(swap, back_down, back_right)
-    x = patch_spectra(a[i[some]], down, right).reshape(len(some), -1).take(half, axis=1) * weights
-    y = patch_spectra(b[j[some]], *back).reshape(len(some), -1)
-    y = np.take_along_axis(y, symmetries[symmetry], axis=1) * weights
-    out[some] = _share(_energy(x) + _energy(y), (x.conj() * y).real.sum(axis=1, dtype=np.float64), noise)
-    return out
-
-
-def _spectra(patches: NDArray[np.uint8], rows: NDArray[np.intp]) -> NDArray[np.complex64]:
-    """Spectra ``(n, 225)`` of the patches ``rows``, each read once."""
-    different, places = np.unique(rows, return_inverse=True)
-    return patch_spectra(patches[different]).reshape(len(different), -1)[places]
-
-
-def _energy(x: NDArray[np.complex64]) -> NDArray[np.float64]:
-    return np.asarray((x.real**2 + x.imag**2).sum(axis=1, dtype=np.float64))
-
-
-def _share(both: NDArray[np.float64], common: NDArray[np.float64], noise: float) -> NDArray[np.float64]:
-    return 1 - (both - 2 * common) / (both + 2 * noise)
-
-
-@lru_cache(maxsize=1)
-def _alignment() -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float32], NDArray[np.float32], float]:
-    """Constants of `_aligned`: the half plane of frequencies ``(112,)`` as places in the flat spectrum; where its
-    values come from under each symmetry ``(8, 112)``; weights f^1.5 ``(112,)``; what shifts the product of two spectra
-    ``(224, 81)``; and the energy of noise alone."""
-    f = np.arange(-CUTOFF, CUTOFF + 1)
-    down, right = (axis.ravel() for axis in np.meshgrid(f, f, indexing="ij"))
-    half = np.flatnonzero((down > 0) | ((down == 0) & (right > 0)))
-    places = np.arange(len(f) ** 2).reshape(len(f), -1)
-    symmetries = np.stack(
-        [side[::m, ::n].ravel()[half] for side in (places, places.T) for m in (1, -1) for n in (1, -1)]
-    )
-    weights = (down[half] ** 2 + right[half] ** 2) ** 0.75
-    shifts = np.arange(-REACH, REACH + 1) / 64
-    u, v = (axis.ravel() for axis in np.meshgrid(shifts, shifts, indexing="ij"))
-    angles = 2 * np.pi * (np.outer(down[half], u) + np.outer(right[half], v))
-    waves = np.stack([np.cos(angles), -np.sin(angles)], axis=1).reshape(-1, len(u))
-    noise = NOISE**2 * WINDOW_ENERGY * float((weights**2).sum())
-    return half, symmetries, weights.astype(np.float32), waves.astype(np.float32), noise
 
 
 def _split(vectors: NDArray[np.float32], limit: int = BLOCK) -> list[NDArray[np.intp]]:

@@ -38,17 +38,24 @@ def ray_dataset(
 
     Args:
         manifest: an open manifest, or the URL of one.
-        budget, members, roots, storage, pad: as of :class:`curation.manifests.loaders.stream.SampleStream`.
-        seed, epoch: of the order.
+        budget: only the first that many samples by ``rank``.
+        members: ``all`` or ``image``, as of :class:`curation.manifests.loaders.stream.SampleStream`.
+        roots: root name to URL, where the archive has moved.
+        storage: per protocol, fsspec options.
+        seed: of the order.
+        epoch: of the order too.
         shuffle: shuffle the shards, and the samples within each as by a buffer of that many; across shards
             Ray's ``iter_batches(local_shuffle_buffer_size=…)`` does it. 0: the manifest's order.
-        rank, world_size: which equal part of the epoch, where each rank makes its own set.
+        rank: which equal part of the epoch, where each rank makes its own set.
+        world_size: of how many.
+        pad: whether what does not divide is filled up from the epoch's start, or left out.
         seen: samples of this rank's part that were had already: what is left is given.
 
     Raises:
         RequestError: something asked for cannot be.
     """
     reader = ManifestReader(manifest, storage) if isinstance(manifest, str) else manifest
+    Fetcher(reader, members, roots or {}, storage)  # says now what is wrong with the request
     index = reader.shards(budget)
     each = samples_per_rank(int(index.counts.sum()), world_size, pad)
     order = Order(seed, epoch, shuffle)

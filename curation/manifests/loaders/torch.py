@@ -9,7 +9,7 @@ import pyarrow as pa
 import torch
 from torch.utils.data import DataLoader, IterableDataset, default_collate
 
-from curation.archive.decode import decode
+from curation.archive.decode import conform, decode
 from curation.errors import AccessError, BadSample, RequestError
 from curation.manifests.loaders.fetch import Kept
 from curation.manifests.loaders.stream import SampleStream, check_same
@@ -25,14 +25,21 @@ class TorchSamples(SampleStream, IterableDataset[dict[str, Any]]):
 
     Args:
         manifest: an open manifest, or the URL of one.
-        decode: ``pixels``, a tensor (bands, height, width) of the stored dtype, and ``mask``, bool
-            (height, width), in place of ``files``, the bytes by suffix.
+        decode: ``pixels``, a tensor (bands, height, width) with the bands and dtype of the whole archive, and
+            ``mask``, bool (height, width), in place of ``files``, the bytes by suffix.
         options: see :class:`SampleStream`.
+
+    Raises:
+        RequestError: something asked for cannot be.
     """
 
     def __init__(self, manifest: Any, *, decode: bool = False, **options: Any) -> None:
         super().__init__(manifest, **options)
         self.decode, self.settings = decode, self.manifest.archive
+        if decode and self.members == "image" and len(self.settings.members or ()) > 1:
+            raise RequestError("the archive keeps a sample's bands in several files: decode=True needs members='all'")
+        content = self.manifest.header["content"]
+        self.bands, self.dtype = content.get("bands"), content.get("dtype")
         self.nulls = {field.name: _null(field.type) for field in self.manifest.schema if field.name not in _PLACES}
 
     def convert(self, kept: Kept) -> dict[str, Any]:
@@ -43,6 +50,8 @@ class TorchSamples(SampleStream, IterableDataset[dict[str, Any]]):
             return {**columns, "files": kept.raw.data}
         try:
             sample = decode(kept.raw, self.settings)
+            if self.bands and self.dtype:
+                sample = conform(sample, tuple(self.bands), self.dtype)
         except BadSample as error:
             raise AccessError(f"sample {kept.row['key']!r} of {kept.url} has changed: {error}") from error
         return {**columns, "pixels": _tensor(sample.pixels), "mask": _tensor(sample.mask)}

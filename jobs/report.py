@@ -1,0 +1,37 @@
+"""``curate report``: write the page of the newest manifest again, from the same config that made it."""
+
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from curation.cli import execute
+from curation.errors import RequestError
+from curation.manifests.schema import LATEST, Manifest
+from curation.stages import finish, open_run
+
+
+def run(arguments: Sequence[str]) -> dict[str, Any]:
+    """Find the manifest that ``manifests/latest.json`` names, and write its page."""
+    with open_run(arguments) as job:
+        try:
+            name = json.loads(job.workspace.read(LATEST))["id"]
+        except FileNotFoundError:
+            raise RequestError(f"no manifest in {job.workspace.public()}: run curate prune first") from None
+        catalog = job.catalog(encode=False)
+        folder = f"manifests/{name}"
+        content = json.loads(job.workspace.read(f"{folder}/manifest.json"))["content"]
+        counts = content["counts"]
+        manifest = Manifest(
+            folder=folder,
+            url=job.workspace.public(f"{folder}/manifest.json"),
+            samples=counts["samples"],
+            kept=counts["kept"],
+            dropped={},
+        )
+        clusters = job.workspace.child(f"clusters/{content['clusters']}")
+        return finish(job, catalog, manifest, job.report(catalog, clusters, manifest))
+
+
+if __name__ == "__main__":
+    sys.exit(execute(run))
