@@ -237,7 +237,8 @@ def load_config(overrides: Sequence[str]) -> Config:
     Raises:
         RequestError: an override is malformed, names no key, or has a value that cannot be.
     """
-    parsed, literal = [], {}
+    parsed: list[str] = []
+    literal: dict[str, str | None] = {}
     for text in overrides:
         key, equals, value = text.partition("=")
         if not equals or not key:

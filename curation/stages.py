@@ -1,6 +1,8 @@
 """The stages in order, over one frozen listing: what the jobs are made of."""
 
+import hashlib
 import importlib.metadata
+import json
 import logging
 import platform
 import time
@@ -15,7 +17,7 @@ import ray
 
 from curation.archive.listing import Root, list_archive
 from curation.catalog.build import BANK, Catalog, build_catalog, check_bad_fraction
-from curation.clustering.stage import cluster
+from curation.clustering.build import build_clusters
 from curation.config import Config, load_config, to_dict
 from curation.manifests.access import LOCAL, OBJECT_STORE, plan_reads
 from curation.manifests.build import check_budget, select
@@ -48,7 +50,12 @@ class Run:
 
     def clusters(self, catalog: Catalog) -> Folder:
         """Centroids and assignments, fitted unless they are there."""
-        return cluster(self.config, catalog, self.workspace, self.resources)
+        mode, settings, seed = self.config.references_mode(), self.config.cluster, self.config.seed
+        made_of = [catalog.store.catalog_id, catalog.artefact.sha256, catalog.digest, catalog.bank_digest]
+        name = hashlib.sha256(json.dumps([made_of, mode, to_dict(settings), seed]).encode()).hexdigest()[:16]
+        folder = self.workspace.child(f"clusters/{name}")
+        build_clusters(catalog, mode, settings, seed, folder, self.resources)
+        return folder
 
     def manifest(self, catalog: Catalog, clusters: Folder) -> Manifest:
         """The drawn manifest, published."""
@@ -70,6 +77,7 @@ class Run:
             "catalog": catalog.store.catalog_id,
             "artefact": catalog.artefact.sha256,
             "bands": list(catalog.artefact.bands),
+            "dtype": catalog.artefact.dtype,
             "profiles": list(catalog.profiles),
             "clusters": clusters.base.rpartition("/")[2],
             "config": _config_without_urls(self.config),

@@ -14,7 +14,7 @@ def run(arguments: Sequence[str]) -> dict[str, Any]:
     with open_run(arguments) as job:
         clusters = job.clusters(job.catalog(encode=False))
         fit = json.loads(clusters.read("fit.json"))
-        return {"clusters": clusters.public(), "k": fit["k"], "samples": fit["n"]}
+        return {"clusters": clusters.public(), "k": fit["k"], "samples": fit["rows"]}
 
 
 if __name__ == "__main__":

@@ -113,19 +113,23 @@ def make_workspace(root: Path, pixels: bool = True, cut: float | None = 3.0) -> 
     table = pa.Table.from_pylist(decisions, DECISIONS_SCHEMA)
     publish_clusters(folder, table)
     content = {
-        "roots": ["root"],
+        "archive": {"roots": ["root"]},
         "warnings": [],
-        "encoder": {"note": "A test encoder: 5-NN 0.5 on <nothing>."},
         "clusters": "c1",
         "config": {
             "seed": 0,
             "archive": {"max_bad_fraction": 0.05},
             "catalog": {"thumbnails": 0.5},
             "encoder": {"name": "random_conv", "dim": DIM},
-            "select": {"strategy": "balanced", "budget": 0.15},
+            "select": {"strategy": "balanced", "budget": 0.15, "duplicates": True},
         },
     }
-    header = {"content": content, "provenance": {"versions": {"curation": "0"}}}
+    provenance = {
+        "begun": "2031-05-06T07:08:09Z",
+        "roots": {"root": "s3://bucket/<archive>"},
+        "encoder": {"note": "A test encoder: 5-NN 0.5 on <nothing>."},
+    }
+    header = {"content": content, "provenance": provenance}
     folder.publish("manifests/m1/manifest.json", json.dumps(header).encode())
     workspace = Workspace(folder, store, shards, table, labels)
     workspace.publish_decisions(table, PARTS)
@@ -324,7 +328,7 @@ def test_it_is_one_well_formed_file_without_scripts_or_links(page):
 
 
 def test_what_people_wrote_is_text(page):
-    for raw in ("<script>", "<b>town</b>", "<i>Bay</i>", "<i>!</i>", "<nothing>"):
+    for raw in ("<script>", "<b>town</b>", "<i>Bay</i>", "<i>!</i>", "<nothing>", "<archive>"):
         assert raw not in page
     for shown in ("&lt;script&gt;alert(1)", "&lt;b&gt;town&lt;/b&gt;", "&lt;i&gt;Bay", "5-NN 0.5 on &lt;nothing&gt;"):
         assert shown in page
@@ -360,7 +364,7 @@ def test_warnings_stand_above_everything(workspace, page, tmp_path):
     other.publish_decisions(
         other.decisions.set_column(other.decisions.schema.get_field_index("reason"), "reason", reason)
     )
-    other.folder.publish("clusters/c1/fit.json", b'{"beyond_p99": 0.37}')
+    other.folder.publish("clusters/c1/fit.json", b'{"references": {"beyond_share": 0.37}}')
     header = json.loads(other.manifest.read("manifest.json"))
     header["content"]["warnings"] = ["mind the <gap>"]
     other.manifest.publish("manifest.json", json.dumps(header).encode())

@@ -14,9 +14,8 @@ import ray
 from numpy.typing import NDArray
 
 from curation.clustering.kmeans import KMeans, fit_kmeans
-from curation.clustering.nearest import nearest
+from curation.clustering.nearest import Floats, Labels, Vectors, nearest
 from curation.clustering.points import ActorRows, Rows
-from curation.clustering.seeding import apportion
 from curation.selection.quotas import quotas
 
 FLAT = 16_384  # centroids fitted without cells
@@ -25,7 +24,7 @@ ROUNDS = 10  # of resampling on each level above the lowest
 
 def fit_in_cells(
     points: ActorRows, k: int, seed: int, *, spherical: bool = True, max_iter: int = 50, tol: float = 1e-2
-) -> tuple[NDArray[np.float32], KMeans]:
+) -> tuple[Floats, KMeans]:
     """Fit about sqrt(k) cells, then each cell's share of the ``k`` centroids to the points in it.
 
     The shares follow the cells' sums of squared distances. No pass over all points follows, so a point near a
@@ -36,7 +35,7 @@ def fit_in_cells(
     """
     cells = fit_kmeans(points, round(k**0.5), seed, spherical=spherical, max_iter=max_iter, tol=tol)
     sums = points.sums(cells.centroids, 1.0)
-    shares = quotas(sums.errors, sums.counts, min(k, points.rows), np.minimum(sums.counts, 1))
+    shares = quotas(sums.errors + 1e-9, sums.counts, k, np.minimum(sums.counts, 1))
     split = points.split(cells.centroids)
     fits = [
         _fit_cell.remote(int(share), seed, spherical, max_iter, tol, *members)
@@ -47,9 +46,66 @@ def fit_in_cells(
 
 
 @ray.remote(num_cpus=1)
-def _fit_cell(
-    k: int, seed: int, spherical: bool, max_iter: int, tol: float, *members: dict[int, NDArray[np.floating]]
-) -> NDArray[np.float32]:
+def _fit_cell(k: int, seed: int, spherical: bool, max_iter: int, tol: float, *members: dict[int, Vectors]) -> Floats:
     parts = {number: rows for held in members for number, rows in held.items()}
     x = np.concatenate([parts[number] for number in sorted(parts)])
     return fit_kmeans(Rows({0: lambda: x}, seed), k, seed, spherical=spherical, max_iter=max_iter, tol=tol).centroids
+
+
+def build_levels(centroids: Floats, sizes: Sequence[int], seed: int, *, spherical: bool = True) -> list[Labels]:
+    """Cluster the centroids, then the centroids of those, and so on.
+
+    On each level, as published, the fit is repeated on the members nearest to each centroid only, as many of each
+    cluster: dense regions count for no more than sparse ones. Then all members are assigned again.
+
+    Args:
+        centroids: ``(k, d)`` float32, of the lowest level.
+        sizes: clusters of the levels above, from the lowest, falling.
+        seed: of the fits.
+        spherical: see :func:`fit_kmeans`.
+
+    Returns:
+        For each level above: int32, the cluster of that level in which each cluster of the level below lies.
+    """
+    parents = []
+    for size in sizes:
+        above = _fit_resampled(centroids, size, seed, spherical)
+        parents.append(nearest(centroids, above)[0])
+        centroids = above
+    return parents
+
+
+def level_quotas(sizes: NDArray[np.int64], parents: Sequence[Labels], budget: int) -> NDArray[np.int64]:
+    """Share a budget out equally among the top clusters, then within each among the clusters below, as far as they go.
+
+    Args:
+        sizes: ``(k,)`` samples of the lowest clusters.
+        parents: see :func:`build_levels`.
+        budget: no more than there are samples.
+
+    Returns:
+        ``(k,)`` int64, which sum to the budget; none shrinks when the budget grows.
+    """
+    if not parents:
+        return quotas(np.ones(len(sizes)), sizes, budget)
+    above = parents[0]
+    of_parents = level_quotas(np.bincount(above, sizes).astype(np.int64), parents[1:], budget)
+    shares = np.empty_like(sizes)
+    for parent, quota in enumerate(of_parents):
+        children = above == parent
+        shares[children] = quotas(np.ones(children.sum()), sizes[children], int(quota))
+    return shares
+
+
+def _fit_resampled(x: Floats, k: int, seed: int, spherical: bool) -> Floats:
+    few = len(x) // (2 * k)  # half of a cluster, were all alike
+    rows = x
+    for _ in range(1 + ROUNDS):
+        centroids = fit_kmeans(Rows({0: rows.copy}, seed), k, seed, spherical=spherical).centroids
+        clusters, distances = nearest(x, centroids)
+        order = np.lexsort((distances, clusters))
+        place = np.arange(len(x)) - np.searchsorted(clusters[order], clusters[order])
+        rows = x[np.sort(order[place < few])]
+        if few < 2 or len(rows) < k:  # single members would be their own centroids
+            break
+    return centroids

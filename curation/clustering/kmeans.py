@@ -8,11 +8,13 @@ the poor optima that Lloyd's steps alone cannot leave, and few passes over all
 points remain.
 """
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
+from curation.clustering.nearest import Floats, Vectors
 from curation.clustering.points import Points, Sums
 from curation.clustering.seeding import seeds
 
@@ -34,7 +36,7 @@ class KMeans:
         reseeded: centroids that had become empty, in each of these passes.
     """
 
-    centroids: NDArray[np.float32]
+    centroids: Floats
     moved: NDArray[np.bool_]
     converged: bool = False
     sampled: int = 0
@@ -49,7 +51,7 @@ def default_k(rows: int) -> int:
     Assignment costs n k comparisons, looking for duplicates within clusters n^2 / k: their sum is smallest
     where k is the square root of n. 77 for 6,000 samples, 1,000 for a million, 31,623 for 10^9.
     """
-    return max(1, round(rows**0.5))
+    return max(1, round(math.sqrt(rows)))
 
 
 def fit_kmeans(
@@ -57,7 +59,7 @@ def fit_kmeans(
     k: int,
     seed: int,
     *,
-    init: NDArray[np.float32] | None = None,
+    init: Floats | None = None,
     spherical: bool = True,
     max_iter: int = 50,
     tol: float = 1e-4,
@@ -76,7 +78,7 @@ def fit_kmeans(
     """
     given = 0 if init is None else len(init)
     starts = seeds(points.head(SEED_ROWS * k), k, np.random.default_rng(seed), init)
-    fit = KMeans(_unit(starts) if spherical else starts, np.zeros(k, bool))
+    fit = KMeans((_unit(starts) if spherical else starts).astype(np.float32), np.zeros(k, bool))
 
     def step(share: float, gain: float) -> tuple[Sums, float, int]:
         sums = points.sums(fit.centroids, share)
@@ -114,9 +116,7 @@ def _warm_up(available: float) -> list[tuple[float, float]]:
     return passes
 
 
-def _update(
-    centroids: NDArray[np.float32], sums: Sums, given: int, gain: float
-) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+def _update(centroids: Floats, sums: Sums, given: int, gain: float) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Means of the clusters ``(k, d)``, and which centroids were moved into another's cluster to split it."""
     counts = sums.counts[:, None]
     means = np.where(counts > 0, sums.vectors / np.maximum(counts, 1), centroids)
@@ -135,6 +135,7 @@ def _update(
     return means, taken
 
 
-def _unit(x: NDArray[np.floating]) -> NDArray[np.float64]:
+def _unit(x: Vectors) -> NDArray[np.float64]:
     lengths = np.linalg.norm(x.astype(np.float64), axis=1, keepdims=True)
-    return x / np.where(lengths > 0, lengths, 1)
+    unit: NDArray[np.float64] = x / np.where(lengths > 0, lengths, 1)
+    return unit

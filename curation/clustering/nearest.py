@@ -13,6 +13,10 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
+Floats = NDArray[np.float32]
+Labels = NDArray[np.int32]
+Vectors = NDArray[np.floating[Any]]  # float16 as stored, or float32
+
 BLOCK = 16_384  # rows searched at once
 RECHECKED = 8  # centroids compared again for a row in doubt
 
@@ -31,20 +35,20 @@ class Nearest:
 
     def __init__(
         self,
-        centroids: NDArray[np.float32],
+        centroids: Floats,
         device: str = "cpu",
-        coarse: NDArray[np.float32] | None = None,
+        coarse: Floats | None = None,
     ) -> None:
         self.centroids = np.ascontiguousarray(centroids, np.float32)
         self.longest = float(np.linalg.norm(self.centroids.astype(np.float64), axis=1).max())
         self._index = _index(self.centroids, device, coarse)
 
-    def search(self, x: NDArray[np.float32], few: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    def search(self, x: Floats, few: int) -> tuple[Floats, NDArray[np.int64]]:
         """Squared distances and labels ``(n, few)``, as rounded; what is not there is infinitely far, labelled -1."""
         squared, found = self._index.search(x, few)
         return np.where(found < 0, np.float32(np.inf), squared), found
 
-    def two(self, x: NDArray[np.float32]) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    def two(self, x: Floats) -> tuple[Labels, Floats]:
         """Nearest centroid and the squared distances to the best two.
 
         Args:
@@ -62,7 +66,7 @@ class Nearest:
             labels[rows] = self._again(x[rows])
         return labels, squared
 
-    def __call__(self, x: NDArray[Any]) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    def __call__(self, x: NDArray[Any]) -> tuple[Labels, Floats]:
         """Labels ``(n,)`` int32 and Euclidean distances ``(n,)`` float32 of rows ``(n, d)`` of any float type."""
         labels, distances = np.empty(len(x), np.int32), np.empty(len(x), np.float32)
         for start, block in blocks(x):
@@ -71,33 +75,32 @@ class Nearest:
             distances[rows] = np.linalg.norm(block - self.centroids[labels[rows]], axis=1)
         return labels, distances
 
-    def _again(self, x: NDArray[np.float32]) -> NDArray[np.int32]:
+    def _again(self, x: Floats) -> Labels:
         _, found = self.search(x, RECHECKED)
         found = np.where(found < 0, found[:, :1], found)  # fewer than asked for
         found.sort(axis=1)
         differences = x[:, None].astype(np.float64) - self.centroids[found]
         best = np.einsum("nkd,nkd->nk", differences, differences).argmin(1)
-        return found[np.arange(len(x)), best].astype(np.int32)
+        chosen: Labels = found[np.arange(len(x)), best].astype(np.int32)
+        return chosen
 
 
-def nearest(
-    x: NDArray[Any], centroids: NDArray[np.float32], device: str = "cpu"
-) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+def nearest(x: NDArray[Any], centroids: Floats, device: str = "cpu") -> tuple[Labels, Floats]:
     """Nearest centroid of each row, and its Euclidean distance; see :class:`Nearest`."""
     return Nearest(centroids, device)(x)
 
 
-def blocks(x: NDArray[Any]) -> Iterator[tuple[int, NDArray[np.float32]]]:
+def blocks(x: NDArray[Any]) -> Iterator[tuple[int, Floats]]:
     """Runs of :data:`BLOCK` rows as contiguous float32, each with the number of its first row."""
     for start in range(0, len(x), BLOCK):
         yield start, np.ascontiguousarray(x[start : start + BLOCK], np.float32)
 
 
-def _index(centroids: NDArray[np.float32], device: str, coarse: NDArray[np.float32] | None) -> Any:
+def _index(centroids: Floats, device: str, coarse: Floats | None) -> Any:
     on_gpu = device == "cuda" and hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus() > 0
     if device == "cuda" and not on_gpu:
         return TorchIndex(centroids, device)  # exact, with or without cells
-    index = faiss.IndexFlatL2(centroids.shape[1])
+    index: Any = faiss.IndexFlatL2(centroids.shape[1])
     if coarse is not None:
         index.add(np.ascontiguousarray(coarse, np.float32))
         index = faiss.IndexIVFFlat(index, centroids.shape[1], len(coarse))
@@ -110,13 +113,13 @@ def _index(centroids: NDArray[np.float32], device: str, coarse: NDArray[np.float
 class TorchIndex:
     """The exact search of a flat faiss index in torch, for GPUs that the installed faiss does not know."""
 
-    def __init__(self, centroids: NDArray[np.float32], device: str) -> None:
+    def __init__(self, centroids: Floats, device: str) -> None:
         import torch  # slow to import, and not needed on CPU
 
         self.centroids = torch.from_numpy(centroids).to(device)
         self.norms = self.centroids.square().sum(1)
 
-    def search(self, x: NDArray[np.float32], k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    def search(self, x: Floats, k: int) -> tuple[Floats, NDArray[np.int64]]:
         """Squared distances and labels ``(n, k)``, nearest first."""
         import torch
 

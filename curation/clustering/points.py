@@ -16,9 +16,9 @@ import numpy as np
 import ray
 from numpy.typing import NDArray
 
-from curation.clustering.nearest import Nearest, blocks
+from curation.clustering.nearest import Floats, Labels, Nearest, Vectors, blocks
 
-Loader = Callable[[], NDArray[np.floating[Any]]]  # gives (rows, d); picklable: it is called in the actor
+Loader = Callable[[], Vectors]  # gives (rows, d); picklable: it is called in the actor
 
 GRID = 2.0**24  # coordinates a unit of length
 FINE = 2.0**20  # squared distances a unit
@@ -45,7 +45,7 @@ class Sums:
         """The sums over no points."""
         return cls(np.zeros((k, d)), np.zeros(k, np.int64), np.zeros(k), np.zeros(k))
 
-    def add_points(self, x: NDArray[np.float32], labels: NDArray[np.int32], squared: NDArray[np.float32]) -> None:
+    def add_points(self, x: Floats, labels: Labels, squared: Floats) -> None:
         """Add points ``(n, d)`` with what :meth:`Nearest.two` says of them."""
         k = len(self.counts)
         rounded = np.rint(np.where(np.isinf(squared), squared[:, :1], squared) * FINE) / FINE
@@ -72,10 +72,10 @@ class Points(Protocol):
 
     rows: int
 
-    def head(self, rows: int) -> NDArray[np.float32]:
+    def head(self, rows: int) -> Floats:
         """A fair sample ``(about rows, d)``, always the same."""
 
-    def sums(self, centroids: NDArray[np.float32], share: float) -> Sums:
+    def sums(self, centroids: Floats, share: float) -> Sums:
         """One pass over a fair sample of this share of the points, always the same."""
 
 
@@ -95,25 +95,31 @@ class Rows:
         self.parts = {number: _shuffled(loaders[number](), seed, number) for number in sorted(loaders)}
         self.rows = sum(map(len, self.parts.values()))
 
-    def lengths(self) -> dict[int, int]:
-        """Rows of each matrix."""
-        return {number: len(x) for number, x in self.parts.items()}
+    def count(self) -> int:
+        """How many there are (an actor's attributes are not to be seen from outside)."""
+        return self.rows
 
-    def heads(self, share: float) -> dict[int, NDArray[np.float32]]:
+    def heads(self, share: float) -> dict[int, Floats]:
         """The first rows of each matrix."""
         return {number: x[: ceil(share * len(x))].astype(np.float32) for number, x in self.parts.items()}
 
-    def head(self, rows: int) -> NDArray[np.float32]:
+    def head(self, rows: int) -> Floats:
         """See :class:`Points`."""
-        return np.concatenate(list(self.heads(min(1.0, rows / self.rows)).values()))
+        return np.concatenate(list(self.heads(min(1.0, rows / max(1, self.rows))).values()))
 
-    def sums(self, centroids: NDArray[np.float32], share: float) -> Sums:
+    def sums(self, centroids: Floats, share: float) -> Sums:
         """See :class:`Points`."""
         search, total = Nearest(centroids, self.device), Sums.zero(*centroids.shape)
         for x in self.parts.values():
             for _, block in blocks(x[: ceil(share * len(x))]):
                 total.add_points(block, *search.two(block))
         return total
+
+    def split(self, centroids: Floats) -> list[dict[int, Vectors]]:
+        """The rows of each matrix that are nearest to each centroid."""
+        search = Nearest(centroids, self.device)
+        labels = {number: search(x)[0] for number, x in self.parts.items()}
+        return [{number: x[labels[number] == c] for number, x in self.parts.items()} for c in range(len(centroids))]
 
 
 class ActorRows:
@@ -128,27 +134,39 @@ class ActorRows:
 
     def __init__(self, loaders: Sequence[Loader], seed: int, actors: int, device: str = "cpu") -> None:
         actors = min(actors, len(loaders))
-        # A lost actor starts again and answers again: it holds nothing that its loaders do not give.
-        actor = ray.remote(num_cpus=1, num_gpus=int(device == "cuda"), max_restarts=-1, max_task_retries=-1)(Rows)
+        cpus = float(ray.cluster_resources().get("CPU", 1))  # type: ignore[no-untyped-call]
+        options: dict[str, Any] = {
+            "num_cpus": min(1.0, cpus / actors),  # more actors than cores find room too
+            "num_gpus": int(device == "cuda"),
+            "max_restarts": -1,  # a lost actor starts again and answers again:
+            "max_task_retries": -1,  # it holds nothing that its loaders do not give
+        }
+        actor = ray.remote(**options)(Rows)
         dealt = [dict(list(enumerate(loaders))[number::actors]) for number in range(actors)]
-        self.actors = [actor.remote(mine, seed, device) for mine in dealt]
-        self.rows = sum(sum(lengths.values()) for lengths in ray.get([a.lengths.remote() for a in self.actors]))
+        self.actors: list[Any] = [actor.remote(mine, seed, device) for mine in dealt]
+        self.rows = sum(ray.get([a.count.remote() for a in self.actors]))
 
-    def head(self, rows: int) -> NDArray[np.float32]:
+    def head(self, rows: int) -> Floats:
         """See :class:`Points`."""
-        heads: dict[int, NDArray[np.float32]] = {}
-        for reference in [a.heads.remote(min(1.0, rows / self.rows)) for a in self.actors]:
+        heads: dict[int, Floats] = {}
+        for reference in [a.heads.remote(min(1.0, rows / max(1, self.rows))) for a in self.actors]:
             heads |= ray.get(reference)
         return np.concatenate([heads[number] for number in sorted(heads)])
 
-    def sums(self, centroids: NDArray[np.float32], share: float) -> Sums:
+    def sums(self, centroids: Floats, share: float) -> Sums:
         """See :class:`Points`."""
         shared, total = ray.put(centroids), Sums.zero(*centroids.shape)
         for reference in [a.sums.remote(shared, share) for a in self.actors]:
             total += ray.get(reference)
         return total
 
+    def split(self, centroids: Floats) -> list[tuple[Any, ...]]:
+        """For each centroid, references to what each actor holds nearest to it."""
+        shared = ray.put(centroids)
+        held = [a.split.options(num_returns=len(centroids)).remote(shared) for a in self.actors]
+        return list(zip(*held, strict=True))
 
-def _shuffled(x: NDArray[np.floating[Any]], seed: int, number: int) -> NDArray[np.floating[Any]]:
+
+def _shuffled(x: Vectors, seed: int, number: int) -> Vectors:
     x = x[np.random.default_rng((seed, number)).permutation(len(x))]
     return x if x.dtype == np.float16 else (np.rint(x * GRID) / GRID).astype(np.float32)

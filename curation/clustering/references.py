@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curation.clustering.kmeans import fit_kmeans
-from curation.clustering.nearest import nearest
+from curation.clustering.nearest import Floats, Vectors, nearest
 from curation.clustering.points import Rows
 
 EXPLAINED = 99  # percentile of the bank's own distances; beyond it, no reference explains a sample
@@ -23,11 +23,11 @@ class References:
         reach: the distance to the nearest of them within which lie 99 % of the bank.
     """
 
-    centroids: NDArray[np.float32]
+    centroids: Floats
     reach: float
 
 
-def fit_references(x: NDArray[np.floating], k: int, seed: int, spherical: bool) -> References:
+def fit_references(x: Vectors, k: int, seed: int, spherical: bool) -> References:
     """Cluster the bank into at most ``k`` centroids, no more than one for two of its samples.
 
     Args:
@@ -41,9 +41,7 @@ def fit_references(x: NDArray[np.floating], k: int, seed: int, spherical: bool) 
     return References(centroids, float(np.percentile(_held_out(x.astype(np.float32), centroids), EXPLAINED)))
 
 
-def name_scenes(
-    x: NDArray[np.floating], labels: NDArray[np.str_], centroids: NDArray[np.float32]
-) -> tuple[list[str | None], list[float | None]]:
+def name_scenes(x: Vectors, labels: NDArray[np.str_], centroids: Floats) -> tuple[list[str | None], list[float | None]]:
     """The class of most bank samples that are nearest to each centroid, and their share; ``None`` where there are none.
 
     Args:
@@ -60,12 +58,12 @@ def name_scenes(
     return scenes, [float(v[b] / t) if t else None for v, b, t in zip(votes, best, total, strict=True)]
 
 
-def _held_out(x: NDArray[np.float32], centroids: NDArray[np.float32]) -> NDArray[np.float64]:
+def _held_out(x: Floats, centroids: Floats) -> NDArray[np.float64]:
     """Distance of each sample to its centroid, had the centroid been fitted without it.
 
     Without one of its m members a mean lies m / (m - 1) times as far from it; a lone member goes to the next centroid.
     """
     squared, found = faiss.knn(x, centroids, min(2, len(centroids)))
-    distances, own = np.sqrt(squared.astype(np.float64)), found[:, 0]
+    distances, own = np.sqrt(np.asarray(squared, np.float64)), found[:, 0]
     members = np.bincount(own, minlength=len(centroids))[own]
     return np.where(members > 1, distances[:, 0] * members / np.maximum(members - 1, 1), distances[:, -1])

@@ -32,6 +32,8 @@ QUANTILES = np.linspace(0.02, 0.98, 16)  # of each band
 COLOUR = 0.7  # spread of the quantiles, beside 1 for each scale of the filters
 POWER = 0.4  # eigenvalue exponent of the projection: between rotation (0) and whitening (0.5)
 PATCHES = 20_000  # drawn to fit the whitening of a scale
+TILES = 8  # convolved at once on a CPU,
+ROWS = 1024  # and places multiplied at once, so that the answers stay in the cache
 
 Array = NDArray[Any]
 
@@ -162,8 +164,9 @@ def _pyramid(tiles: Any, config: Config) -> list[Any]:
     import torch.nn.functional as F
 
     levels = [tiles]
-    while len(levels) < len(config["strides"]) and levels[-1].shape[-1] // 2 >= int(config["patch"]):
-        levels.append(F.adaptive_avg_pool2d(levels[-1], levels[-1].shape[-1] // 2))
+    while len(levels) < len(config["strides"]) and (half := levels[-1].shape[-1] // 2) >= int(config["patch"]):
+        even = levels[-1].shape[-1] % 2 == 0  # an odd size is halved by overlapping windows: slower, and symmetric
+        levels.append(F.avg_pool2d(levels[-1], 2) if even else F.adaptive_avg_pool2d(levels[-1], half))
     return levels
 
 
@@ -194,7 +197,6 @@ class _Features:
         self.scales = [(put(f"components_{i}"), put(f"offset_{i}"), put(f"filters_{i}")) for i in range(count)]
         length = self.scales[0][2].shape[1] // 8 * 2
         self.groups = [(length, 1.0)] * count + [(len(QUANTILES) * len(self.ranges), COLOUR)]
-        # A GPU takes a batch at once; on a CPU one tile's numbers stay in the cache.
         self.pool = ThreadPoolExecutor(threads) if device.type == "cpu" and threads > 1 else None
         self.buffers = threading.local()
 
@@ -205,8 +207,9 @@ class _Features:
         tensor = torch.as_tensor(tiles)
         if self.device.type != "cpu":
             return np.asarray(self._part(tensor.to(self.device)).cpu().numpy())
-        parts = self.pool.map(self._part, tensor.split(1)) if self.pool else map(self._part, tensor.split(1))
-        return np.concatenate([part.numpy() for part in parts])
+        parts = [tensor[start : start + TILES] for start in range(0, len(tensor), TILES)]
+        done = self.pool.map(self._part, parts) if self.pool else map(self._part, parts)
+        return np.concatenate([part.numpy() for part in done])
 
     def _part(self, tiles: Any) -> Any:
         import torch
@@ -218,7 +221,7 @@ class _Features:
                 for level, stride, arrays in zip(levels, self.config["strides"], self.scales, strict=False)
             ]
             coarse = levels[min(2, len(levels) - 1)].flatten(2)
-            ranks = torch.as_tensor(np.rint(QUANTILES * (coarse.shape[2] - 1)).astype(np.int64), device=self.device)
+            ranks = np.rint(QUANTILES * (coarse.shape[2] - 1)).astype(np.int64)
             colour = coarse.sort(dim=2).values[:, :, ranks].flatten(1)
             return torch.cat([*found, colour], dim=1)
 
@@ -229,19 +232,26 @@ class _Features:
 
         tiles, stride = _centred(tiles, self.patch, stride)
         moments = torch.stack([tiles.mean(1), (tiles * tiles).mean(1)], dim=1)
-        mean, square = F.avg_pool2d(moments, self.patch, stride).split(1, dim=1)
+        moments = F.avg_pool2d(moments, self.patch, stride)
+        mean, square = moments[:, :1], moments[:, 1:]
         scale = torch.rsqrt((square - mean * mean).clamp_min(0) + CONTRAST)
         z = (F.conv2d(tiles, components, stride=stride) * scale).flatten(2).transpose(1, 2) - offset
+        step = max(1, ROWS // z.shape[1]) if self.device.type == "cpu" else len(z)
+        found = torch.cat([self._answers(z[start : start + step], filters) for start in range(0, len(z), step)])
+        return found.view(len(z), -1, 8).mean(2).clamp_min(0).add(FLOOR).sqrt()
+
+    def _answers(self, z: Any, filters: Any) -> Any:
+        """Over all places: ``(n, places, components)`` -> ``(n, 2 * views)``."""
+        import torch
+
         n, places, _ = z.shape
         answers, beyond = self._buffer(n * places, filters.shape[1])
         torch.mm(z.reshape(n * places, -1), filters, out=answers)
-
-        def pooled(**bounds: float) -> Any:
-            torch.clamp(answers, **bounds, out=beyond)
-            return beyond.view(n, places, -1).mean(1).view(n, -1, 8).mean(2)
-
-        above, below = pooled(min=THRESHOLD) - THRESHOLD, -THRESHOLD - pooled(max=-THRESHOLD)
-        return torch.cat([above, below], dim=1).clamp_min(0).add(FLOOR).sqrt()
+        torch.clamp(answers, min=THRESHOLD, out=beyond)
+        above = beyond.view(n, places, -1).mean(1)
+        torch.clamp(answers, max=-THRESHOLD, out=beyond)
+        below = beyond.view(n, places, -1).mean(1)
+        return torch.cat([above - THRESHOLD, -THRESHOLD - below], dim=1)
 
     def _buffer(self, rows: int, columns: int) -> Any:
         """Two float32 matrices of this thread, whose content nobody needs."""

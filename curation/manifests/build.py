@@ -249,9 +249,8 @@ class _Selection:
             submit(write_part, self.shared, number, folder, splits, shards, *layers, returns=len(splits) + 2)
             for number, (shards, layers) in enumerate(zip(self.shards, self.parts, strict=True))
         ]
-        file = submit(write_rows, folder, [[part[i] for part in parts] for i in range(1, len(splits) + 2)])
         written: list[Written] = ray.get([part[0] for part in parts])
-        rows: File = ray.get(file)
+        rows: File = ray.get(submit(write_rows, folder, [[part[i] for part in parts] for i in range(1, len(splits) + 2)]))
         decided = sum((part.reasons for part in written), Counter())
         kept = sum(decided[reason] for reason in KEPT)
         if decided.total() != self.samples or kept != rows.rows:

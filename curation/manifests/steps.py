@@ -29,7 +29,7 @@ from curation.storage import Folder
 CODE = {reason: np.uint8(code) for code, reason in enumerate(REASONS)}
 OPEN = np.uint8(len(REASONS))  # no rule has decided yet
 
-ROWS_A_PARTITION = 1 << 21
+ROWS_A_PARTITION = 1 << 19
 PARTITIONS = 128  # at most: pieces must not become so small that the driver would hold them
 SPLITS = 64  # shard names that a part tells of itself, at most
 

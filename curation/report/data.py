@@ -118,7 +118,7 @@ class Figures:
     """All that the page shows.
 
     Attributes:
-        centroids: clusters/<id>/centroids.parquet without the vectors.
+        centroids: what clusters/<id>/centroids.parquet says of each, but for vectors.
         telling: why a cluster is shown -> its numbers.
         tiles: (family, slot) -> tiles in order; see ``FAMILIES``.
         points: tiles of the map, without previews; ``places``: (n, 2), their first two principal components;
@@ -163,7 +163,7 @@ def gather(store: CatalogStore, shards: Sequence[str], clusters: Folder, manifes
         raise CurationError(f"{readings.samples} samples in the catalog, but {decided} decisions: select again")
 
     telling = _telling(counts.clusters[:-1])
-    previews = float(header["content"]["config"].get("catalog", {}).get("thumbnails", 0.1))
+    previews = float(header["content"]["config"]["catalog"]["thumbnails"])
     wanted = Wanted(
         clusters=np.array(sorted({number for numbers in telling.values() for number in numbers}), np.int64),
         groups=_largest(counts.copies, GROUPS, previews),
@@ -190,7 +190,7 @@ def gather(store: CatalogStore, shards: Sequence[str], clusters: Folder, manifes
 
 def _centroids(clusters: Folder) -> pa.Table:
     file = pq.ParquetFile(pa.BufferReader(clusters.read("centroids.parquet")))
-    return file.read([name for name in file.schema_arrow.names if name not in ("centroid", "neighbours")])
+    return file.read(["cluster", "kind", "scene", "scene_share", "distance_mean"])
 
 
 def _merged(results: list[Any], merge: Callable[..., Any]) -> Any:

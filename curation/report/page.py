@@ -86,7 +86,7 @@ def render(name: str, figures: Figures, reads: Mapping[str, Any] | None) -> str:
 
 
 def _context(name: str, figures: Figures, reads: Mapping[str, Any] | None) -> dict[str, Any]:
-    content = figures.header["content"]
+    content, provenance = figures.header["content"], figures.header["provenance"]
     reasons, read = figures.counts.reasons, figures.readings.read
     kept = sum(reasons[reason] for reason in KEPT)
     gallery = Gallery()
@@ -98,11 +98,13 @@ def _context(name: str, figures: Figures, reads: Mapping[str, Any] | None) -> di
         "samples": figures.readings.samples,
         "kept": kept,
         "kept_reasons": {reason: reasons[reason] for reason in KEPT if reasons[reason]},
-        "roots": content.get("roots", []),
-        "encoder": _encoder(content),
+        "begun": provenance.get("begun"),
+        "places": list(provenance.get("roots", {}).values()),
+        "encoder": _encoder(content, provenance),
         "config": dict(flat(content["config"])),
         "lineage": dict(flat({key: content[key] for key in content if key not in ("config", "counts", "warnings")})),
-        "provenance": dict(flat(figures.header.get("provenance", {}))),
+        "fit": dict(flat(figures.fit)),
+        "provenance": dict(flat(provenance)),
         "warnings": warnings(figures, balances),
         "stages": _stages(figures),
         "entropy": _entropy(figures, gallery),
@@ -126,7 +128,7 @@ def warnings(figures: Figures, balances: Sequence["Balance"]) -> list[str]:
     content, reasons = figures.header["content"], figures.counts.reasons
     said = [str(text) for text in content.get("warnings", [])]
     bad, read = sum(figures.readings.quarantined.values()), figures.readings.read
-    allowed = content["config"].get("archive", {}).get("max_bad_fraction", 0.01)
+    allowed = content["config"]["archive"]["max_bad_fraction"]
     if bad > allowed * read:
         said.append(
             f"{count(bad)} of {count(read)} samples ({percent(bad / read)}) are quarantined, "
@@ -138,11 +140,16 @@ def warnings(figures: Figures, balances: Sequence["Balance"]) -> list[str]:
         gone = [row.name for row in balance.rows if row.before and not row.after]
         if gone:
             said.append(f"Nothing is left of {balance.noun(len(gone))}: {_named(gone)}.")
-    beyond = figures.fit.get("beyond_p99")
-    if beyond is not None and beyond > 0.2:
+    if (beyond := _beyond(figures) or 0) > 0.2:
         said.append(
             f"{percent(beyond)} of the archive lie farther from every reference than 99 % of the bank's own samples "
             "do: the bank does not know this content. Add free clusters (cluster.free) or a wider bank."
+        )
+    duplicates = content.get("selection", {}).get("duplicates", {})
+    if guessed := duplicates.get("by_embedding", 0):
+        said.append(
+            f"{count(guessed)} of {count(duplicates['found'])} near-duplicates were told by their embeddings alone: "
+            "there were no pixels to confirm them."
         )
     if len(figures.readings.profiles) > 1:
         said.append(
@@ -150,6 +157,12 @@ def warnings(figures: Figures, balances: Sequence["Balance"]) -> list[str]:
             "another run may differ in a few tiles."
         )
     return said
+
+
+def _beyond(figures: Figures) -> float | None:
+    """Share of the archive that lies beyond the bank's own 99th percentile of distance; None without a bank."""
+    share: float | None = figures.fit.get("references", {}).get("beyond_share")
+    return share
 
 
 def _wiped(balance: "Balance") -> list[str]:
@@ -174,10 +187,15 @@ def _stages(figures: Figures) -> list[dict[str, Any]]:
     """The way from read to kept: what each stage took, and what was left after it."""
     reasons, read = figures.counts.reasons, figures.readings.read
     taken = {"quarantined": read - figures.readings.samples, **{reason: reasons[reason] for reason in DROPPED}}
+    asked = {
+        "quarantined": True,
+        "duplicate": figures.header["content"]["config"]["select"]["duplicates"],
+        "quota": True,
+    }
     left, stages = read, []
     for reason, removed in taken.items():
-        if removed == 0 and reason in ("excluded", "cluster_excluded", "entropy"):
-            continue  # a stage that was not asked for
+        if removed == 0 and not asked.get(reason):
+            continue
         left -= removed
         stages.append(
             {
@@ -367,6 +385,7 @@ def _clusters(figures: Figures, gallery: Gallery) -> dict[str, Any]:
     return {
         "total": len(before),
         "filled": len(filled),
+        "beyond": _beyond(figures),
         "covered": int((after > 0).sum()),
         "before": _profile(before[filled], before.max(initial=1)),
         "after": _profile(after[filled], after.max(initial=1)),
@@ -483,9 +502,8 @@ def _quarantine(figures: Figures) -> list[dict[str, Any]]:
     return rows
 
 
-def _encoder(content: Mapping[str, Any]) -> dict[str, Any]:
+def _encoder(content: Mapping[str, Any], provenance: Mapping[str, Any]) -> dict[str, Any]:
     """Its config, and what is known of its quality."""
-    about = content.get("encoder") or {}
-    config = {key: value for key, value in content["config"].get("encoder", {}).items() if key != "note"}
-    note = about.get("note") if isinstance(about, Mapping) else None
-    return {"name": config.get("name", "–"), "note": note, "config": dict(flat(config))}
+    config = content["config"]["encoder"]
+    note = provenance.get("encoder", {}).get("note")
+    return {"name": config["name"], "note": note, "config": dict(flat(config))}

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from curation.scoring.signature import CUTOFF, NOISE, REACH, SPECTRUM, WINDOW_ENERGY, patch_levels, patch_spectra
 
+EVIDENCE = 20  # frequencies (by participation ratio) that must carry a picture for its likeness to count in full
 COARSE = 0.16  # likeness that the largest shift (1/16 of the tile along both axes) costs before the windows follow it
 
 _Complex = NDArray[np.complex64]
@@ -39,7 +40,8 @@ def likeness(a: Patches, i: NDArray[np.intp], b: Patches, j: NDArray[np.intp], t
     It is 1 - |a - b|^2 / (|a|^2 + |b|^2 + 2 noise^2) on the ground that both show, norms over
     spatial frequencies f weighted by f^1.5, which gives each octave of a natural image about the
     same say. Two tiles without texture differ by less than the noise and are alike: their levels
-    must be compared too.
+    must be compared too. Where fewer than 20 frequencies carry the pictures, what lacks to 1 is
+    raised in proportion: one straight coast is much like another.
 
     The best of 8 symmetries and 81 shifts (up to 1/16 of the tile) is found with both windows in
     the tiles' middle; then the windows are moved onto the common ground.
@@ -89,16 +91,20 @@ def _on_common_ground(
     back = np.where(swapped, back_right, back_down), np.where(swapped, back_down, back_right)
     x = (patch_spectra(a, down, right) * _weights()).take(half, axis=1)
     y = np.take_along_axis(patch_spectra(b, *back) * _weights(), symmetries[symmetry], axis=1)
+    sizes_x, sizes_y = np.abs(x), np.abs(y)
     common = (x.conj() * y).real.sum(axis=1, dtype=np.float64)
-    return _alike(_energy(np.abs(x)) + _energy(np.abs(y)), common, noise)
+    alike = _alike(_energy(sizes_x) + _energy(sizes_y), common, noise)
+    power = (sizes_x.astype(np.float64) ** 2 + sizes_y**2) / 2 + noise
+    frequencies = power.sum(axis=1) ** 2 / (power**2).sum(axis=1)
+    return 1 - (1 - alike) * np.maximum(1, EVIDENCE / frequencies)
 
 
 def _energy(sizes: NDArray[np.float32]) -> NDArray[np.float64]:
     return np.asarray((sizes**2).sum(axis=1, dtype=np.float64))
 
 
-def _alike(both: NDArray[np.float64], common: NDArray[np.floating], noise: float) -> NDArray[np.float64]:
-    return np.asarray(1 - (both - 2 * common) / (both + 2 * noise))
+def _alike(both: NDArray[np.float64], common: NDArray[np.floating], noise: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.asarray(1 - (both - 2 * common) / (both + 2 * noise.sum()))
 
 
 _REPRESENTATIVES = np.array([0, 1, 4, 5])  # a half turn (both mirrorings, ^ 3) leaves magnitudes as they are
@@ -111,13 +117,13 @@ def _weights() -> NDArray[np.float32]:
 
 
 @lru_cache(maxsize=1)
-def _alignment() -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float32], float]:
+def _alignment() -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float32], NDArray[np.float64]]:
     """What `likeness` is computed with.
 
     The half plane of frequencies, as places in the flat spectrum ``(112,)``; where its
     values come from under each symmetry ``(8, 112)``: transposed from 4 on, then mirrored
     down (2) and right (1); what shifts the product of two spectra ``(224, 81)``; and the
-    energy of noise alone.
+    energy of noise at each frequency ``(112,)``.
     """
     f = np.arange(-CUTOFF, CUTOFF + 1)
     down, right = (axis.ravel() for axis in np.meshgrid(f, f, indexing="ij"))
@@ -130,5 +136,5 @@ def _alignment() -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float32
     u, v = (axis.ravel() for axis in np.meshgrid(shifts, shifts, indexing="ij"))
     angles = 2 * np.pi * (np.outer(down[half], u) + np.outer(right[half], v))
     table = np.stack([np.cos(angles), -np.sin(angles)], axis=1).reshape(2 * len(half), -1)
-    noise = NOISE**2 * WINDOW_ENERGY * float((_weights()[half].astype(np.float64) ** 2).sum())
+    noise = NOISE**2 * WINDOW_ENERGY * _weights()[half].astype(np.float64) ** 2
     return half, symmetries, table.astype(np.float32), noise

@@ -34,7 +34,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from curation.scoring.likeness import Patches, likeness
+from curation.scoring import likeness
 from curation.scoring.signature import NOISE, PATCH_BYTES
 
 THRESHOLD = 0.9  # similarity of two patches from which they are copies
@@ -221,7 +221,7 @@ class _Rows:
     ids: pa.Array
     quality: NDArray[np.int64]
     vectors: NDArray[np.float32]  # signatures, or embeddings of unit length
-    patches: Patches | None
+    patches: likeness.Patches | None
     radius: float
     threshold: float
 
@@ -230,10 +230,8 @@ class _Rows:
         return self.patches is None
 
     def take(self, part: NDArray[np.intp]) -> "_Rows":
-        """The rows ``part``, whose order is kept."""
-        if len(part) == len(self.vectors):
-            return self
-        patches = None if self.patches is None else Patches(self.patches.data[part])
+        """The rows ``part``, in that order; the spectra of their patches are not taken along."""
+        patches = None if self.patches is None else likeness.Patches(self.patches.data[part])
         return _Rows(
             self.ids.take(pa.array(part)), self.quality[part], self.vectors[part], patches, self.radius, self.threshold
         )
@@ -256,7 +254,7 @@ def _kinds(group: pa.Table, limits: Limits) -> list[_Rows]:
     some = group.filter(with_patch)
     if some.num_rows:
         patches = np.frombuffer(b"".join(some["patch"].to_pylist()), np.uint8).reshape(-1, PATCH_BYTES)
-        kinds.append(_rows(some, _matrix(some["signature"]), Patches(patches), RADIUS, limits.patch))
+        kinds.append(_rows(some, _matrix(some["signature"]), likeness.Patches(patches), RADIUS, limits.patch))
     some = group.filter(pc.invert(with_patch))
     if some.num_rows:
         vectors = _matrix(some["embedding"])
@@ -267,7 +265,7 @@ def _kinds(group: pa.Table, limits: Limits) -> list[_Rows]:
 
 
 def _rows(
-    table: pa.Table, vectors: NDArray[np.float32], patches: Patches | None, radius: float, threshold: float
+    table: pa.Table, vectors: NDArray[np.float32], patches: likeness.Patches | None, radius: float, threshold: float
 ) -> _Rows:
     ids = table["sample_id"].combine_chunks()
     return _Rows(ids, table["quality"].to_numpy(), vectors, patches, radius, threshold)
@@ -280,28 +278,30 @@ def _absorb(rows: _Rows) -> pa.Table:
     similarity = np.zeros(n)
 
     def settle(waiting: list[tuple[int, NDArray[np.intp]]]) -> None:
-        i = np.repeat([i for i, _ in waiting], [len(js) for _, js in waiting])
-        alike = np.split(
-            _similarities(rows, i, rows, np.concatenate([js for _, js in waiting])), np.flatnonzero(np.diff(i)) + 1
-        )
-        for (one, js), likeness in zip(waiting, alike, strict=True):
-            if leader[one] < 0:
-                copies = (likeness >= rows.threshold) & (leader[js] < 0)
-                leader[js[copies]], similarity[js[copies]] = one, likeness[copies]
+        counts = [len(after) for _, after in waiting]
+        first = np.repeat(np.array([i for i, _ in waiting], dtype=np.intp), counts)
+        second = np.concatenate([np.empty(0, np.intp), *(after for _, after in waiting)])
+        alike = _similarities(rows, first, rows, second)
+        for (i, after), stop in zip(waiting, np.cumsum(counts).tolist(), strict=True):
+            each = alike[stop - len(after) : stop]
+            copies = (each >= rows.threshold) & (leader[after] < 0)
+            if leader[i] < 0:
+                leader[after[copies]], similarity[after[copies]] = i, each[copies]
 
     for start in range(0, n, STRIPE):
-        near = _near(rows, rows, start)
+        near = _near(rows.vectors[start : start + STRIPE], rows.vectors[start:], rows.radius)
         waiting: list[tuple[int, NDArray[np.intp]]] = []
+        pairs = 0
         for i in (start + np.flatnonzero(near.sum(axis=1) > 1)).tolist():  # each is near itself
-            js = np.flatnonzero(near[i - start, i + 1 :]) + i + 1
-            js = js[leader[js] < 0]
-            if leader[i] < 0 and len(js):
-                waiting.append((i, js))
-            if sum(len(js) for _, js in waiting) >= CHUNK:
+            after = np.flatnonzero(near[i - start, i - start + 1 :]) + i + 1
+            after = after[leader[after] < 0]
+            if leader[i] < 0 and len(after):
+                waiting.append((i, after))
+                pairs += len(after)
+            if pairs >= CHUNK:
                 settle(waiting)
-                waiting = []
-        if waiting:
-            settle(waiting)
+                waiting, pairs = [], 0
+        settle(waiting)
     worse = np.flatnonzero(leader >= 0)
     return _pairs(rows, leader[worse], rows, worse, similarity[worse])
 
@@ -313,13 +313,14 @@ def _compare(a: _Rows, leads_a: NDArray[np.bool_], b: _Rows, leads_b: NDArray[np
         in_a, in_b = part[part < len(a.vectors)], part[part >= len(a.vectors)] - len(a.vectors)
         some_a, some_b, leads = a.take(in_a), b.take(in_b), leads_b[in_b]
         for start in range(0, len(in_a), STRIPE):
-            near = _near(some_a, some_b, start)
+            near = _near(some_a.vectors[start : start + STRIPE], some_b.vectors, a.radius)
             near &= leads_a[in_a[start : start + STRIPE], None] | leads
             i, j = np.nonzero(near)
             i += start
-            likeness = _similarities(some_a, i, some_b, j)
-            good = likeness >= a.threshold
-            found.append(_pairs(some_a, i[good], some_b, j[good], likeness[good]))
+            alike = _similarities(some_a, i, some_b, j)
+            good = alike >= a.threshold
+            if good.any():
+                found.append(_pairs(some_a, i[good], some_b, j[good], alike[good]))
     return pa.concat_tables(found)
 
 
@@ -344,16 +345,16 @@ def _pairs(a: _Rows, i: NDArray[np.intp], b: _Rows, j: NDArray[np.intp], similar
     )
 
 
-def _near(a: _Rows, b: _Rows, start: int) -> NDArray[np.bool_]:
-    """``(STRIPE or fewer, len(b))``: which vectors of b may lie within the radius of a's from ``start`` on.
+def _near(x: NDArray[np.float32], y: NDArray[np.float32], radius: float) -> NDArray[np.bool_]:
+    """``(len(x), len(y))``: which vectors may lie within the radius of each other.
 
     In single precision, with room for its rounding: `_similarities` looks again.
     """
-    x, y = a.vectors[start : start + STRIPE], b.vectors
     squares = np.einsum("ij,ij->i", y, y)
-    room = 1e-5 * float(squares.max(initial=0) + 1)
-    limit = a.radius**2 + room - np.einsum("ij,ij->i", x, x)
-    return np.asarray(squares - 2 * (x @ y.T) <= limit[:, None])
+    distance = (-2 * x) @ y.T
+    distance += squares
+    limit = radius**2 + 1e-5 * float(squares.max(initial=0) + 1) - np.einsum("ij,ij->i", x, x)
+    return np.asarray(distance <= limit[:, None])
 
 
 def _similarities(a: _Rows, i: NDArray[np.intp], b: _Rows, j: NDArray[np.intp]) -> NDArray[np.float64]:
@@ -373,14 +374,15 @@ def _likeness(a: _Rows, i: NDArray[np.intp], b: _Rows, j: NDArray[np.intp]) -> N
     """Likeness of the patches where signatures and levels allow it, else 0."""
     assert a.patches is not None and b.patches is not None
     out = np.zeros(len(i))
-    distance = ((a.vectors[i].astype(np.float64) - b.vectors[j]) ** 2).sum(axis=1)
     contrast = np.exp(np.minimum(a.vectors[i, -1], b.vectors[j, -1]).astype(np.float64)) - 2 * NOISE
     apart = np.abs(a.patches.levels[i] - b.patches.levels[j]).max(axis=1)
     allowed = np.minimum(FLAT_LEVEL + LEVEL_PER_POWER * contrast**2, MOST_LEVEL)
-    some = np.flatnonzero((distance <= a.radius**2) & (apart <= allowed))
+    some = np.flatnonzero(apart <= allowed)
+    distance = ((a.vectors[i[some]].astype(np.float64) - b.vectors[j[some]]) ** 2).sum(axis=1)
+    some = some[distance <= a.radius**2]
     for start in range(0, len(some), PATCHES):
         part = some[start : start + PATCHES]
-        out[part] = likeness(a.patches, i[part], b.patches, j[part], a.threshold)
+        out[part] = likeness.likeness(a.patches, i[part], b.patches, j[part], a.threshold)
     return out
 
 
