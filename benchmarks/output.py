@@ -8,7 +8,11 @@ from typing import Any
 
 def print_result(ratio: float, **figures: Any) -> None:
     """Print ``ratio`` and whatever else was measured, with what it was measured on."""
-    machine = {"cores": len(os.sched_getaffinity(0)), "machine": platform.machine(), "python": platform.python_version()}
+    machine = {
+        "cores": len(os.sched_getaffinity(0)),
+        "machine": platform.machine(),
+        "python": platform.python_version(),
+    }
     print(json.dumps({"ratio": round(ratio, 4), **_rounded(figures), **machine}))
 
 

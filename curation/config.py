@@ -178,7 +178,7 @@ class RuntimeConfig:
             self.max_actors is None or self.max_actors >= self.min_actors,
             "runtime.max_actors must not be below runtime.min_actors",
         )
-        _require(0 < self.gpus_per_actor, "runtime.gpus_per_actor must be positive")
+        _require(self.gpus_per_actor > 0, "runtime.gpus_per_actor must be positive")
         _require(self.max_hours is None or self.max_hours > 0, "runtime.max_hours must be positive")
         check_storage_options(self.storage)
 
@@ -244,7 +244,7 @@ def load_config(overrides: Sequence[str]) -> Config:
         if not equals or not key:
             raise RequestError(f"{text!r} is not key=value")
         if key in LITERAL:
-            literal[key] = None if value in ("", "null") else value
+            literal[key] = value if value not in ("", "null") else None
         else:
             parsed.append(text)
     try:
@@ -254,8 +254,8 @@ def load_config(overrides: Sequence[str]) -> Config:
     except (HydraException, OmegaConfBaseException) as error:
         raise RequestError(_explain(error, parsed)) from error
     assert isinstance(config, Config)
-    for key, value in literal.items():
-        _set_literal(config, key, value)
+    for key, path in literal.items():
+        _set_literal(config, key, path)
     if config.references.url is None and config.cluster.references in ("frozen", "seed"):
         raise RequestError(
             f"cluster.references={config.cluster.references} needs a bank: add references.url=URL, "

@@ -39,9 +39,7 @@ def run(config: Config) -> Catalog:
 
 
 def embeddings(catalog: Catalog) -> dict[str, np.ndarray]:
-    return {
-        name: np.stack(catalog.store.read(name, ["embedding"])["embedding"].to_numpy()) for name in catalog.shards
-    }
+    return {name: np.stack(catalog.store.read(name, ["embedding"])["embedding"].to_numpy()) for name in catalog.shards}
 
 
 @pytest.fixture(scope="module")
@@ -213,4 +211,3 @@ def test_decoding_in_tasks_gives_the_same_rows(undisturbed, archive, tmp_path):
 def test_a_pool_that_does_not_fit_is_refused(ray_local, archive, tmp_path):
     with pytest.raises(RequestError, match="min_actors"):
         run(config_of(archive, tmp_path, "runtime.min_actors=4"))
-

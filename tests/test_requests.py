@@ -25,7 +25,10 @@ def archive(tmp_path_factory):
         (["references.url={none}"], "none"),
         (["select.budget=100000"], "100000"),
         (["workspace=/proc/nowhere"], "cannot write"),
-        (["archive.url=s3://no-such-bucket-anywhere/x", "runtime.storage={s3:{endpoint_url:'http://127.0.0.1:9'}}"], ""),
+        (
+            ["archive.url=s3://no-such-bucket-anywhere/x", "runtime.storage={s3:{endpoint_url:'http://127.0.0.1:9'}}"],
+            "",
+        ),
         (["unknown.key=1"], "unknown key"),
         (["runtime.device=cuda"], "GPU"),
     ],

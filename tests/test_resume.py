@@ -1,4 +1,4 @@
-"""A run that is killed at any moment, with all its workers, and started again: the same manifest, nothing paid twice."""
+"""A run that is killed at any moment with all its workers: started again, the same manifest, nothing paid twice."""
 
 import os
 import signal

@@ -145,7 +145,7 @@ def check_bank(config: Config, bank: Root, artefact: Artefact) -> None:
 def _fit(config: Config, roots: Sequence[Root]) -> bytes:
     """Sample shards and tiles by hash, then fit in one task, so that the driver holds neither."""
     if not needs_pixels(config):
-        return Artefact(fit_artefact(config.encoder, [], (), "", None, 0), (), "").to_bytes()
+        return Artefact(fit_artefact(config.encoder, [], (), "", np.zeros((0, 2), np.float32), 0), (), "").to_bytes()
     shards = [(root.folder, shard) for root in roots for shard in root.shards]
     shards.sort(key=lambda item: _hash(item[1].name))
     found: list[Any] = []
@@ -154,7 +154,7 @@ def _fit(config: Config, roots: Sequence[Root]) -> bytes:
     for chunk in itertools.islice(chunks(shards, FIT_SHARDS), FIT_ROUNDS):
         want = -(-config.catalog.fit_samples // len(chunk))
         tasks = [
-            _sample_shard.options(num_returns=3).remote(  # type: ignore[attr-defined]
+            _sample_shard.options(num_returns=3).remote(
                 folder, shard, config.archive, want, FIT_BYTES // len(chunk), True
             )
             for folder, shard in chunk
@@ -244,7 +244,7 @@ def fixed_ranges(samples: Sequence[Sample], archive: ArchiveConfig, dtype: str) 
     if archive.range is not None:
         return np.broadcast_to(np.asarray(archive.range, np.float32).reshape(-1, 2), (bands, 2)).copy()
     if dtype == "uint8":
-        return np.tile(np.float32([0, 255]), (bands, 1))
+        return np.tile(np.array([0, 255], np.float32), (bands, 1))
     pixels = [sample.pixels[:, sample.mask] for sample in samples]
     thinned = [values[:, :: max(1, values.shape[1] // 1024)] for values in pixels]
     low, high = np.percentile(np.concatenate(thinned, axis=1).astype(np.float64), [0.5, 99.5], axis=1)

@@ -63,6 +63,10 @@ def build_catalog(
     """Bring every shard of the listing into the catalog.
 
     Args:
+        config: of the run.
+        roots: the frozen listing.
+        bank: the root of the reference bank.
+        resources: what the cluster has.
         encode: ``False``: only check that it is complete.
 
     Raises:
@@ -202,7 +206,7 @@ def _encode(
     runtime = config.runtime
     actors, cpus, ahead = _pool(config, resources, len(pending))
     deadline = time.time() + runtime.max_hours * 3600 if runtime.max_hours else None
-    ledger = Ledger.remote()
+    ledger: Any = Ledger.remote()  # type: ignore[attr-defined]
     # the largest first, so that the last shards to finish are small
     ordered = sorted(pending, key=lambda item: (-item[1].size, item[1].name))
     items = [{"task": pickle.dumps(item)} for item in ordered]

@@ -26,13 +26,14 @@ from numpy.typing import NDArray
 
 from curation.archive.listing import Shard
 from curation.archive.reader import read_shard
-from curation.archive.sample import RawSample, Rejection
+from curation.archive.sample import RawSample, Rejection, Sample
 from curation.catalog.artefact import Artefact, load_artefact
 from curation.catalog.rows import Row, RowMaker
 from curation.catalog.schema import QUARANTINE_SCHEMA, catalog_schema
 from curation.catalog.store import CatalogStore
 from curation.config import Config
 from curation.encoders.base import Encoder, build_encoder
+from curation.encoders.precomputed import Precomputed
 from curation.errors import AccessError
 from curation.runtime import limit_threads, numeric_profile
 from curation.storage import Folder
@@ -157,8 +158,19 @@ class ShardEncoder:
 
 def row_maker(config: Config, artefact: Artefact, encoder: Encoder) -> RowMaker:
     """The row maker that goes with an encoder and its artefact."""
-    ranges = artefact.arrays.get("range", np.zeros((0, 2), np.float32))
-    return RowMaker(config.archive, artefact.bands, artefact.dtype, ranges, encoder.prepare, config.catalog.thumbnails)
+    common = (
+        config.archive,
+        artefact.bands,
+        artefact.dtype,
+        artefact.arrays.get("range", np.zeros((0, 2), np.float32)),
+    )
+    if isinstance(encoder, Precomputed):
+        return RowMaker(*common, _no_tile, config.catalog.thumbnails, lookup=encoder.lookup)
+    return RowMaker(*common, encoder.prepare, config.catalog.thumbnails)
+
+
+def _no_tile(sample: Sample) -> NDArray[Any]:
+    raise AssertionError("this encoder looks at no pixels")
 
 
 @dataclass
@@ -188,7 +200,9 @@ class ShardRows:
 
     def _encode(self) -> None:
         if self.tiles:
-            self.embeddings.append(self.encoder.encode(np.stack(self.tiles)).astype(np.float16))
+            tiles = np.stack(self.tiles)
+            vectors = self.encoder.encode(tiles) if self.encoder.needs_pixels else tiles
+            self.embeddings.append(vectors.astype(np.float16))
             self.tiles.clear()
 
     def finish(self, shard: str) -> tuple[pa.Table, pa.Table]:
@@ -202,7 +216,7 @@ class ShardRows:
             message = "the encoder gave a number that is not finite"
             self.rejections.append(Rejection(row["key"], row["index"], "encode", "NotFinite", message))
         schema = catalog_schema(dim)
-        kept = [row for row, ok in zip(self.columns, finite, strict=True) if ok]
+        kept = [self.columns[position] for position in np.flatnonzero(finite)]
         plain = pa.schema([item for item in schema if item.name != "embedding"])
         table = pa.Table.from_pylist(kept, plain)
         flat = pa.array(vectors[finite].ravel(), pa.float16())

@@ -48,6 +48,8 @@ def plan(config: Config, roots: Sequence[Root], pilot: int) -> dict[str, Any]:
     """The plan as one JSON object.
 
     Args:
+        config: of the run that is planned.
+        roots: the listing.
         pilot: shards to encode first, on Ray; 0: a probe in this process.
 
     Raises:

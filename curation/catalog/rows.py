@@ -12,17 +12,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curation.archive.decode import conform, decode
-from curation.archive.sample import RawSample, Rejection, Sample, sample_id
+from curation.archive.names import IMAGES, extension
+from curation.archive.sample import Member, RawSample, Rejection, Sample, sample_id
+from curation.archive.sidecar import read_sidecars
 from curation.config import ArchiveConfig
 from curation.errors import BadSample
 from curation.scoring.entropy import entropy
-from curation.scoring.signature import patch, signature
+from curation.scoring.signature import signature_and_patch
 from curation.scoring.thumbnail import in_share, thumbnail
+
+SAID = ("label", "caption", "time", "footprint", "license", "source_id", "cloud_fraction")  # by the sidecars
 
 
 @dataclass(slots=True)
 class Row:
-    """A sample's catalog columns, and its tile in the encoder's shape (bands, size, size)."""
+    """A sample's catalog columns, and its tile in the encoder's shape (bands, size, size), or its vector (dim,)."""
 
     columns: dict[str, Any]
     tile: NDArray[Any]
@@ -38,6 +42,7 @@ class RowMaker:
         ranges: float32 (bands, 2), the fixed radiometric range.
         prepare: the encoder's own preparation of a sample.
         thumbnails: share of the samples that get a thumbnail.
+        lookup: gives a sample's vector by shard and key; then no pixels are looked at.
         decode: replaced in tests.
     """
 
@@ -47,6 +52,7 @@ class RowMaker:
     ranges: NDArray[np.float32]
     prepare: Callable[[Sample], NDArray[Any]]
     thumbnails: float
+    lookup: Callable[[str, str], NDArray[np.float32]] | None = None
     decode: Callable[[RawSample, ArchiveConfig], Sample] = decode
 
     def rows(self, shard: str, chunk: Sequence[RawSample | Rejection]) -> list[Row | Rejection]:
@@ -55,39 +61,51 @@ class RowMaker:
 
     def _row(self, shard: str, raw: RawSample) -> Row | Rejection:
         try:
+            if self.lookup is not None:
+                return Row(_columns_without_pixels(shard, raw), self.lookup(shard, raw.key))
             sample = conform(self.decode(raw, self.archive), self.bands, self.dtype)
             return Row(self._columns(shard, sample), self.prepare(sample))
         except BadSample as error:
             return Rejection(raw.key, raw.index, error.stage, error.kind, error.message)
 
     def _columns(self, shard: str, sample: Sample) -> dict[str, Any]:
-        name = sample_id(shard, sample.key)
+        fields = {name: getattr(sample, name) for name in SAID}
+        columns = _place(shard, sample.key, sample.index, sample.members, sample.image, fields)
         pixels, mask = sample.pixels, sample.mask
         bits = entropy(pixels, mask, self.ranges)
-        shown = in_share(name, self.thumbnails)
-        west_south_east_north = sample.footprint
+        outline, patch = signature_and_patch(pixels, mask, self.ranges)
+        shown = in_share(columns["sample_id"], self.thumbnails)
         return {
-            "sample_id": name,
-            "shard": shard,
-            "index": sample.index,
-            "key": sample.key,
-            "offset": sample.image.offset,
-            "size": sample.image.size,
-            "members": [{"name": m.name, "offset": m.offset, "size": m.size} for m in sample.members],
-            "source_id": sample.source_id,
-            "label": sample.label,
-            "caption": sample.caption,
-            "time": sample.time,
-            "footprint": west_south_east_north
-            and dict(zip(("west", "south", "east", "north"), west_south_east_north, strict=True)),
-            "license": sample.license,
+            **columns,
             "height": pixels.shape[1],
             "width": pixels.shape[2],
             "valid_fraction": float(mask.mean()),
-            "cloud_fraction": sample.cloud_fraction,
             "entropy_bands": bits.tolist(),
             "entropy": float(bits.mean()),
             "thumbnail": thumbnail(pixels, mask, self.ranges, self.bands) if shown else None,
-            "signature": signature(pixels, mask, self.ranges).tolist(),
-            "patch": patch(pixels, mask, self.ranges),
+            "signature": outline.tolist(),
+            "patch": patch,
         }
+
+
+def _columns_without_pixels(shard: str, raw: RawSample) -> dict[str, Any]:
+    image = next((member for member in raw.members if extension(member.name) in IMAGES), None)
+    return _place(shard, raw.key, raw.index, raw.members, image, read_sidecars(raw.data))
+
+
+def _place(
+    shard: str, key: str, index: int, members: Sequence[Member], image: Member | None, said: dict[str, Any]
+) -> dict[str, Any]:
+    """What a sample is called, where it lies, and what its sidecars say."""
+    footprint = said["footprint"]
+    return {
+        "sample_id": sample_id(shard, key),
+        "shard": shard,
+        "index": index,
+        "key": key,
+        "offset": image.offset if image else None,
+        "size": image.size if image else None,
+        "members": [{"name": member.name, "offset": member.offset, "size": member.size} for member in members],
+        **said,
+        "footprint": footprint and dict(zip(("west", "south", "east", "north"), footprint, strict=True)),
+    }

@@ -155,28 +155,35 @@ class _Fit:
     def fit(self, mode: str) -> tuple[Floats, NDArray[np.bool_]]:
         """Centroids ``(k, d)``, and which of them are the bank's."""
         k, free = self.levels[-1], self.settings.free
-        if mode == "none":
-            centroids, _ = self.fit_points(self.loaders, k)
-            return centroids, np.zeros(len(centroids), bool)
         if mode == "frozen":
             references, beyond = self.fit_references(k)
+            points = self.hold([Beyond(loader, references) for loader in self.loaders])
             wanted = default_k(round(beyond * self.rows)) if free is None else free
-            added, _ = self.fit_points([Beyond(loader, references) for loader in self.loaders], wanted)
+            added, _ = self.fit_points(points, min(wanted, points.rows))
             centroids = np.concatenate([references.centroids, added])
             return centroids, np.arange(len(centroids)) < len(references.centroids)
-        room = k - (k // 2 if free is None else free)
-        if room < 1:
-            raise RequestError(f"cluster.free={free} leaves no room for references among {k} clusters: lower it")
-        references, _ = self.fit_references(room)
-        centroids, moved = self.fit_points(self.loaders, k, references.centroids)
-        return centroids, (np.arange(len(centroids)) < len(references.centroids)) & ~moved
+        given = None
+        if mode == "seed":
+            room = k - (k // 2 if free is None else free)
+            if room < 1:
+                raise RequestError(f"cluster.free={free} leaves no reference among {k} clusters: lower it")
+            given = self.fit_references(room)[0].centroids
+        points = self.hold(self.loaders)
+        if points.rows < k:
+            raise RequestError(f"cluster.sample gives {points.rows} samples to fit {k} clusters on: raise it")
+        centroids, moved = self.fit_points(points, k, given)
+        return centroids, ~moved & (np.arange(k) < (0 if given is None else len(given)))
 
     def fit_references(self, room: int) -> tuple[References, float]:
         """The bank's centroids, and the share of the archive that they do not explain."""
         references: References = ray.get(_fit_bank.remote(self.catalog, room, self.seed, self.settings.spherical))
         counts = ray.get([_count_beyond.remote(loader, references) for loader in self.loaders])
         share = sum(beyond for _, beyond in counts) / max(1, sum(seen for seen, _ in counts))
-        self.report |= {"references": len(references.centroids), "reach": references.reach, "beyond_p99": share}
+        self.report["references"] = {
+            "centroids": len(references.centroids),
+            "reach": references.reach,
+            "beyond_share": share,
+        }
         if share > WARN_BEYOND:
             log.warning(
                 "clusters: %.0f %% of the archive lies farther from every reference than 99 %% of the bank does: "
@@ -185,29 +192,31 @@ class _Fit:
             )
         return references, share
 
+    def hold(self, loaders: Sequence[Loader]) -> ActorRows:
+        """Points in as many actors as the cluster has room for."""
+        device = self.resources.device
+        actors = self.resources.gpus if device == "cuda" else self.resources.cpus
+        return ActorRows(loaders, self.seed, max(1, int(actors)), device)
+
     def fit_points(
-        self, loaders: Sequence[Loader], k: int, given: Floats | None = None
+        self, points: ActorRows, k: int, given: Floats | None = None
     ) -> tuple[Floats, NDArray[np.bool_]]:
         """Centroids ``(k, d)``, the given ones first, and which of them were moved elsewhere on the way.
 
         So many centroids that they are fitted in cells leave the given ones where they are.
         """
-        device = self.resources.device
-        actors = int(self.resources.gpus if device == "cuda" else self.resources.cpus)
-        points = ActorRows(loaders, self.seed, actors, device)
-        k = min(k, points.rows)
         if not k:
             return points.head(0), np.zeros(0, bool)
         if k <= FLAT:
             fit = fit_kmeans(points, k, self.seed, init=given, **self.how)
-            centroids = fit.centroids
-        else:
-            given = points.head(0) if given is None else given
-            fitted, fit = fit_in_cells(points, k - len(given), self.seed, **self.how)
-            centroids, self.cells = np.concatenate([given, fitted]), fit.centroids
-            self.report["agreement"] = _agreement(points.head(PROBED), centroids, self.cells)
-        self.report |= _figures(fit)
-        return centroids, fit.moved if k <= FLAT else np.zeros(k, bool)
+            self.report |= _figures(fit)
+            return fit.centroids, fit.moved
+        given = points.head(0) if given is None else given
+        fitted, fit = fit_in_cells(points, k - len(given), self.seed, **self.how)
+        centroids, self.cells = np.concatenate([given, fitted]), fit.centroids
+        agreement = _agreement(points.head(PROBED), centroids, self.cells)
+        self.report |= {**_figures(fit), "cells": len(self.cells), "agreement": agreement}
+        return centroids, np.zeros(k, bool)
 
 
 def _levels(settings: ClusterConfig, rows: int) -> list[int]:

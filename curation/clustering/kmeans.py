@@ -62,7 +62,7 @@ def fit_kmeans(
     init: Floats | None = None,
     spherical: bool = True,
     max_iter: int = 50,
-    tol: float = 1e-4,
+    tol: float = 1e-2,
 ) -> KMeans:
     """Fit ``k`` centroids.
 
@@ -83,9 +83,9 @@ def fit_kmeans(
     def step(share: float, gain: float) -> tuple[Sums, float, int]:
         sums = points.sums(fit.centroids, share)
         centroids, moved = _update(fit.centroids, sums, given, gain)
-        centroids = _unit(centroids) if spherical else centroids
-        shift = float(np.sqrt(np.square(centroids - fit.centroids).sum(1).mean()))
-        fit.centroids = centroids.astype(np.float32)
+        new = (_unit(centroids) if spherical else centroids).astype(np.float32)
+        shift = float(np.sqrt(np.square(new.astype(np.float64) - fit.centroids).sum(1).mean()))
+        fit.centroids = new
         fit.moved[moved] = True
         return sums, shift, len(moved)
 

@@ -161,7 +161,8 @@ def warnings(figures: Figures, balances: Sequence["Balance"]) -> list[str]:
 
 def _beyond(figures: Figures) -> float | None:
     """Share of the archive that lies beyond the bank's own 99th percentile of distance; None without a bank."""
-    share: float | None = figures.fit.get("references", {}).get("beyond_share")
+    references = figures.fit.get("references")
+    share: float | None = references.get("beyond_share") if isinstance(references, dict) else None
     return share
 
 

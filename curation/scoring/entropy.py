@@ -41,4 +41,4 @@ def entropy(pixels: NDArray[np.generic], mask: NDArray[np.bool_], ranges: NDArra
     counts = np.stack([np.bincount(band, minlength=BINS)[:BINS] for band in bins])
     n = counts[0].sum()
     bits = np.log2(n) - (counts * np.log2(np.maximum(counts, 1))).sum(axis=1) / n
-    return np.maximum(bits, 0).astype(np.float32)
+    return np.asarray(np.maximum(bits, 0), dtype=np.float32)

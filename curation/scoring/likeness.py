@@ -14,6 +14,7 @@ from curation.scoring.signature import CUTOFF, NOISE, REACH, SPECTRUM, WINDOW_EN
 EVIDENCE = 20  # frequencies (by participation ratio) that must carry a picture for its likeness to count in full
 COARSE = 0.16  # likeness that the largest shift (1/16 of the tile along both axes) costs before the windows follow it
 
+_REPRESENTATIVES = np.array([0, 1, 4, 5])  # symmetries; a half turn more (^ 3) leaves magnitudes as they are
 _Complex = NDArray[np.complex64]
 
 
@@ -96,7 +97,7 @@ def _on_common_ground(
     alike = _alike(_energy(sizes_x) + _energy(sizes_y), common, noise)
     power = (sizes_x.astype(np.float64) ** 2 + sizes_y**2) / 2 + noise
     frequencies = power.sum(axis=1) ** 2 / (power**2).sum(axis=1)
-    return 1 - (1 - alike) * np.maximum(1, EVIDENCE / frequencies)
+    return np.asarray(1 - (1 - alike) * np.maximum(1, EVIDENCE / frequencies))
 
 
 def _energy(sizes: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -107,13 +108,10 @@ def _alike(both: NDArray[np.float64], common: NDArray[np.floating], noise: NDArr
     return np.asarray(1 - (both - 2 * common) / (both + 2 * noise.sum()))
 
 
-_REPRESENTATIVES = np.array([0, 1, 4, 5])  # a half turn (both mirrorings, ^ 3) leaves magnitudes as they are
-
-
 @lru_cache(maxsize=1)
 def _weights() -> NDArray[np.float32]:
     f = np.arange(-CUTOFF, CUTOFF + 1) ** 2
-    return ((f[:, None] + f) ** 0.75).ravel().astype(np.float32)
+    return np.asarray((f[:, None] + f) ** 0.75, dtype=np.float32).ravel()
 
 
 @lru_cache(maxsize=1)

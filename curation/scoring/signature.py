@@ -97,7 +97,7 @@ def patch_spectra(
     window = rows.sum(axis=-1)[..., :, None] * columns.sum(axis=-1)[..., None, :]
     centre = (..., slice(CUTOFF, CUTOFF + 1), slice(CUTOFF, CUTOFF + 1))
     spectra -= spectra[centre] / window[centre] * window
-    return np.asarray(spectra.reshape(len(patches), SPECTRUM))
+    return np.asarray(spectra).reshape(len(patches), SPECTRUM)
 
 
 def _picture(
@@ -134,7 +134,7 @@ def _signature(deviation: NDArray[np.float32]) -> NDArray[np.float32]:
     logs = np.log(power + np.float32(NOISE**2))
     logs -= logs.mean()
     contrast = np.sqrt(((deviation * _WINDOW) ** 2).sum() / WINDOW_ENERGY)
-    return np.append(logs * _trust(), np.log(contrast + np.float32(2 * NOISE)))
+    return np.asarray([*(logs * _trust()), np.log(contrast + 2 * NOISE)], dtype=np.float32)
 
 
 @lru_cache(maxsize=64)
@@ -144,7 +144,7 @@ def _blur(size: int) -> NDArray[np.float32]:
     sigma = max(0.6 * size / GRID, 0.5)
     weights = np.exp(-0.5 * ((np.arange(size) + 0.5 - centres[:, None]) / sigma) ** 2)
     weights[weights < 1e-6] = 0  # subnormal numbers are slow
-    return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+    return np.asarray(weights / weights.sum(axis=1, keepdims=True), dtype=np.float32)
 
 
 @lru_cache(maxsize=1)
@@ -153,7 +153,8 @@ def _waves() -> NDArray[np.complex64]:
     moved = (np.arange(GRID) + 0.5) / GRID - np.arange(-REACH, REACH + 1)[:, None] / 128
     window = np.clip(2 * np.sin(np.pi * np.clip(moved, 0, 1)), 0, 1)[:, None, :]
     frequencies = np.arange(-CUTOFF, CUTOFF + 1)[:, None]
-    return (window * np.exp(-2j * np.pi * frequencies * (moved[:, None, :] - 0.5))).astype(np.complex64)
+    waves = window * np.exp(-2j * np.pi * frequencies * (moved[:, None, :] - 0.5))
+    return np.asarray(waves, dtype=np.complex64)
 
 
 @lru_cache(maxsize=1)
@@ -164,7 +165,7 @@ def _orbits() -> NDArray[np.float32]:
     same = [(np.maximum(rows, columns) == i) & (np.minimum(rows, columns) == j) for i, j in kinds]
     weight = np.where(rows == 0, 0.5, 1.0)  # the half plane holds row 0 twice
     table = np.stack([(s * weight).ravel() for s in same])
-    return (table / table.sum(axis=1, keepdims=True)).astype(np.float32)
+    return np.asarray(table / table.sum(axis=1, keepdims=True), dtype=np.float32)
 
 
 @lru_cache(maxsize=1)

@@ -38,7 +38,7 @@ from curation.scoring import likeness
 from curation.scoring.signature import NOISE, PATCH_BYTES
 
 THRESHOLD = 0.9  # similarity of two patches from which they are copies
-EMBEDDING_THRESHOLD = 0.995  # cosine from which rows without patches are copies
+EMBEDDING_THRESHOLD = 0.99  # cosine from which rows without patches are copies
 BLOCK = 50_000  # rows compared with each other at most
 
 RADIUS = 3.2  # distance of two signatures beyond which no patch is compared
