@@ -5,9 +5,11 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from curation.errors import CurationError
 from curation.manifests import build
 from curation.manifests.schema import DECISIONS_SCHEMA, MANIFEST_SCHEMA, content_id
 from curation.selection.quotas import cluster_weights, quotas
@@ -138,3 +140,26 @@ def test_a_crash_before_the_header_leaves_no_manifest_and_the_next_run_heals_it(
     assert workspace.select() == whole
     files = pq.read_table(folder / "files.parquet").to_pylist()
     assert all(hashlib.sha256((folder / f["path"]).read_bytes()).hexdigest() == f["sha256"] for f in files)
+
+
+def test_shards_without_samples_and_empty_parts_do_no_harm(workspace: Workspace, tmp_path: Path) -> None:
+    other = make_workspace(tmp_path, shards=2, rows=10, clusters=3, parts=1)
+    one = other.select()
+    rows = (tmp_path / one.folder / "manifest.parquet").read_bytes()
+    write_clusters(tmp_path / "clusters/c", other.samples, 3, parts=5)
+    for settings in ({}, {"unit": "source_id"}, {"duplicates": True, "entropy_keep": 0.9}):
+        manifest = other.select(**settings)
+        assert manifest.samples == other.samples.num_rows
+        assert settings or (tmp_path / manifest.folder / "manifest.parquet").read_bytes() == rows
+
+
+def test_assignments_of_another_catalog_are_one_clear_error(tmp_path: Path) -> None:
+    workspace = make_workspace(tmp_path, shards=2, rows=10, clusters=3)
+    write_clusters(tmp_path / "clusters/c", workspace.samples.slice(1), 3, parts=1)
+    with pytest.raises(CurationError, match="^root/sub 0/tiles-000.tar: 9 rows in the catalog, 8 .*again$"):
+        workspace.select()
+    backwards = workspace.samples["sample_id"].take(pa.array(range(len(workspace.samples) - 1, -1, -1)))
+    turned = workspace.samples.set_column(0, "sample_id", backwards)
+    write_clusters(tmp_path / "clusters/c", turned, 3, parts=1)
+    with pytest.raises(CurationError, match="are not of this catalog: cluster again$"):
+        workspace.select()

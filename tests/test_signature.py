@@ -62,7 +62,9 @@ def test_what_is_masked_is_not_seen() -> None:
     mask[20:60, 10:40] = False
     spoilt = np.where(mask, tile, np.nan)
     limits = np.array([[0, 255]] * 3, np.float32)
-    for one, other in zip(signature_and_patch(tile, mask, limits), signature_and_patch(spoilt, mask, limits), strict=True):
+    for one, other in zip(
+        signature_and_patch(tile, mask, limits), signature_and_patch(spoilt, mask, limits), strict=True
+    ):
         np.testing.assert_array_equal(one, other)
 
 

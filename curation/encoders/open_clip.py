@@ -117,18 +117,15 @@ def load(config: Config) -> tuple[Any, Any]:
         raise RequestError(f"encoder.architecture={name} is none that open_clip knows")
     path = None if own else checkpoint_file(checkpoint, "open_clip")
     if not own and path is None and checkpoint not in open_clip.list_pretrained_tags_by_model(name):
-        tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
-        raise RequestError(f"encoder.checkpoint={checkpoint}: neither a file nor a tag of {name} (tags: {tags})")
+        tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)[:5]) or "it has none"
+        raise RequestError(f"encoder.checkpoint={checkpoint}: neither a file nor a tag of {name} (such as {tags})")
     gelu = quick_gelu(name, None if own or path else checkpoint, config["quick_gelu"])
     kwargs = {} if gelu is None else {"quick_gelu": gelu}
-    tag = None if own or path else checkpoint
     try:
-        model = open_clip.create_model(name, pretrained=tag, load_weights=path is None, weights_only=True, **kwargs)
-        if path is not None:
-            open_clip.load_checkpoint(model, path, strict=True, weights_only=True)
+        model = open_clip.create_model(name, pretrained=None if own else path or checkpoint, **kwargs)
     except Exception as error:  # noqa: BLE001 - torch, safetensors and the hub's client each raise their own
-        what = f"checkpoint={checkpoint}" if path or tag else f"architecture={name}"
-        raise RequestError(f"encoder.{what} does not load as {name}: {one_line(error)}") from error
+        what = "its weights do" if own else f"encoder.checkpoint={checkpoint} does"
+        raise RequestError(f"encoder.architecture={name}: {what} not load: {one_line(error)}") from error
     return model.eval(), weights_digest(model) if path is None else digest(path)
 
 

@@ -106,7 +106,11 @@ def _filters(patches: Array, count: int, rng: np.random.Generator) -> tuple[Floa
     mean = (share @ flat)[views].mean(axis=0)
     moment = (flat * share[:, None]).T @ flat
     covariance = np.mean([moment[np.ix_(view, view)] for view in views], axis=0) - np.outer(mean, mean)
-    values, vectors = _eigen(covariance, COMPONENTS)
+    values, vectors = _eigen(covariance, COMPONENTS + 1)
+    keep = min(COMPONENTS, int((values > 1e-6 * values[0]).sum()))
+    if 0 < keep < len(values) and values[keep] > values[keep - 1] * (1 - 1e-6):
+        keep -= 1  # half of a pair that a quarter turn mixes would spoil the symmetry
+    values, vectors = values[: max(keep, 1)], vectors[:, : max(keep, 1)]
     whiten = vectors / np.sqrt(values + RIDGE)
     race = -np.log1p(-rng.random(len(flat))) / share  # the smallest are a weighted draw without replacement
     chosen = flat[np.resize(np.argsort(race)[:count], count)]

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 from numpy.typing import NDArray
+from ray.exceptions import RayTaskError
 
 from curation.catalog.schema import catalog_schema
 from curation.catalog.store import CatalogStore
@@ -52,6 +53,7 @@ log = logging.getLogger("curation")
 ROWS_A_RANGE = 8 * ROW_GROUP  # kept rows that are merged at once
 LOSS = 0.9  # share of a class that the entropy stage may take before a warning names it
 NAMED = 20  # classes in one warning
+AT_ONCE = 64  # counts that wait to be added
 
 
 def select(
@@ -75,21 +77,26 @@ def select(
     Raises:
         RequestError: the archive cannot give what is asked for.
     """
-    selection = _Selection(store, clusters, settings, seed, workspace)
-    selection.load()
-    if settings.unit:
-        selection.settle_units()
-    selection.check("select.exclude and select.clusters leave")
-    if settings.entropy.keep is not None:
-        selection.cut_entropy(settings.entropy.keep)
-        selection.check("the entropy stage leaves")
-    if settings.duplicates:
-        selection.drop_duplicates()
+    try:
+        selection = _Selection(store, clusters, settings, seed, workspace)
+        selection.load()
         if settings.unit:
             selection.settle_units()
-        selection.check("the near-duplicate stage leaves")
-    selection.draw()
-    return selection.publish(header)
+        selection.check("select.exclude and select.clusters leave")
+        if settings.entropy.keep is not None:
+            selection.cut_entropy(settings.entropy.keep)
+            selection.check("the entropy stage leaves")
+        if settings.duplicates:
+            selection.drop_duplicates()
+            if settings.unit:
+                selection.settle_units()
+            selection.check("the near-duplicate stage leaves")
+        selection.draw()
+        return selection.publish(header)
+    except RayTaskError as error:
+        if isinstance(error.cause, CurationError):
+            raise error.cause from None  # one line, as if it had happened here
+        raise
 
 
 class _Selection:
@@ -145,7 +152,7 @@ class _Selection:
             )
         for name, listed in self.plan.lists.items():
             if not sum(survey.matched[name] for survey in self.surveys):
-                self.warn(f"select.{name}={listed.name} matches no sample of the archive")
+                self.warn(f"select.{name}: {listed.name} matches no sample of the archive")
         if both := sum(survey.both for survey in self.surveys):
             self.warn(f"{both} samples are in both select.exclude and select.require: they are excluded")
 
@@ -209,6 +216,8 @@ class _Selection:
         reasons = sum((part.reasons for part in written), Counter())
         kept = self.samples - sum(reasons[reason] for reason in DROPPED)
         self._warn_of_classes(written)
+        if self.settings.unit:
+            self.told["left_free"] = self.plan.budget - kept  # the next unit did not fit
         files = [file, *(part.file for part in written)]
         listing = parquet_bytes(pa.Table.from_pylist([dataclasses.asdict(file) for file in files], schema=FILES_SCHEMA))
         content = {
@@ -250,7 +259,8 @@ class _Selection:
             for number, (shards, layers) in enumerate(zip(self.shards, self.parts, strict=True))
         ]
         written: list[Written] = ray.get([part[0] for part in parts])
-        rows: File = ray.get(submit(write_rows, folder, [[part[i] for part in parts] for i in range(1, len(splits) + 2)]))
+        ranges = list(zip(*(part[1:] for part in parts), strict=True))
+        rows: File = ray.get(submit(write_rows, folder, ranges))
         decided = sum((part.reasons for part in written), Counter())
         kept = sum(decided[reason] for reason in KEPT)
         if decided.total() != self.samples or kept != rows.rows:
@@ -265,6 +275,7 @@ class _Selection:
             RequestError: it does.
         """
         left, required = (int(counts.sum()) for counts in self.count())
+        log.info("select: %s %d of %d samples", stage, left, self.samples)
         asked = f"select.budget={self.settings.budget:g} asks for {self.plan.budget} of {self.samples} samples"
         if left < self.plan.budget:
             raise RequestError(f"{asked}, but {stage} {left}: lower the budget, or let that stage keep more")
@@ -276,12 +287,13 @@ class _Selection:
         return self.total(steps.count_clusters, self.shared)
 
     def total(self, function: Callable[..., NDArray[np.int64]], *args: Any) -> NDArray[np.int64]:
-        """A count over all parts."""
-        counts = [submit(function, *args, *part) for part in self.parts]
-        total: NDArray[np.int64] = ray.get(counts[0]).copy()
-        for other in counts[1:]:
-            total += ray.get(other)
-        return total
+        """A count over all parts, of which only so many are waiting to be added at any time."""
+        total: Any = 0
+        for start in range(0, len(self.parts), AT_ONCE):
+            for count in [submit(function, *args, *part) for part in self.parts[start : start + AT_ONCE]]:
+                total = total + ray.get(count)
+        counts: NDArray[np.int64] = total
+        return counts
 
     def thresholds(self, **found: float) -> None:
         """Remember thresholds for the decisions and the header."""
@@ -290,7 +302,7 @@ class _Selection:
 
     def warn(self, text: str) -> None:
         """Tell the user, now and in the header."""
-        log.warning(text)
+        log.warning("select: %s", text)
         self.warnings.append(text)
 
     def _warn_of_classes(self, written: list[Written]) -> None:
@@ -307,7 +319,7 @@ def _read_list(name: str, url: str | None, workspace: Folder) -> SampleList | No
         return None
     folder, _, file = url.rpartition("/")
     try:
-        return parse_list(url, Folder(folder or ("/" if url.startswith("/") else "."), workspace.options).read(file))
+        return parse_list(file, Folder(folder or ("/" if url.startswith("/") else "."), workspace.options).read(file))
     except (FileNotFoundError, IsADirectoryError) as error:
         raise RequestError(f"select.{name}={url}: there is no such file") from error
 

@@ -34,7 +34,10 @@ def find_duplicates(
     """
     ranges = cluster_ranges(sizes, ROWS_A_RANGE, RANGES)
     near = ray.put(neighbours)
-    rows = [submit(_rows, plan, near, ranges, *each, returns=len(ranges)) for each in zip(shards, parts, strict=True)]
+    rows = [
+        submit(_rows, plan, near, ranges, names, *part, returns=len(ranges))
+        for names, part in zip(shards, parts, strict=True)
+    ]
     rows = [[piece] if len(ranges) == 1 else piece for piece in rows]
     within = [submit(_within, *limits, *(piece[i] for piece in rows)) for i, limits in enumerate(ranges)]
     inside = submit(_concatenated, *within)
@@ -52,10 +55,10 @@ def cluster_ranges(sizes: NDArray[np.int64], rows: int, most: int) -> list[tuple
 
 
 def _rows(
-    plan: Plan, neighbours: NDArray[np.int32], ranges: list[tuple[int, int]], shards: Shards, layers: Layers
+    plan: Plan, neighbours: NDArray[np.int32], ranges: list[tuple[int, int]], shards: Shards, *layers: Columns
 ) -> Any:
     """The rows of each range and its halo, out of one part."""
-    rows = merge(ray.get(layers))
+    rows = merge(layers)
     there, first = running(rows), 0
     found: list[list[pa.Table]] = [[] for _ in ranges]
     wanted = [np.isin(np.arange(len(plan.mean)), halo(neighbours, *limits)) for limits in ranges]

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from curation.catalog.schema import catalog_schema
 from curation.catalog.store import CatalogStore
 from curation.config import SelectConfig
 from curation.errors import CurationError
@@ -141,7 +142,7 @@ def read_catalog(store: CatalogStore, shards: Shards, columns: tuple[str, ...]) 
     Raises:
         CurationError: the catalog has another number of rows.
     """
-    tables = []
+    tables = [catalog_schema(1).empty_table().select(columns)]
     for name, rows in zip(shards.names, shards.rows, strict=True):
         tables.append(store.read(name, columns))
         if tables[-1].num_rows != rows:
@@ -163,6 +164,8 @@ def _runs(column: pa.ChunkedArray) -> Shards:
 
 def _some(shards: Shards) -> list[tuple[str, int]]:
     """Every so many-th shard with the rows up to the next."""
+    if not shards.names:
+        return []
     first = np.unique(np.linspace(0, len(shards.names), SPLITS, endpoint=False).astype(int))
     return [(shards.names[i], int(rows)) for i, rows in zip(first, np.add.reduceat(shards.rows, first), strict=True)]
 
@@ -271,8 +274,6 @@ def settle_units(plan: Plan, number: int, rows: Columns) -> tuple[Columns, None]
     that a unit falls only where each of its samples would. It stands in the
     cluster that most of them are in.
     """
-    if not len(rows["upper"]):
-        return {"reason": rows["reason"], "stratum": rows["cluster"], "size": np.empty(0, np.int64)}, None
     members = units.group((rows["unit_upper"], rows["unit_lower"]), (rows["upper"], rows["lower"]))
     reason = rows["reason"]
     for code in (OPEN, CODE["required"], CODE["excluded"]):

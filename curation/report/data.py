@@ -55,7 +55,7 @@ class Counts:
         threshold: of the entropy stage, bits; the highest, if there should be several.
         labels: label -> (reasons,); ``None`` for the samples without one.
         rare: (reasons,), of the labels beyond ``LABELS``.
-        copies: representative's sample_id -> duplicates dropped for it; the largest groups.
+        copies: representative's sample_id -> duplicates dropped for it; large groups, and any.
     """
 
     clusters: Ints
@@ -166,7 +166,7 @@ def gather(store: CatalogStore, shards: Sequence[str], clusters: Folder, manifes
     previews = float(header["content"]["config"]["catalog"]["thumbnails"])
     wanted = Wanted(
         clusters=np.array(sorted({number for numbers in telling.values() for number in numbers}), np.int64),
-        groups=_largest(counts.copies, GROUPS, previews),
+        groups=_groups_to_show(counts.copies, GROUPS, previews),
         point_share=POINTS / max(decided, 1),
         previews=previews,
     )
@@ -255,13 +255,18 @@ def _bounded(counts: Counts) -> Counts:
     by_size = sorted(counts.labels, key=lambda label: (-int(counts.labels[label].sum()), label or ""))
     for label in by_size[LABELS:]:
         counts.rare = counts.rare + counts.labels.pop(label)
-    counts.copies = Counter({name: counts.copies[name] for name in _largest(counts.copies, 100 * GROUPS, 0)})
+    counts.copies = Counter({name: counts.copies[name] for name in _groups_to_show(counts.copies, 100 * GROUPS, 0)})
     return counts
 
 
-def _largest(copies: Counter[str], n: int, previews: float) -> list[str]:
-    """The representatives with most duplicates; of equals those with a preview first, then by id, which is a hash."""
-    return sorted(copies, key=lambda name: (-copies[name], not in_share(name, previews), name))[:n]
+def _groups_to_show(copies: Counter[str], n: int, previews: float) -> list[str]:
+    """Representatives: half of them those with most duplicates, then any, by id, which is a hash.
+
+    Those with a preview come first among their equals.
+    """
+    by_size = sorted(copies, key=lambda name: (-copies[name], not in_share(name, previews), name))
+    rest = sorted(by_size[n // 2 :], key=lambda name: (not in_share(name, previews), name))
+    return by_size[: n // 2] + rest[: n - n // 2]
 
 
 def _highest(one: float | None, other: float | None) -> float | None:
@@ -378,7 +383,7 @@ class Wanted:
 
     Attributes:
         clusters: numbers of the telling clusters, rising.
-        groups: representatives of the largest groups of duplicates.
+        groups: representatives of the groups of duplicates.
         point_share: share of the samples that the map shows.
         previews: share of the samples that have a thumbnail.
     """

@@ -30,7 +30,7 @@ WHY = {
     "excluded": "named by select.exclude",
     "cluster_excluded": "in a cluster of select.clusters.exclude",
     "entropy": "too little information: below the entropy threshold",
-    "duplicate": "a near-duplicate stands for it in the selection",
+    "duplicate": "a better near-duplicate stands for it",
     "quota": "not drawn: its cluster's quota was filled by others",
 }
 TELLING = {
@@ -161,8 +161,7 @@ def warnings(figures: Figures, balances: Sequence["Balance"]) -> list[str]:
 
 def _beyond(figures: Figures) -> float | None:
     """Share of the archive that lies beyond the bank's own 99th percentile of distance; None without a bank."""
-    references = figures.fit.get("references")
-    share: float | None = references.get("beyond_share") if isinstance(references, dict) else None
+    share: float | None = figures.fit.get("references", {}).get("beyond_share")
     return share
 
 

@@ -28,6 +28,7 @@ leader, so that pairs stay few where thousands of tiles are the same water.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -47,7 +48,7 @@ LEVEL_PER_POWER = 8.0  # and how much more for each squared level of texture (it
 MOST_LEVEL = 80.0  # and in all: gain and offset of 15 % each
 
 STRIPE = 256  # rows whose distances are computed at once
-CHUNK = 8192  # pairs confirmed at once
+CHUNK = 2048  # pairs confirmed at once
 PATCHES = 512  # pairs of patches aligned at once
 
 COLUMNS = (
@@ -76,6 +77,7 @@ PAIR_SCHEMA = pa.schema(
         pa.field("worse_quality", pa.int64(), nullable=False),
         pa.field("similarity", pa.float32(), nullable=False),
         pa.field("by_embedding", pa.bool_(), nullable=False),  # there was no patch
+        pa.field("inside", pa.bool_(), nullable=False),  # of one cluster: a leader and a member of its star
     ]
 )
 GROUP_SCHEMA = pa.schema(
@@ -168,8 +170,8 @@ def across_clusters(
 def groups_from_pairs(pairs: pa.Table) -> pa.Table:
     """Star groups: best row first, each row not yet absorbed absorbs the copies confirmed against it.
 
-    A row whose leader in its own cluster falls to a better row of another cluster, but is no
-    copy of that one itself, stands for itself again.
+    A leader of its own cluster falls to a row of another cluster only if that one was
+    confirmed against all its members too: else they would be left without a representative.
 
     Args:
         pairs: `PAIR_SCHEMA`, all pairs of the archive, in any order.
@@ -181,13 +183,44 @@ def groups_from_pairs(pairs: pa.Table) -> pa.Table:
         [("better_quality", "descending"), ("better", "ascending"), ("worse_quality", "descending")]
         + [("worse", "ascending")]
     )
-    leader: dict[str, int | None] = {}  # row of the pair that absorbed it
-    for row, (better, worse) in enumerate(zip(pairs["better"].to_pylist(), pairs["worse"].to_pylist(), strict=True)):
-        if leader.setdefault(better) is None and leader.get(worse) is None:
-            leader[worse] = row
-    taken = pairs.take(pa.array(sorted(row for row in leader.values() if row is not None), pa.int64()))
-    columns = [taken["worse"], taken["better"], taken["similarity"], taken["by_embedding"]]
+    better, worse, rows = _codes(pairs)
+    pairs_left = np.flatnonzero(_members_follow(better, worse, pairs["inside"].to_numpy(), rows))
+    absorbed = np.zeros(rows, dtype=bool)
+    taken = []
+    for pair, one, other in zip(
+        pairs_left.tolist(), better[pairs_left].tolist(), worse[pairs_left].tolist(), strict=True
+    ):
+        if not absorbed[one] and not absorbed[other]:
+            absorbed[other] = True
+            taken.append(pair)
+    found = pairs.take(pa.array(taken, pa.int64()))
+    columns = [found["worse"], found["better"], found["similarity"], found["by_embedding"]]
     return pa.Table.from_arrays(columns, schema=GROUP_SCHEMA).sort_by("sample_id")
+
+
+def _codes(pairs: pa.Table) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
+    """The rows of each pair as numbers, and how many rows there are."""
+    ids = pa.chunked_array([*pairs["better"].chunks, *pairs["worse"].chunks], pa.string()).combine_chunks()
+    coded = ids.dictionary_encode()
+    codes = coded.indices.to_numpy().astype(np.int64)
+    return codes[: pairs.num_rows], codes[pairs.num_rows :], len(coded.dictionary)
+
+
+def _members_follow(
+    better: NDArray[np.int64], worse: NDArray[np.int64], inside: NDArray[np.bool_], rows: int
+) -> NDArray[np.bool_]:
+    """Which pairs stay: those in a cluster, and those across whose better row covers all members of the worse one."""
+    leader = np.full(rows, -1)
+    leader[worse[inside]] = better[inside]
+    members = np.bincount(better[inside], minlength=rows)
+    ends = np.concatenate([better[~inside], worse[~inside]]), np.concatenate([worse[~inside], better[~inside]])
+    led = leader[ends[1]] >= 0
+    keys, counts = np.unique(ends[0][led] * rows + leader[ends[1][led]], return_counts=True)
+    wanted = better * rows + worse
+    place = np.searchsorted(keys, wanted)
+    there = np.append(keys, -1)[place] == wanted
+    covered = np.where(there, np.append(counts, 0)[place], 0)
+    return np.asarray(inside | (covered == members[worse]))
 
 
 def quality(rows: pa.Table) -> NDArray[np.int64]:
@@ -242,8 +275,8 @@ def _groups(rows: pa.Table) -> Iterator[tuple[int, pa.Table]]:
     rows = rows.append_column("quality", pa.array(quality(rows)))
     rows = rows.sort_by([("cluster", "ascending"), ("quality", "descending"), ("sample_id", "ascending")])
     clusters = rows["cluster"].to_numpy()
-    starts = np.flatnonzero(np.diff(clusters, prepend=-1))
-    for start, stop in zip(starts.tolist(), [*starts[1:].tolist(), len(clusters)], strict=True):
+    edges = [0, *(np.flatnonzero(np.diff(clusters)) + 1).tolist(), len(clusters)]
+    for start, stop in pairwise(edges if len(clusters) else []):
         yield int(clusters[start]), rows.slice(start, stop - start)
 
 
@@ -303,7 +336,7 @@ def _absorb(rows: _Rows) -> pa.Table:
                 waiting, pairs = [], 0
         settle(waiting)
     worse = np.flatnonzero(leader >= 0)
-    return _pairs(rows, leader[worse], rows, worse, similarity[worse])
+    return _pairs(rows, leader[worse], rows, worse, similarity[worse], inside=True)
 
 
 def _compare(a: _Rows, leads_a: NDArray[np.bool_], b: _Rows, leads_b: NDArray[np.bool_]) -> pa.Table:
@@ -320,11 +353,13 @@ def _compare(a: _Rows, leads_a: NDArray[np.bool_], b: _Rows, leads_b: NDArray[np
             alike = _similarities(some_a, i, some_b, j)
             good = alike >= a.threshold
             if good.any():
-                found.append(_pairs(some_a, i[good], some_b, j[good], alike[good]))
+                found.append(_pairs(some_a, i[good], some_b, j[good], alike[good], inside=False))
     return pa.concat_tables(found)
 
 
-def _pairs(a: _Rows, i: NDArray[np.intp], b: _Rows, j: NDArray[np.intp], similarity: NDArray[np.float64]) -> pa.Table:
+def _pairs(
+    a: _Rows, i: NDArray[np.intp], b: _Rows, j: NDArray[np.intp], similarity: NDArray[np.float64], inside: bool
+) -> pa.Table:
     """`PAIR_SCHEMA` of the pairs (a[i], b[j]), the better row first."""
     ids = [a.ids.take(pa.array(i)), b.ids.take(pa.array(j))]
     qualities = [a.quality[i], b.quality[j]]
@@ -340,6 +375,7 @@ def _pairs(a: _Rows, i: NDArray[np.intp], b: _Rows, j: NDArray[np.intp], similar
             np.where(swap, qualities[0], qualities[1]),
             similarity.astype(np.float32),
             np.full(len(i), a.by_embedding),
+            np.full(len(i), inside),
         ],
         schema=PAIR_SCHEMA,
     )
