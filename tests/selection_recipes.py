@@ -132,5 +132,5 @@ def write_clusters(folder: Path, samples: pa.Table, clusters: int, parts: int) -
     for path in (folder / "assignments").iterdir():
         path.unlink()
     for part in range(parts):
-        there = pa.compute.is_in(assigned["shard"], value_set=pa.array(names[part::parts]))
-        pq.write_table(assigned.filter(there), folder / f"assignments/part-{part:05d}.parquet")
+        there = pa.compute.is_in(assigned["shard"], value_set=pa.array(names[part::parts], pa.string()))
+        pq.write_table(assigned.filter(there), folder / f"assignments/part-{part:05d}.parquet", row_group_size=40)

@@ -20,7 +20,7 @@ from curation.errors import IncompleteError, RequestError
 from curation.runtime import start_ray
 from tests.recipes import write_sample_archive
 
-SMALL = ("catalog.fit_samples=64", "archive.max_bad_fraction=1")
+SMALL = ("catalog.fit_samples=64", "archive.max_bad_fraction=1", "encoder.filters=8", "runtime.max_actors=1")
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,7 @@ def test_a_row_does_not_depend_on_its_neighbours(undisturbed, archive, tmp_path)
     single = tmp_path / "single"
     single.mkdir()
     (single / "part.tar").symlink_to(next(iter(sorted(archive.rglob("*.tar")))))
-    config = config_of(single, tmp_path / "ws", "runtime.max_actors=1")
+    config = config_of(single, tmp_path / "ws")
     copy_artefact(undisturbed, tmp_path / "ws")
     table = run(config).store.read("root0/part.tar", ["key", "embedding"])
     other = undisturbed.store.read(undisturbed.shards[0], ["key", "embedding"])
@@ -210,4 +210,4 @@ def test_decoding_in_tasks_gives_the_same_rows(undisturbed, archive, tmp_path):
 
 def test_a_pool_that_does_not_fit_is_refused(ray_local, archive, tmp_path):
     with pytest.raises(RequestError, match="min_actors"):
-        run(config_of(archive, tmp_path, "runtime.min_actors=4"))
+        run(config_of(archive, tmp_path, "runtime.min_actors=4", "runtime.max_actors=4"))

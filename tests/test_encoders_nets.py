@@ -183,9 +183,7 @@ def test_timm_gives_the_models_own_features(tmp_path, architecture, form, suffix
     model = timm.create_model(architecture, in_chans=5, num_classes=7, **size).eval()
     path = save(tmp_path / f"weights.{suffix}", model.state_dict(), form)
     bands, pixels = tuple("abcde"), tiles(bands=5, height=64, width=64)
-    encoder, _ = made(
-        timm_config(path, architecture=architecture), bands, ranges=np.tile(np.float32([0, 255]), (5, 1))
-    )
+    encoder, _ = made(timm_config(path, architecture=architecture), bands, ranges=np.tile(np.float32([0, 255]), (5, 1)))
     with torch.inference_mode():
         own = model.forward_head(model.forward_features(torch.as_tensor(pixels / 255).float()), pre_logits=True).numpy()
     np.testing.assert_allclose(

@@ -260,6 +260,11 @@ def test_units_are_kept_or_dropped_whole(
     assert set(less["sample_id"].to_pylist()) == first
 
 
+def test_a_budget_below_the_first_unit_is_refused(workspace: Workspace) -> None:
+    with pytest.raises(RequestError, match="comes to 2 samples, fewer than the first source_id has: raise it"):
+        workspace.select(unit="source_id", budget=2)
+
+
 def test_a_unit_must_be_a_column(workspace: Workspace) -> None:
     with pytest.raises(RequestError, match="select.unit=place is no catalog column; choose one of .*source_id"):
         workspace.select(unit="place")

@@ -35,7 +35,7 @@ def faulty_proxy(server: S3, every: int) -> Iterator[str]:
 
 
 def test_the_manifest_is_the_same_as_on_disk(archive, tmp_path):
-    more = ["catalog.fit_samples=100"]
+    more = ["catalog.fit_samples=64", "encoder.filters=8"]
     local = curate(
         "prune",
         f"archive.url={archive / 'archive'}",

@@ -13,7 +13,7 @@ from tests.recipes import write_sample_archive
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sample")
-    write_sample_archive(folder, tiles=600)
+    write_sample_archive(folder, tiles=400)
     return folder
 
 
@@ -23,6 +23,7 @@ def prune(archive: Path, workspace: Path, *more: str) -> Outcome:
         f"archive.url={archive / 'archive'}",
         f"references.url={archive / 'references'}",
         f"workspace={workspace}",
+        "encoder.filters=8",
         *more,
     )
 

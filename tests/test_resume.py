@@ -27,7 +27,8 @@ def arguments(archive: Path, workspace: Path) -> list[str]:
         f"archive.url={archive / 'archive'}",
         f"references.url={archive / 'references'}",
         f"workspace={workspace}",
-        "catalog.fit_samples=200",
+        "catalog.fit_samples=64",
+        "encoder.filters=8",
     ]
 
 

@@ -302,6 +302,7 @@ def _progress(ledger: Any, total: int, shards: int) -> Iterator[Any]:
     finally:
         over.set()
         thread.join()
+        ray.kill(ledger)
 
 
 def _duration(seconds: float) -> str:

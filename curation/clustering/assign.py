@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import faiss
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,7 +13,7 @@ import ray
 from numpy.typing import NDArray
 
 from curation.catalog.store import CatalogStore, parquet_bytes
-from curation.clustering.nearest import Floats, Nearest
+from curation.clustering.nearest import Floats, Nearest, one_thread
 from curation.storage import Folder
 
 ROWS = 500_000  # rows a part, about
@@ -105,6 +104,7 @@ def embeddings(table: pa.Table) -> NDArray[np.float16]:
 
 
 @ray.remote(num_cpus=1)
+@one_thread()
 def _assign_part(
     store: CatalogStore,
     shards: list[str],
@@ -113,7 +113,6 @@ def _assign_part(
     path: str,
     device: str,
 ) -> Spread:
-    faiss.omp_set_num_threads(1)
     centroids, coarse = shared
     if not folder.exists(path):
         search = Nearest(centroids, device, coarse)

@@ -198,9 +198,7 @@ class _Fit:
         actors = self.resources.gpus if device == "cuda" else self.resources.cpus
         return ActorRows(loaders, self.seed, max(1, int(actors)), device)
 
-    def fit_points(
-        self, points: ActorRows, k: int, given: Floats | None = None
-    ) -> tuple[Floats, NDArray[np.bool_]]:
+    def fit_points(self, points: ActorRows, k: int, given: Floats | None = None) -> tuple[Floats, NDArray[np.bool_]]:
         """Centroids ``(k, d)``, the given ones first, and which of them were moved elsewhere on the way.
 
         So many centroids that they are fitted in cells leave the given ones where they are.

@@ -1,10 +1,10 @@
 """K-means (Lloyd 1982) that looks at few points first and moves centroids where they are needed.
 
-Most of the way is gone on samples that grow: a pass over 10 points a centroid
+Most of the way is gone on samples that grow: a pass over 40 points a centroid
 costs little and still says which centroids are wasted. Such a centroid, whose
 removal would cost less than a share of the largest cluster's error, is moved
 there and splits it (compare Fritzke 2020, breathing k-means). So the fit leaves
-the poor optima that Lloyd's steps alone cannot leave, and few passes over all
+poor optima that Lloyd's steps alone cannot leave, and few passes over all
 points remain.
 """
 
@@ -18,7 +18,7 @@ from curation.clustering.nearest import Floats, Vectors
 from curation.clustering.points import Points, Sums
 from curation.clustering.seeding import seeds
 
-SEED_ROWS = 10  # rows a centroid that the starts are drawn from
+SEED_ROWS = 16_384  # points that the starts are drawn from, or 10 a centroid if that is more
 GAIN = 0.1  # what splitting a cluster is taken to save of its error
 
 
@@ -77,7 +77,7 @@ def fit_kmeans(
             root mean square distance to them.
     """
     given = 0 if init is None else len(init)
-    starts = seeds(points.head(SEED_ROWS * k), k, np.random.default_rng(seed), init)
+    starts = seeds(points.head(max(SEED_ROWS, 10 * k)), k, np.random.default_rng(seed), init)
     fit = KMeans((_unit(starts) if spherical else starts).astype(np.float32), np.zeros(k, bool))
 
     def step(share: float, gain: float) -> tuple[Sums, float, int]:
@@ -104,14 +104,13 @@ def fit_kmeans(
 
 
 def _warm_up(available: float) -> list[tuple[float, float]]:
-    """Share of the points and gain of each pass over a sample, for so many points a centroid.
+    """Share of the points and gain of each pass over a sample, where there are so many points a centroid.
 
-    Samples grow fourfold, up to a quarter of the points: all their passes cost about as much as one over all.
+    Samples grow fourfold, up to a quarter of the points. Two passes let the centroids settle after each move.
     """
-    passes, rows = [], 10
+    passes, rows = [], 40
     while rows <= max(40, available / 4):
-        share = min(1.0, rows / available)
-        passes += [(share, GAIN)] * (7 if rows == 10 else 3) + [(share, 0.0)]
+        passes += [(min(1.0, rows / available), gain) for gain in (GAIN, 0.0, 0.0) * 3]
         rows *= 4
     return passes
 

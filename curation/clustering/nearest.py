@@ -7,6 +7,7 @@ compared in float64, and the lower id wins a tie. All other rows are certain.
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import faiss
@@ -88,6 +89,17 @@ class Nearest:
 def nearest(x: NDArray[Any], centroids: Floats, device: str = "cpu") -> tuple[Labels, Floats]:
     """Nearest centroid of each row, and its Euclidean distance; see :class:`Nearest`."""
     return Nearest(centroids, device)(x)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Keep faiss to one thread: work is spread over processes, and bits depend on the thread count."""
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(before)
 
 
 def blocks(x: NDArray[Any]) -> Iterator[tuple[int, Floats]]:

@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Any, Protocol
 
-import faiss
 import numpy as np
 import ray
 from numpy.typing import NDArray
 
-from curation.clustering.nearest import Floats, Labels, Nearest, Vectors, blocks
+from curation.clustering.nearest import Floats, Labels, Nearest, Vectors, blocks, one_thread
 
 Loader = Callable[[], Vectors]  # gives (rows, d); picklable: it is called in the actor
 
@@ -90,7 +89,6 @@ class Rows:
     """
 
     def __init__(self, loaders: Mapping[int, Loader], seed: int, device: str = "cpu") -> None:
-        faiss.omp_set_num_threads(1)  # one actor a core; bits depend on the thread count
         self.device = device
         self.parts = {number: _shuffled(loaders[number](), seed, number) for number in sorted(loaders)}
         self.rows = sum(map(len, self.parts.values()))
@@ -107,6 +105,7 @@ class Rows:
         """See :class:`Points`."""
         return np.concatenate(list(self.heads(min(1.0, rows / max(1, self.rows))).values()))
 
+    @one_thread()
     def sums(self, centroids: Floats, share: float) -> Sums:
         """See :class:`Points`."""
         search, total = Nearest(centroids, self.device), Sums.zero(*centroids.shape)
@@ -115,6 +114,7 @@ class Rows:
                 total.add_points(block, *search.two(block))
         return total
 
+    @one_thread()
     def split(self, centroids: Floats) -> list[dict[int, Vectors]]:
         """The rows of each matrix that are nearest to each centroid."""
         search = Nearest(centroids, self.device)

@@ -6,11 +6,12 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from curation.clustering.nearest import Floats
+from curation.clustering.nearest import Floats, one_thread
 
 FLAT = 256  # starts after which the rows fall into cells
 
 
+@one_thread()
 def seeds(x: Floats, k: int, rng: np.random.Generator, given: Floats | None = None) -> Floats:
     """``k`` starts: those given, then rows of ``x``.
 

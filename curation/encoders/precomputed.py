@@ -96,22 +96,38 @@ class _ByShard:
     """Vectors with their shard beside them; only one shard's are in memory."""
 
     def __init__(self, files: list[tuple[Folder, FileInfo]], key_column: str, vector_column: str) -> None:
-        self.files, self.columns = files, (key_column, vector_column)
+        self.files = [(folder, file, *_shards_in(folder, file)) for folder, file in files]
+        self.columns = (key_column, vector_column)
         self.shard: str | None = None
         self.current: _Whole | None = None
         with files[0][0].open(files[0][1]) as source:
             first = next(pq.ParquetFile(source).iter_batches(1, columns=[vector_column]))
         self.dim = _matrix(first.column(0), vector_column).shape[1]
+        self.nothing = np.zeros((0, self.dim), np.float32)
 
     def get(self, shard: str, key: str) -> NDArray[Any] | None:
         if shard != self.shard:
             parts = []
-            for folder, file in self.files:
-                with folder.open(file) as source:
-                    parts.append(pq.read_table(source, columns=list(self.columns), filters=[(SHARD, "==", shard)]))
-            self.current, self.shard = _whole(pa.concat_tables(parts), self.columns, shard, self.dim), shard
+            for folder, file, first, last in self.files:
+                if first <= shard <= last:
+                    with folder.open(file) as source:
+                        parts.append(pq.read_table(source, columns=list(self.columns), filters=[(SHARD, "==", shard)]))
+            table = pa.concat_tables(parts) if parts else None
+            self.current = _whole(table, self.columns, shard, self.dim) if table else _Whole([], self.nothing, shard)
+            self.shard = shard
         assert self.current is not None
         return self.current.get(shard, key)
+
+
+def _shards_in(folder: Folder, file: FileInfo) -> tuple[str, str]:
+    """The first and last shard name in a file, by its footer; everything where the footer does not say."""
+    with folder.open(file) as source:
+        metadata = pq.read_metadata(source)
+    column = metadata.schema.to_arrow_schema().names.index(SHARD)
+    groups = [metadata.row_group(group).column(column).statistics for group in range(metadata.num_row_groups)]
+    if not groups or any(group is None or not group.has_min_max for group in groups):
+        return "", "\U0010ffff"
+    return min(group.min for group in groups), max(group.max for group in groups)
 
 
 def _open(config: Config) -> _Whole | _ByShard:

@@ -172,7 +172,7 @@ class _Selection:
 
     def drop_duplicates(self) -> None:
         """Keep one of each group of near-duplicates."""
-        neighbours = np.array(self.centroids["neighbours"].to_pylist(), np.int32)
+        neighbours = self.centroids["neighbours"].combine_chunks().flatten().to_numpy()
         neighbours = neighbours.reshape(len(self.sizes), -1)
         self.parts, self.told["duplicates"] = find_duplicates(
             self.parts, self.shards, self.shared, self.sizes, neighbours
@@ -194,7 +194,11 @@ class _Selection:
         self.order_all()
 
     def order_all(self) -> None:
-        """Rank by score; the bins of the scores tell which rows can fit, and what lies before each partition."""
+        """Rank by score; the bins of the scores tell which rows can fit, and what lies before each partition.
+
+        Raises:
+            RequestError: not even the first unit fits.
+        """
         ends = np.cumsum(self.total(steps.count_scores, self.shared))
         last = min(int(np.searchsorted(ends, self.plan.budget, side="right")), counting.BINS - 1)
         starts = np.concatenate([[0], ends[:-1]])
@@ -203,9 +207,14 @@ class _Selection:
         before = starts[np.searchsorted(bins[: last + 1], np.arange(partitions))]
         self.learn(dataclasses.replace(self.plan, bin_partition=bins.astype(np.int16), before=before))
         self.parts, told = exchange(self.parts, partitions, self.shared, steps.send_to_score, steps.order_all)
-        refused, least = min(refused for refused, _ in told), max(kept for _, kept in told)
-        if self.plan.strategy.order == "entropy":
-            self.thresholds(entropy=-least)
+        if not sum(ordered.kept for ordered in told):
+            raise RequestError(
+                f"select.budget={self.settings.budget:g} comes to {self.plan.budget} samples, fewer than "
+                f"the first {self.settings.unit} has: raise it"
+            )
+        refused, last = min(ordered.refused for ordered in told), max(ordered.last for ordered in told)
+        if self.plan.strategy.order == "entropy" and np.isfinite(last):
+            self.thresholds(entropy=-last)
         elif not self.plan.strategy.clustered and np.isfinite(refused):
             self.thresholds(priority=refused)
 
@@ -320,7 +329,7 @@ def _read_list(name: str, url: str | None, workspace: Folder) -> SampleList | No
     folder, _, file = url.rpartition("/")
     try:
         return parse_list(file, Folder(folder or ("/" if url.startswith("/") else "."), workspace.options).read(file))
-    except (FileNotFoundError, IsADirectoryError) as error:
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
         raise RequestError(f"select.{name}={url}: there is no such file") from error
 
 

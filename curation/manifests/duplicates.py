@@ -1,5 +1,6 @@
 """Near-duplicates of the whole archive: `selection.duplicates` over ranges of clusters, in Ray tasks."""
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -8,13 +9,16 @@ import pyarrow.compute as pc
 import ray
 from numpy.typing import NDArray
 
+from curation.catalog.schema import catalog_schema
 from curation.manifests.exchange import Columns, Layers, merge, submit
 from curation.manifests.steps import CODE, OPEN, Plan, Shards, running
 from curation.selection.duplicates import COLUMNS, across_clusters, groups_from_pairs, halo, within_clusters
 from curation.selection.sampling import split_ids
 
-ROWS_A_RANGE = 1 << 17  # rows with their patches; as many again, and more, lie in the neighbouring clusters
-RANGES = 256  # at most
+ROWS_A_RANGE = 1 << 16  # rows with their patches; several times as many lie in the neighbouring clusters
+RANGES = 1024  # at most
+
+Ranges = list[tuple[int, int]]  # of clusters: first, and the one after the last
 
 
 def find_duplicates(
@@ -32,66 +36,67 @@ def find_duplicates(
     Returns:
         the parts with one more layer, and how many duplicates there are and how many an embedding decided.
     """
-    ranges = cluster_ranges(sizes, ROWS_A_RANGE, RANGES)
-    near = ray.put(neighbours)
-    rows = [
-        submit(_rows, plan, near, ranges, names, *part, returns=len(ranges))
+    ranges = cluster_ranges(sizes)
+    split = [
+        submit(_split, plan, ranges, names, *part, returns=len(ranges) + 1)
         for names, part in zip(shards, parts, strict=True)
     ]
-    rows = [[piece] if len(ranges) == 1 else piece for piece in rows]
-    within = [submit(_within, *limits, *(piece[i] for piece in rows)) for i, limits in enumerate(ranges)]
-    inside = submit(_concatenated, *within)
-    across = [submit(_across, near, *limits, inside, *(piece[i] for piece in rows)) for i, limits in enumerate(ranges)]
-    groups, found = submit(_groups, inside, *across, returns=2)
+    rows = [submit(_concatenated, *(piece[i] for piece in split)) for i in range(len(ranges))]
+    del split
+    within = submit(_concatenated, *(submit(within_clusters, table) for table in rows))
+    near = ray.put(neighbours)
+    across = [submit(_across, near, number, within, ranges, rows) for number in range(len(ranges))]
+    groups, found = submit(_groups, within, *across, returns=2)
     return [[*part, submit(_mark, groups, *part)] for part in parts], ray.get(found)
 
 
-def cluster_ranges(sizes: NDArray[np.int64], rows: int, most: int) -> list[tuple[int, int]]:
-    """Cut the clusters into ranges of about so many rows."""
-    number = int(np.clip(sizes.sum() // rows, 1, min(most, len(sizes))))
+def cluster_ranges(sizes: NDArray[np.int64]) -> Ranges:
+    """Cut the clusters into ranges of about equally many rows."""
+    number = int(np.clip(sizes.sum() // ROWS_A_RANGE, 1, RANGES))
     edges = np.searchsorted(np.cumsum(sizes), sizes.sum() * np.arange(1, number) / number)
-    edges = np.unique([0, *edges, len(sizes)])
-    return [(int(a), int(b)) for a, b in zip(edges, edges[1:], strict=False)]
+    return list(pairwise(np.unique([0, *edges, len(sizes)]).tolist()))
 
 
-def _rows(
-    plan: Plan, neighbours: NDArray[np.int32], ranges: list[tuple[int, int]], shards: Shards, *layers: Columns
-) -> Any:
-    """The rows of each range and its halo, out of one part."""
+def _split(plan: Plan, ranges: Ranges, shards: Shards, *layers: Columns) -> list[Any]:
+    """The rows of each range out of one part (and nothing, so that there are always several results)."""
     rows = merge(layers)
     there, first = running(rows), 0
-    found: list[list[pa.Table]] = [[] for _ in ranges]
-    wanted = [np.isin(np.arange(len(plan.mean)), halo(neighbours, *limits)) for limits in ranges]
-    for (start, stop), clusters in zip(ranges, wanted, strict=True):
-        clusters[start:stop] = True
+    nothing = _candidates(catalog_schema(1).empty_table().select(COLUMNS), rows, slice(0, 0))
+    found = [[nothing] for _ in ranges]
     for name, count in zip(shards.names, shards.rows, strict=True):
         here = slice(first, first + count)
-        table = plan.store.read(name, COLUMNS)
-        table = _without_idle_embeddings(table).append_column("cluster", pa.array(rows["cluster"][here]))
-        table = table.append_column("first", pa.array(rows["reason"][here] == CODE["required"]))
-        for pieces, clusters in zip(found, wanted, strict=True):
-            pieces.append(table.filter(pa.array(there[here] & clusters[rows["cluster"][here]])))
+        table = _candidates(plan.store.read(name, COLUMNS), rows, here).filter(pa.array(there[here]))
+        for pieces, limits in zip(found, ranges, strict=True):
+            pieces.append(table.filter(_in_range(table, *limits)))
         first += count
-    tables = [pa.concat_tables(pieces).combine_chunks() for pieces in found]
-    return tables if len(tables) > 1 else tables[0]
+    return [*(pa.concat_tables(pieces, promote_options="permissive").combine_chunks() for pieces in found), None]
 
 
-def _without_idle_embeddings(table: pa.Table) -> pa.Table:
-    """Embeddings only where there is no patch to decide; the others take no room."""
+def _candidates(table: pa.Table, rows: Columns, here: slice) -> pa.Table:
+    """What the search wants of a shard's rows; embeddings only where there is no patch to decide."""
     decided = pc.and_(table["patch"].is_valid(), table["signature"].is_valid())
     vectors = table["embedding"].cast(pa.list_(pa.float16()))
-    vectors = pc.if_else(decided, pa.scalar(None, vectors.type), vectors)
-    return table.set_column(table.schema.get_field_index("embedding"), "embedding", vectors)
+    vectors = pc.if_else(decided, pa.scalar(None, vectors.type), vectors)  # null takes no room
+    table = table.set_column(table.schema.get_field_index("embedding"), "embedding", vectors)
+    table = table.append_column("cluster", pa.array(rows["cluster"][here]))
+    return table.append_column("first", pa.array(rows["reason"][here] == CODE["required"]))
 
 
-def _within(start: int, stop: int, *pieces: pa.Table) -> pa.Table:
-    rows = pa.concat_tables(pieces)
-    clusters = rows["cluster"].to_numpy()
-    return within_clusters(rows.filter(pa.array((clusters >= start) & (clusters < stop))))
+def _in_range(table: pa.Table, first: int, stop: int) -> pa.Array:
+    return pc.and_(pc.greater_equal(table["cluster"], first), pc.less(table["cluster"], stop))
 
 
-def _across(neighbours: NDArray[np.int32], start: int, stop: int, inside: pa.Table, *pieces: pa.Table) -> pa.Table:
-    return across_clusters(pa.concat_tables(pieces), inside, neighbours, start, stop)
+def _across(neighbours: NDArray[np.int32], number: int, within: pa.Table, ranges: Ranges, rows: list[Any]) -> pa.Table:
+    """Pairs of a range with itself and with the clusters next to it, which are picked out of the others' rows."""
+    first, stop = ranges[number]
+    beside = halo(neighbours, first, stop)
+    found = [ray.get(rows[number])]
+    for (start, end), table in zip(ranges, rows, strict=True):
+        wanted = beside[(beside >= start) & (beside < end)]
+        if len(wanted):
+            there = ray.get(table)
+            found.append(there.filter(pc.is_in(there["cluster"], value_set=pa.array(wanted))))
+    return across_clusters(pa.concat_tables(found), within, neighbours, first, stop)
 
 
 def _concatenated(*tables: pa.Table) -> pa.Table:

@@ -54,7 +54,7 @@ class ManifestReader:
     """A pruned manifest, opened for reading.
 
     Args:
-        url: of its ``manifest.json``, its ``manifest.parquet``, or the folder of both.
+        url: of its ``manifest.json``, its ``manifest.parquet``, the folder of both, or of ``latest.json``.
         storage: per protocol, fsspec options.
 
     Attributes:
@@ -69,8 +69,9 @@ class ManifestReader:
     """
 
     def __init__(self, url: str, storage: dict[str, dict[str, Any]] | None = None) -> None:
-        self.url, self.storage = url, storage
-        self.folder = Folder(_folder_url(url), storage)
+        self.storage = storage
+        self.url = _folder_url(url, storage)  # not latest.json: other processes must open the same manifest
+        self.folder = Folder(self.url, storage)
         self._process = -1
         self._opened: Any = None
         self._groups: OrderedDict[int, pa.Table] = OrderedDict()
@@ -191,12 +192,17 @@ class ManifestReader:
         return self._opened
 
 
-def _folder_url(url: str) -> str:
-    if is_local(url):
-        path = local_path(url)
-        return os.path.dirname(path) if os.path.basename(path) in (HEADER_FILE, ROWS_FILE) else path
-    head, _, tail = url.rstrip("/").rpartition("/")
-    return head if tail in (HEADER_FILE, ROWS_FILE) else url
+def _folder_url(url: str, storage: dict[str, dict[str, Any]] | None) -> str:
+    """The folder of the manifest that ``url`` names."""
+    head, _, tail = (local_path(url) if is_local(url) else url.rstrip("/")).rpartition("/")
+    if tail in (HEADER_FILE, ROWS_FILE):
+        return head
+    if tail != "latest.json":
+        return f"{head}/{tail}"
+    try:
+        return f"{head}/{json.loads(Folder(head, storage).read(tail))['id']}"
+    except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
+        raise RequestError(f"there is no latest manifest at {url}") from error
 
 
 def _within(table: pa.Table, budget: int | None) -> pa.Table:

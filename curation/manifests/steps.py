@@ -149,7 +149,7 @@ def read_catalog(store: CatalogStore, shards: Shards, columns: tuple[str, ...]) 
             raise CurationError(
                 f"{name}: {tables[-1].num_rows} rows in the catalog, {rows} in the clusters' assignments: cluster again"
             )
-    return pa.concat_tables(tables)
+    return pa.concat_tables(tables, promote_options="permissive")  # columns may or may not be marked nullable
 
 
 def _runs(column: pa.ChunkedArray) -> Shards:
@@ -347,8 +347,16 @@ def send_to_score(plan: Plan, rows: Columns) -> tuple[Columns, NDArray[np.intege
     return columns, partition
 
 
-def order_all(plan: Plan, number: int, rows: Columns) -> tuple[Columns, tuple[float, float]]:
-    """The rank of every row, -1 beyond the budget; the first refused and the last kept score are told."""
+class Ordered(NamedTuple):
+    """What the driver learns of a partition that was ranked: rows kept, the last kept and the first refused score."""
+
+    kept: int
+    last: float
+    refused: float
+
+
+def order_all(plan: Plan, number: int, rows: Columns) -> tuple[Columns, Ordered]:
+    """The rank of every row, -1 beyond the budget."""
     members = _members(rows)
     items = _items(rows, members)
     scores = rows["score"] if members is None else rows["score"][members.leaders]
@@ -357,7 +365,7 @@ def order_all(plan: Plan, number: int, rows: Columns) -> tuple[Columns, tuple[fl
     if members is not None:
         rank = rank[members.unit]
         rank = np.where(rank < 0, -1, rank + members.place)
-    return {"rank": rank}, (refused, last)
+    return {"rank": rank}, Ordered(int((rank >= 0).sum()), last, refused)
 
 
 def _bin(value: NDArray[np.float64]) -> NDArray[np.int64]:

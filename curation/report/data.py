@@ -106,7 +106,7 @@ class Tile:
 
 @dataclass(frozen=True)
 class Group:
-    """A kept sample, and some of the near-duplicates that it stands for."""
+    """A sample, and some of the near-duplicates that it stands for."""
 
     representative: Tile | None
     size: int  # duplicates dropped

@@ -106,7 +106,8 @@ def _picture(
     """Levels ``(3,)`` and the blurred grey picture ``(20, 20)``, in levels of 0 to 255."""
     bands, height, width = pixels.shape
     low, high = ranges[:, 0], ranges[:, 1]
-    whole = bool(mask.all())
+    valid = np.count_nonzero(mask)
+    whole = valid == mask.size
     x = (pixels if whole else np.where(mask, pixels, 0)).astype(np.float32)
     if pixels.dtype != np.uint8 or low.any() or (high != 255).any():
         x -= low[:, None, None]
@@ -115,7 +116,7 @@ def _picture(
         if not whole:
             x *= mask
     flat = x.reshape(bands, -1)
-    means = flat @ np.ones(height * width, np.float32) / np.float32(mask.sum())
+    means = flat @ np.ones(height * width, np.float32) / np.float32(valid)
     mean = (np.full(bands, 1 / bands, np.float32) @ flat).reshape(height, width)
     rows, columns = _blur(height), _blur(width).T
     grey = rows @ mean @ columns
@@ -123,7 +124,9 @@ def _picture(
         share = rows @ mask.astype(np.float32) @ columns
         grey = np.where(share > 0.1, grey / np.maximum(share, 0.1), means.mean())  # a cell of too few pixels is flat
     thirds = [bands * i // LEVELS for i in range(LEVELS + 1)]
-    levels = [means[i:j].mean() for i, j in pairwise(thirds)] if bands > LEVELS else np.resize(means, LEVELS)
+    levels = (
+        [means[i:j].mean() for i, j in pairwise(thirds)] if bands > LEVELS else means.take(range(LEVELS), mode="wrap")
+    )
     return np.array(levels, dtype=np.float32), grey
 
 
@@ -132,9 +135,11 @@ def _signature(deviation: NDArray[np.float32]) -> NDArray[np.float32]:
     spectrum = waves[CUTOFF:] @ deviation @ waves.T
     power = _orbits() @ (spectrum.real**2 + spectrum.imag**2).ravel() / WINDOW_ENERGY
     logs = np.log(power + np.float32(NOISE**2))
-    logs -= logs.mean()
     contrast = np.sqrt(((deviation * _WINDOW) ** 2).sum() / WINDOW_ENERGY)
-    return np.asarray([*(logs * _trust()), np.log(contrast + 2 * NOISE)], dtype=np.float32)
+    made = np.empty(len(logs) + 1, dtype=np.float32)
+    made[:-1] = (logs - logs.mean()) * _trust()
+    made[-1] = np.log(contrast + 2 * NOISE)
+    return made
 
 
 @lru_cache(maxsize=64)

@@ -27,8 +27,9 @@ def sortable(values: NDArray[np.floating]) -> NDArray[np.unsignedinteger]:
 
 def digits(*words: NDArray[np.unsignedinteger]) -> Digits:
     """The 16-bit digits of keys made of one or more words, the most significant first."""
-    columns = [word.astype(word.dtype.newbyteorder(">")).view(">u2").reshape(len(word), -1) for word in words]
-    return np.concatenate(columns, 1).astype(np.uint16)
+    columns = [word.astype(word.dtype.newbyteorder(">")).view(">u2") for word in words]
+    rows = [column.reshape(len(word), word.itemsize // 2) for column, word in zip(columns, words, strict=True)]
+    return np.concatenate(rows, 1).astype(np.uint16)
 
 
 def histogram(keys: Digits, prefix: tuple[int, ...]) -> NDArray[np.int64]:
