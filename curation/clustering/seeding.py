@@ -66,4 +66,5 @@ def _draw(
 def _proportional(weights: NDArray[np.floating], u: NDArray[np.float64]) -> NDArray[np.int64]:
     """Indices drawn in proportion to weights, for ``u`` uniform in [0, 1)."""
     total = np.cumsum(weights, dtype=np.float64)
-    return np.searchsorted(total, u * total[-1], side="right").clip(max=len(weights) - 1)
+    drawn: NDArray[np.int64] = np.searchsorted(total, u * total[-1], side="right").clip(max=len(weights) - 1)
+    return drawn

@@ -129,12 +129,14 @@ def filled(sample: Sample) -> NDArray[Any]:
 def resized(pixels: NDArray[Any], size: int, resample: Image.Resampling) -> NDArray[Any]:
     """``(bands, h, w)`` uint8 or float32 -> ``(bands, size, size)``; downwards the filter widens to average over areas.
 
-    Pillow works on one band at a time, in one thread: the bits do not depend on the machine's cores.
+    Pillow works on one band at a time, in one thread: the bits do not depend on the machine's cores. Its 8-bit mode
+    rounds between rows and columns, so that a tile and its quarter turn come out different; its float mode does not.
     """
     if pixels.shape[1:] == (size, size):
         return np.ascontiguousarray(pixels)
-    images = (Image.fromarray(np.ascontiguousarray(band)) for band in pixels)
-    return np.stack([np.asarray(image.resize((size, size), resample)) for image in images])
+    images = (Image.fromarray(band.astype(np.float32)) for band in pixels)
+    changed = np.stack([np.asarray(image.resize((size, size), resample)) for image in images])
+    return np.clip(np.rint(changed), 0, 255).astype(np.uint8) if pixels.dtype == np.uint8 else changed
 
 
 def scaled(pixels: NDArray[Any], ranges: Floats) -> Floats:

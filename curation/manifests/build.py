@@ -163,7 +163,7 @@ class _Selection:
 
     def cut_entropy(self, keep: float) -> None:
         """Keep the top share of what is left, by one exact threshold."""
-        stage = int(keep * self.count()[0].sum() + 0.5)
+        stage = int(keep * self.left[0].sum() + 0.5)
         prefix = counting.threshold(lambda prefix: self.total(steps.count_entropy, prefix), max(stage, 1), 6)
         self.learn(dataclasses.replace(self.plan, entropy_prefix=prefix))
         cut = [submit(steps.cut_entropy, self.shared, *part, returns=2) for part in self.parts]
@@ -182,7 +182,7 @@ class _Selection:
         """Order the rows that are left, in their clusters and overall, and rank those within the budget."""
         plan = self.plan
         if plan.strategy.clustered:
-            sizes, required = self.count()
+            sizes, required = self.left
             factors = np.ones(len(sizes))
             for cluster, factor in (self.settings.clusters.weight or {}).items():
                 factors[cluster] = factor
@@ -278,22 +278,19 @@ class _Selection:
         return written, rows
 
     def check(self, stage: str) -> None:
-        """Refuse a budget that a stage leaves too little for.
+        """Count what is left, and refuse a budget that a stage leaves too little for.
 
         Raises:
             RequestError: it does.
         """
-        left, required = (int(counts.sum()) for counts in self.count())
+        self.left = self.total(steps.count_clusters, self.shared)
+        left, required = self.left.sum(axis=1).tolist()
         log.info("select: %s %d of %d samples", stage, left, self.samples)
         asked = f"select.budget={self.settings.budget:g} asks for {self.plan.budget} of {self.samples} samples"
         if left < self.plan.budget:
             raise RequestError(f"{asked}, but {stage} {left}: lower the budget, or let that stage keep more")
         if required > self.plan.budget:
             raise RequestError(f"{asked}, but select.require alone names {required}: raise the budget")
-
-    def count(self) -> NDArray[np.int64]:
-        """Rows in the running by cluster, and how many of these are required; int64 (2, K)."""
-        return self.total(steps.count_clusters, self.shared)
 
     def total(self, function: Callable[..., NDArray[np.int64]], *args: Any) -> NDArray[np.int64]:
         """A count over all parts, of which only so many are waiting to be added at any time."""

@@ -72,6 +72,8 @@ FILES_SCHEMA = pa.schema(
 ROW_GROUP = 1 << 17  # rows
 WRITING: dict[str, Any] = {
     "compression": "zstd",
+    "column_encoding": {"sample_id": "DELTA_LENGTH_BYTE_ARRAY", "index": "DELTA_BINARY_PACKED"},
+    "write_statistics": ["shard", "index", "cluster", "rank"],
     "use_dictionary": ["source_id", "shard", "scene", "label", "decision", "reason", "cluster", "threshold"],
 }
 
