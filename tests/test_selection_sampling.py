@@ -53,7 +53,7 @@ def keep(items: Items, weights: np.ndarray, budget: int) -> tuple[np.ndarray, np
     there = np.flatnonzero(~np.isnan(score))
     rank = np.full(len(score), -1)
     rank[there], _ = overall_order(take(items, there), score[there], 0, budget)
-    return rank, threshold
+    return rank, threshold[items.stratum]
 
 
 def test_ids_are_split_and_joined() -> None:

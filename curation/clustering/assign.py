@@ -104,7 +104,6 @@ def embeddings(table: pa.Table) -> NDArray[np.float16]:
 
 
 @ray.remote(num_cpus=1)
-@one_thread()
 def _assign_part(
     store: CatalogStore,
     shards: list[str],
@@ -116,7 +115,8 @@ def _assign_part(
     centroids, coarse = shared
     if not folder.exists(path):
         search = Nearest(centroids, device, coarse)
-        pieces = [_assign_shard(store.read(shard, COLUMNS), search) for shard in shards]
+        with one_thread():
+            pieces = [_assign_shard(store.read(shard, COLUMNS), search) for shard in shards]
         folder.publish(path, parquet_bytes(pa.concat_tables([SCHEMA.empty_table(), *pieces])))
     table = pq.read_table(pa.BufferReader(folder.read(path)), columns=["cluster", "distance"])
     clusters, distances = table["cluster"].to_numpy(), table["distance"].to_numpy().astype(np.float64)

@@ -29,8 +29,10 @@ COMPONENTS = 48  # coordinates of a whitened patch: 99 % of the variance of 6 x 
 THRESHOLD = 0.5  # a filter's answer counts beyond it, on either side
 FLOOR = 1e-4  # added before the square root, which would make rounding errors near zero large
 QUANTILES = np.linspace(0.02, 0.98, 16)  # of each band
-COLOUR = 0.7  # spread of the quantiles, beside 1 for each scale of the filters
+FADE = 0.7  # spread of each coarser scale's features relative to the one before
+COLOUR = 0.5  # spread of the quantiles, beside 1 for the finest scale
 POWER = 0.4  # eigenvalue exponent of the projection: between rotation (0) and whitening (0.5)
+NOISE = 1e-5  # eigenvalues below this share of the largest are scaled no further: rounding noise is not content
 PATCHES = 20_000  # drawn to fit the whitening of a scale
 TILES = 8  # convolved at once on a CPU,
 ROWS = 1024  # and places multiplied at once, so that the answers stay in the cache
@@ -150,7 +152,7 @@ def _projection(raw: Array, groups: Sequence[tuple[int, float]], dim: int) -> tu
         spread[start : start + length] /= np.sqrt(total) + 1e-6
         start += length
     values, vectors = _eigen(np.cov((raw * spread).T), min(dim, max(2, len(raw) // 2)))
-    axes = spread[:, None] * vectors * np.maximum(values, 1e-6 * values[0] + 1e-12) ** -POWER
+    axes = spread[:, None] * vectors * np.maximum(values, NOISE * values[0] + 1e-12) ** -POWER
     return axes.astype(np.float32), (raw.mean(axis=0) @ axes).astype(np.float32)
 
 
@@ -201,7 +203,7 @@ class _Features:
         count = sum(name.startswith("filters_") for name in artefact)
         self.scales = [(put(f"components_{i}"), put(f"offset_{i}"), put(f"filters_{i}")) for i in range(count)]
         length = self.scales[0][2].shape[1] // 8 * 2
-        self.groups = [(length, 1.0)] * count + [(len(QUANTILES) * len(self.ranges), COLOUR)]
+        self.groups = [(length, FADE**i) for i in range(count)] + [(len(QUANTILES) * len(self.ranges), COLOUR)]
         self.pool = ThreadPoolExecutor(threads) if device.type == "cpu" and threads > 1 else None
         self.buffers = threading.local()
 

@@ -168,7 +168,7 @@ class _Selection:
         self.learn(dataclasses.replace(self.plan, entropy_prefix=prefix))
         cut = [submit(steps.cut_entropy, self.shared, *part, returns=2) for part in self.parts]
         self.parts = [[*part, layer] for part, (layer, _) in zip(self.parts, cut, strict=True)]
-        self.thresholds(entropy=min(ray.get([least for _, least in cut])))
+        self.tell_least_entropy(min(ray.get([least for _, least in cut])))
 
     def drop_duplicates(self) -> None:
         """Keep one of each group of near-duplicates."""
@@ -190,7 +190,10 @@ class _Selection:
             quota = None if self.settings.unit else quotas(weights, sizes, plan.budget, required)
             self.learn(dataclasses.replace(plan, weights=weights, quotas=quota))
             partitions = int(plan.partition.max()) + 1
-            self.parts, _ = exchange(self.parts, partitions, self.shared, steps.send_to_cluster, steps.order_clusters)
+            self.parts, thresholds = exchange(
+                self.parts, partitions, self.shared, steps.send_to_cluster, steps.order_clusters
+            )
+            self.learn(dataclasses.replace(self.plan, threshold=np.concatenate(thresholds)))
         self.order_all()
 
     def order_all(self) -> None:
@@ -214,9 +217,9 @@ class _Selection:
             )
         refused, last = min(ordered.refused for ordered in told), max(ordered.last for ordered in told)
         if self.plan.strategy.order == "entropy" and np.isfinite(last):
-            self.thresholds(entropy=-last)
+            self.tell_least_entropy(-last)
         elif not self.plan.strategy.clustered and np.isfinite(refused):
-            self.thresholds(priority=refused)
+            self.learn(dataclasses.replace(self.plan, threshold=np.array([refused])))
 
     def publish(self, header: dict[str, Any]) -> Manifest:
         """Write everything; the header last, since its presence means that the rest is there."""
@@ -301,10 +304,10 @@ class _Selection:
         counts: NDArray[np.int64] = total
         return counts
 
-    def thresholds(self, **found: float) -> None:
-        """Remember thresholds for the decisions and the header."""
-        self.told |= {f"{name}_threshold": value for name, value in found.items()}
-        self.learn(dataclasses.replace(self.plan, thresholds=self.plan.thresholds | found))
+    def tell_least_entropy(self, value: float) -> None:
+        """Remember the entropy threshold for the decisions and the header."""
+        self.told["least_entropy"] = value
+        self.learn(dataclasses.replace(self.plan, least_entropy=value))
 
     def warn(self, text: str) -> None:
         """Tell the user, now and in the header."""

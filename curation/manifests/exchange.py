@@ -71,7 +71,7 @@ def _split(send: Send, partitions: int, context: Any, *layers: Columns) -> list[
     rows = sent[np.argsort(partition[sent].astype(np.uint16), kind="stable")]
     edges = pairwise(np.searchsorted(partition[rows], np.arange(partitions + 1)))
     pieces = [{name: column[rows[a:b]] for name, column in columns.items()} for a, b in edges]
-    return [*pieces, (rows, len(partition))]
+    return [*pieces, (rows.astype(np.int32), len(partition))]
 
 
 def _work(work: Work, context: Any, number: int, *pieces: Columns) -> list[Any]:
@@ -83,7 +83,7 @@ def _work(work: Work, context: Any, number: int, *pieces: Columns) -> list[Any]:
     return [*({name: column[a:b] for name, column in made.items()} for a, b in edges), told]
 
 
-def _join(rows: tuple[NDArray[np.int64], int], *pieces: Columns) -> Columns:
+def _join(rows: tuple[NDArray[np.int32], int], *pieces: Columns) -> Columns:
     """The partitions' columns in the order of the part's own rows."""
     order, length = rows
     joined = {}

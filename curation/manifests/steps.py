@@ -4,7 +4,7 @@ Columns of a row on its way: ``upper``, ``lower`` (its id), ``cluster``,
 ``distance``, ``reason`` (a code), ``entropy`` where it is asked for; of its
 unit, if there are units: ``unit_upper``, ``unit_lower``, ``stratum``, ``size``
 and the means ``unit_weight``, ``unit_distance``, ``unit_entropy``; of its
-place: ``score``, ``threshold``, ``rank``.
+place: ``score``, ``rank``.
 """
 
 from dataclasses import dataclass, field
@@ -53,7 +53,9 @@ class Plan:
         budget: samples.
         bin_partition: (65536,) of the scores' bins, below 0 beyond the budget.
         before: (partitions,) rows in the partitions before each.
-        thresholds: ``entropy``: the least kept; ``priority``: the first refused of a draw without clusters.
+        least_entropy: of what was kept for its entropy.
+        threshold: (K,) the first refused priority of each cluster, or one for all where there are no clusters; NaN
+            where nothing was refused.
     """
 
     store: CatalogStore
@@ -73,7 +75,8 @@ class Plan:
     budget: int = 0
     bin_partition: NDArray[np.int16] = field(default_factory=lambda: np.empty(0, np.int16))
     before: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
-    thresholds: dict[str, float] = field(default_factory=dict)
+    least_entropy: float = np.nan
+    threshold: NDArray[np.float64] = field(default_factory=lambda: np.full(1, np.nan))
 
     @property
     def strategy(self) -> Strategy:
@@ -310,8 +313,8 @@ def send_to_cluster(plan: Plan, rows: Columns) -> tuple[Columns, NDArray[np.inte
     return columns, np.where(running(rows), plan.partition[columns["stratum"]], -1)
 
 
-def order_clusters(plan: Plan, number: int, rows: Columns) -> tuple[Columns, None]:
-    """Score and threshold of every row, from its place in its cluster."""
+def order_clusters(plan: Plan, number: int, rows: Columns) -> tuple[Columns, NDArray[np.float64]]:
+    """The score of every row, from its place in its cluster; the thresholds of the partition's clusters are told."""
     members = _members(rows)
     items = _items(rows, members)
     made: Columns = {}
@@ -319,8 +322,10 @@ def order_clusters(plan: Plan, number: int, rows: Columns) -> tuple[Columns, Non
         distance = rows["distance"] if members is None else rows["distance"][members.leaders]
         made["priority"], made["near"] = spread_order(items, distance.astype(np.float64), plan.settings.nearest)
         items = items._replace(priority=made["priority"])
-    made["score"], made["threshold"] = cluster_order(items, plan.weights, plan.quotas)
-    return made if members is None else {name: column[members.unit] for name, column in made.items()}, None
+    made["score"], threshold = cluster_order(items, plan.weights, plan.quotas)
+    if members is not None:
+        made = {name: column[members.unit] for name, column in made.items()}
+    return made, threshold[plan.partition == number]
 
 
 # the order of all

@@ -34,7 +34,16 @@ from curation.manifests.schema import (
     decisions_path,
     parquet_bytes,
 )
-from curation.manifests.steps import CODE, Plan, Shards, final_reason, read_catalog, row_priority, sampling_weight
+from curation.manifests.steps import (
+    CODE,
+    Plan,
+    Shards,
+    final_reason,
+    read_catalog,
+    row_priority,
+    sampling_weight,
+    stratum,
+)
 from curation.selection.sampling import estimate_weight, join_ids
 from curation.storage import Folder
 
@@ -133,7 +142,7 @@ def _check_ids(ids: pa.Array, shards: Shards, keys: pa.ChunkedArray) -> None:
 def _figures(plan: Plan, rows: Columns, reason: NDArray[np.uint8]) -> dict[str, NDArray[np.float64]]:
     """Priority, threshold and weight; NaN where there is none."""
     nothing = np.full(len(reason), np.nan)
-    limit = rows.get("threshold", np.full(len(reason), plan.thresholds.get("priority", np.nan)))
+    limit = plan.threshold[stratum(plan, rows)]
     ordered = np.isin(reason, [CODE[name] for name in ("sampled", "nearest", "quota")])
     figures = {"priority": nothing, "threshold": np.where(ordered, limit, np.nan), "weight": nothing}
     if plan.strategy.order != "entropy":
@@ -141,7 +150,7 @@ def _figures(plan: Plan, rows: Columns, reason: NDArray[np.uint8]) -> dict[str, 
     if plan.strategy.order == "draw" and not plan.settings.unit:
         weight = np.where(reason == CODE["sampled"], estimate_weight(sampling_weight(plan, rows), limit), np.nan)
         figures["weight"] = np.where(reason == CODE["required"], 1.0, weight)
-    figures["threshold"][reason == CODE["entropy"]] = plan.thresholds.get("entropy", np.nan)
+    figures["threshold"][reason == CODE["entropy"]] = plan.least_entropy
     return figures
 
 

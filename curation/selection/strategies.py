@@ -67,23 +67,21 @@ def cluster_order(items: Items, weights: Floats, quotas: Ints | None) -> tuple[F
         quotas: (K,) samples that each cluster keeps; ``None`` where units must be cut overall.
 
     Returns:
-        score: the negative quotient of the item's seat, -inf for required ones, NaN beyond the quota.
-        threshold: the first refused priority of the item's cluster, NaN where nothing was refused.
+        score: (n,) the negative quotient of the item's seat, -inf for required ones, NaN beyond the quota.
+        threshold: (K,) the first refused priority of each cluster, NaN where nothing was refused.
     """
     order, start = line_up(items.stratum, np.where(items.required, -np.inf, items.priority), items.upper, items.lower)
     strata, size = items.stratum[order], items.size[order]
     end = np.cumsum(size)
     before = end - size
     before -= before[start]
-    score, threshold = np.empty(len(order)), np.full(len(order), np.nan)
+    score, threshold = np.empty(len(order)), np.full(len(weights), np.nan)
     score[order] = np.where(items.required[order], -np.inf, -seat_quotient(weights[strata], before, size))
     if quotas is not None:
         refused = before >= quotas[strata]
         score[order[refused]] = np.nan
-        limit = np.full(len(weights), np.nan)
         first = refused & (before == quotas[strata])
-        limit[strata[first]] = items.priority[order[first]]
-        threshold = limit[items.stratum]
+        threshold[strata[first]] = items.priority[order[first]]
     return score, threshold
 
 
