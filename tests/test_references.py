@@ -8,7 +8,9 @@ from curation.clustering.references import EXPLAINED, _held_out, fit_references,
 
 def bank(classes: int = 6, members: int = 30, d: int = 12, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
-    x = np.repeat(rng.standard_normal((classes, d)), members, axis=0) + 0.2 * rng.standard_normal((classes * members, d))
+    x = np.repeat(rng.standard_normal((classes, d)), members, axis=0) + 0.2 * rng.standard_normal(
+        (classes * members, d)
+    )
     labels = np.repeat([f"class {c}" for c in range(classes)], members)
     return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float16), labels
 
