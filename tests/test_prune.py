@@ -117,7 +117,8 @@ def test_a_damaged_manifest_does_not_verify(done, tmp_path):
             target = copy / path.relative_to(source)
             target.parent.mkdir(exist_ok=True)
             data = path.read_bytes()
-            target.write_bytes(data[:-9] + b"x" + data[-8:] if path.name == "manifest.parquet" else data)
+            damaged = data[:60] + bytes([data[60] ^ 1]) + data[61:]
+            target.write_bytes(damaged if path.name == "manifest.parquet" else data)
     outcome = curate("verify", str(copy / "manifest.json"))
     assert outcome.status == 1
     assert "manifest.parquet" in outcome.stderr

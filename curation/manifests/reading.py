@@ -83,7 +83,7 @@ class ManifestReader:
             raise RequestError(
                 f"no manifest at {self.folder.public()}: give the URL of a manifest.json, or of the folder it is in"
             ) from error
-        except (ValueError, KeyError, TypeError, pa.ArrowInvalid) as error:
+        except (ValueError, KeyError, TypeError, OSError) as error:  # a damaged footer is an OSError
             raise RequestError(f"{self.folder.public()} holds no readable manifest: {error}") from error
         self.schema: pa.Schema = file.schema_arrow
         self.num_rows: int = file.metadata.num_rows
