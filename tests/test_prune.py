@@ -109,9 +109,9 @@ def test_a_manifest_verifies_and_explains_itself(done):
 
 def test_a_damaged_manifest_does_not_verify(done, tmp_path):
     _, first = done
-    copy = tmp_path / "copy"
-    copy.mkdir()
     source = first.file("manifest").parent
+    copy = tmp_path / source.name  # a manifest's folder is called by its id
+    copy.mkdir()
     for path in source.rglob("*"):
         if path.is_file():
             target = copy / path.relative_to(source)
