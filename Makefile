@@ -10,10 +10,11 @@ help:  ## list the targets
 
 setup: .venv/.ready  ## put the environment into .venv
 
+# bytecode is compiled once here: a Ray worker that has to compile torch and pandas takes ten seconds to start
 .venv/.ready: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[test,bench,dev]'
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -c constraints.txt -e '.[test,bench,dev]'
 	touch $@
 
 quickstart: setup  ## make a sample archive, prune it, print the path of the report

@@ -10,7 +10,6 @@ below, which flattens the density a little more every time, and :func:`level_quo
 from collections.abc import Sequence
 
 import numpy as np
-import ray
 from numpy.typing import NDArray
 
 from curation.clustering.kmeans import KMeans, fit_kmeans
@@ -36,16 +35,14 @@ def fit_in_cells(
     cells = fit_kmeans(points, round(k**0.5), seed, spherical=spherical, max_iter=max_iter, tol=tol)
     sums = points.sums(cells.centroids, 1.0)
     shares = quotas(sums.errors + 1e-9, sums.counts, k, np.minimum(sums.counts, 1))
-    split = points.split(cells.centroids)
-    fits = [
-        _fit_cell.remote(int(share), seed, spherical, max_iter, tol, *members)
-        for share, members in zip(shares, split, strict=True)
+    work = [
+        (int(share), seed, spherical, max_iter, tol, *members)
+        for share, members in zip(shares, points.split(cells.centroids), strict=True)
         if share
     ]
-    return np.concatenate(ray.get(fits)), cells
+    return np.concatenate(points.call(_fit_cell, work)), cells
 
 
-@ray.remote(num_cpus=1)
 def _fit_cell(k: int, seed: int, spherical: bool, max_iter: int, tol: float, *members: dict[int, Vectors]) -> Floats:
     parts = {number: rows for held in members for number, rows in held.items()}
     x = np.concatenate([parts[number] for number in sorted(parts)])
@@ -88,8 +85,9 @@ def level_quotas(sizes: NDArray[np.int64], parents: Sequence[Labels], budget: in
     """
     if not parents:
         return quotas(np.ones(len(sizes)), sizes, budget)
-    above = parents[0]
-    of_parents = level_quotas(np.bincount(above, sizes).astype(np.int64), parents[1:], budget)
+    above, higher = parents[0], parents[1:]
+    held = np.bincount(above, sizes, minlength=len(higher[0]) if higher else 0).astype(np.int64)
+    of_parents = level_quotas(held, higher, budget)
     shares = np.empty_like(sizes)
     for parent, quota in enumerate(of_parents):
         children = above == parent

@@ -121,6 +121,10 @@ class Rows:
         labels = {number: search(x)[0] for number, x in self.parts.items()}
         return [{number: x[labels[number] == c] for number, x in self.parts.items()} for c in range(len(centroids))]
 
+    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Run something else where these rows are held."""
+        return function(*arguments)
+
 
 class ActorRows:
     """Points in Ray actors, the matrices dealt out in turn; see :class:`Rows`.
@@ -165,6 +169,14 @@ class ActorRows:
         shared = ray.put(centroids)
         held = [a.split.options(num_returns=len(centroids)).remote(shared) for a in self.actors]
         return list(zip(*held, strict=True))
+
+    def call(self, function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
+        """Run a function once for each tuple of arguments, in the actors: they hold the cores that tasks would need."""
+        turns = [self.actors[turn % len(self.actors)] for turn in range(len(arguments))]
+        results: list[Any] = ray.get(
+            [a.call.remote(function, *given) for a, given in zip(turns, arguments, strict=True)]
+        )
+        return results
 
 
 def _shuffled(x: Vectors, seed: int, number: int) -> Vectors:

@@ -1,0 +1,85 @@
+"""Archive and workspace in an object store that answers 503, resets connections and cuts bodies short."""
+
+import json
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.command import curate
+from tests.recipes import write_sample_archive
+from tests.s3 import S3, free_port, s3_server, wait_for
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sample")
+    write_sample_archive(folder, tiles=240)
+    return folder
+
+
+@contextmanager
+def faulty_proxy(server: S3, every: int) -> Iterator[str]:
+    port = free_port()
+    process = subprocess.Popen([sys.executable, "-m", "tests.faulty_proxy", str(port), str(server.port), str(every)])
+    try:
+        wait_for(f"http://127.0.0.1:{port}/moto-api/", process)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_the_manifest_is_the_same_as_on_disk(archive, tmp_path):
+    more = ["catalog.fit_samples=64", "encoder.filters=8"]
+    local = curate(
+        "prune",
+        f"archive.url={archive / 'archive'}",
+        f"references.url={archive / 'references'}",
+        f"workspace={tmp_path}",
+        *more,
+    )
+    assert local.status == 0, local.stderr
+    with s3_server() as server:
+        for path in archive.rglob("*.tar"):
+            server.client.upload_file(str(path), server.bucket, f"in put/{path.relative_to(archive)}")
+        with faulty_proxy(server, every=20) as endpoint:
+            remote = curate(
+                "prune",
+                f"archive.url={server.url}/in put/archive",
+                f"references.url={server.url}/in put/references",
+                f"workspace={server.url}/workspace",
+                "runtime.storage={s3:{endpoint_url:'" + endpoint + "'}}",
+                *more,
+            )
+            assert remote.status == 0, remote.stderr
+        assert "test" not in json.dumps(remote.result)  # the secret
+        name = remote.result["manifest"].removeprefix(f"{server.url}/").rpartition("/")[0]
+        assert name.rpartition("/")[2] == local.file("manifest").parent.name
+        for part in ("manifest.parquet", "files.parquet"):
+            body = server.client.get_object(Bucket=server.bucket, Key=f"{name}/{part}")["Body"].read()
+            assert body == (local.file("manifest").parent / part).read_bytes()
+        verified = curate(
+            "verify",
+            remote.result["manifest"],
+            "--deep",
+            "runtime.storage={s3:{endpoint_url:'" + server.endpoint + "'}}",
+        )
+        assert verified.status == 0, verified.stderr
+
+
+def test_a_bucket_that_is_not_there_is_a_wrong_request(tmp_path):
+    with s3_server() as server:
+        outcome = curate(
+            "prune",
+            "archive.url=s3://no-such-bucket/x",
+            f"workspace={tmp_path}",
+            "runtime.storage={s3:{endpoint_url:'" + server.endpoint + "'}}",
+        )
+        urllib.request.urlopen(server.endpoint).close()
+    assert outcome.status == 2, outcome.stderr
+    assert "no-such-bucket" in outcome.stderr
