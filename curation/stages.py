@@ -19,6 +19,7 @@ from curation.archive.listing import Root, list_archive
 from curation.catalog.build import BANK, Catalog, build_catalog, check_bad_fraction
 from curation.clustering.build import build_clusters
 from curation.config import Config, load_config, to_dict
+from curation.encoders import QUALITY
 from curation.manifests.access import LOCAL, OBJECT_STORE, plan_reads
 from curation.manifests.build import check_budget, select
 from curation.manifests.schema import Manifest
@@ -93,6 +94,7 @@ class Run:
             "references": public_url(self.bank.folder.url) if self.bank else None,
             "catalog": public_url(shared) if shared else None,
             "runtime": to_dict(self.config.runtime),
+            "encoder": {"note": QUALITY[self.config.encoder["name"]]},
             "versions": {"python": platform.python_version()}
             | {name: importlib.metadata.version(name) for name in VERSIONS},
             "begun": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.begun)),
@@ -118,11 +120,13 @@ def open_run(arguments: Sequence[str]) -> Iterator[Run]:
         (bank,) = list_archive({BANK: config.references.url}, config.runtime.storage)
     size = sum(shard.size for root in roots for shard in root.shards)
     log.info("archive: %d shards, %.4g GB", sum(len(root.shards) for root in roots), size / 1e9)
+    connected = ray.is_initialized()
     resources = start_ray(config.runtime)
     try:
         yield Run(config, workspace, roots, bank, resources)
     finally:
-        ray.shutdown()
+        if not connected:
+            ray.shutdown()
 
 
 def finish(run: Run, catalog: Catalog, manifest: Manifest, report: str) -> dict[str, Any]:

@@ -1,10 +1,16 @@
 """Fixtures that several test files share."""
 
 import os
+import time
 from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import ray
+
+from tests.command import Outcome, curate
+from tests.recipes import write_sample_archive
 
 
 @pytest.fixture(scope="session")
@@ -14,3 +20,48 @@ def ray_local() -> Iterator[None]:
     ray.init(num_cpus=2, include_dashboard=False, object_store_memory=200 << 20, log_to_driver=False)
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def sample_archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the sample ``archive`` and its ``references``."""
+    folder = tmp_path_factory.mktemp("sample")
+    write_sample_archive(folder, tiles=400)
+    return folder
+
+
+@dataclass
+class Pruned:
+    """An undisturbed run of the main job; others are held against it.
+
+    Attributes:
+        arguments: what it was asked for, but for the workspace.
+        seconds: how long it took.
+    """
+
+    archive: Path
+    arguments: list[str]
+    workspace: Path
+    outcome: Outcome
+    seconds: float
+
+    @property
+    def folder(self) -> Path:
+        """Of the manifest."""
+        return self.outcome.file("manifest").parent
+
+
+@pytest.fixture(scope="session")
+def pruned(sample_archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Pruned:
+    """The sample archive, pruned."""
+    workspace = tmp_path_factory.mktemp("workspace with spaces, and [brackets]=100%")
+    arguments = [
+        f"archive.url={sample_archive / 'archive'}",
+        f"references.url={sample_archive / 'references'}",
+        "catalog.fit_samples=64",
+        "encoder.filters=8",
+    ]
+    began = time.monotonic()
+    outcome = curate("prune", *arguments, f"workspace={workspace}")
+    assert outcome.status == 0, outcome.stderr
+    return Pruned(sample_archive, arguments, workspace, outcome, time.monotonic() - began)

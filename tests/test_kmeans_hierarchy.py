@@ -50,7 +50,7 @@ def test_levels_nest_and_flatten_the_density() -> None:
 SIZES = st.lists(st.integers(0, 30), min_size=1, max_size=40)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(SIZES, st.data())
 def test_level_quotas_sum_up_fit_and_grow(sizes: list[int], data: st.DataObject) -> None:
     counts = np.array(sizes)

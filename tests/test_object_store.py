@@ -6,20 +6,10 @@ import sys
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-
-import pytest
 
 from tests.command import curate
-from tests.recipes import write_sample_archive
+from tests.conftest import Pruned
 from tests.s3 import S3, free_port, s3_server, wait_for
-
-
-@pytest.fixture(scope="module")
-def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("sample")
-    write_sample_archive(folder, tiles=240)
-    return folder
 
 
 @contextmanager
@@ -34,35 +24,26 @@ def faulty_proxy(server: S3, every: int) -> Iterator[str]:
         process.wait()
 
 
-def test_the_manifest_is_the_same_as_on_disk(archive, tmp_path):
-    more = ["catalog.fit_samples=64", "encoder.filters=8"]
-    local = curate(
-        "prune",
-        f"archive.url={archive / 'archive'}",
-        f"references.url={archive / 'references'}",
-        f"workspace={tmp_path}",
-        *more,
-    )
-    assert local.status == 0, local.stderr
+def test_the_manifest_is_the_same_as_on_disk(pruned: Pruned) -> None:
     with s3_server() as server:
-        for path in archive.rglob("*.tar"):
-            server.client.upload_file(str(path), server.bucket, f"in put/{path.relative_to(archive)}")
+        for path in pruned.archive.rglob("*.tar"):
+            server.client.upload_file(str(path), server.bucket, f"in put/{path.relative_to(pruned.archive)}")
         with faulty_proxy(server, every=20) as endpoint:
             remote = curate(
                 "prune",
+                *pruned.arguments,
                 f"archive.url={server.url}/in put/archive",
                 f"references.url={server.url}/in put/references",
                 f"workspace={server.url}/workspace",
                 "runtime.storage={s3:{endpoint_url:'" + endpoint + "'}}",
-                *more,
             )
             assert remote.status == 0, remote.stderr
         assert "test" not in json.dumps(remote.result)  # the secret
         name = remote.result["manifest"].removeprefix(f"{server.url}/").rpartition("/")[0]
-        assert name.rpartition("/")[2] == local.file("manifest").parent.name
+        assert name.rpartition("/")[2] == pruned.folder.name
         for part in ("manifest.parquet", "files.parquet"):
             body = server.client.get_object(Bucket=server.bucket, Key=f"{name}/{part}")["Body"].read()
-            assert body == (local.file("manifest").parent / part).read_bytes()
+            assert body == (pruned.folder / part).read_bytes()
         verified = curate(
             "verify",
             remote.result["manifest"],

@@ -6,30 +6,10 @@ import subprocess
 import time
 from pathlib import Path
 
-import pytest
-
 from tests.command import curate, start
-from tests.recipes import write_sample_archive
+from tests.conftest import Pruned
 
 KILLS = int(os.environ.get("KILLS", "3"))
-
-
-@pytest.fixture(scope="module")
-def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("sample")
-    write_sample_archive(folder, tiles=400)
-    return folder
-
-
-def arguments(archive: Path, workspace: Path) -> list[str]:
-    return [
-        "prune",
-        f"archive.url={archive / 'archive'}",
-        f"references.url={archive / 'references'}",
-        f"workspace={workspace}",
-        "catalog.fit_samples=64",
-        "encoder.filters=8",
-    ]
 
 
 def kill_family(process: subprocess.Popen[str], tag: str) -> None:
@@ -48,28 +28,23 @@ def kill_family(process: subprocess.Popen[str], tag: str) -> None:
                     pass
 
 
-def test_a_run_killed_at_any_moment_ends_with_the_same_manifest(archive, tmp_path):
-    began = time.monotonic()
-    undisturbed = curate(*arguments(archive, tmp_path / "undisturbed"))
-    seconds = time.monotonic() - began
-    assert undisturbed.status == 0, undisturbed.stderr
-    workspace = tmp_path / "disturbed"
+def test_a_run_killed_at_any_moment_ends_with_the_same_manifest(pruned: Pruned, tmp_path: Path) -> None:
     finished: dict[Path, int] = {}
     for kill in range(KILLS):
         tag = f"{os.getpid()}-{kill}"
-        process = start(*arguments(archive, workspace), CURATE_TEST_RUN=tag)
-        time.sleep(seconds * (0.35 + 0.5 * kill / max(1, KILLS - 1)))
+        process = start("prune", *pruned.arguments, f"workspace={tmp_path}", CURATE_TEST_RUN=tag)
+        time.sleep(pruned.seconds * (0.35 + 0.5 * kill / max(1, KILLS - 1)))
         kill_family(process, tag)
         process.communicate()
-        now = {path: path.stat().st_mtime_ns for path in (workspace / "catalog").rglob("*.parquet")}
+        now = {path: path.stat().st_mtime_ns for path in (tmp_path / "catalog").rglob("*.parquet")}
         assert finished.items() <= now.items(), "a finished shard was encoded again"
         finished = now
-    outcome = curate(*arguments(archive, workspace))
+    outcome = curate("prune", *pruned.arguments, f"workspace={tmp_path}")
     assert outcome.status == 0, outcome.stderr
-    now = {path: path.stat().st_mtime_ns for path in (workspace / "catalog").rglob("*.parquet")}
+    now = {path: path.stat().st_mtime_ns for path in (tmp_path / "catalog").rglob("*.parquet")}
     assert finished.items() <= now.items(), "a finished shard was encoded again"
-    ours, theirs = outcome.file("manifest").parent, undisturbed.file("manifest").parent
+    ours, theirs = outcome.file("manifest").parent, pruned.folder
     assert ours.name == theirs.name
     for path in theirs.rglob("*.parquet"):
         assert (ours / path.relative_to(theirs)).read_bytes() == path.read_bytes(), path.name
-    assert not [path for path in workspace.rglob("*.parquet") if path.name.startswith(".")]
+    assert not [path for path in tmp_path.rglob("*.parquet") if path.name.startswith(".")]

@@ -291,7 +291,8 @@ def _progress(ledger: Any, total: int, shards: int) -> Iterator[Any]:
     def show() -> None:
         pause = 1.0
         while not over.wait(pause):
-            log.info(line())
+            if ray.get(ledger.counts.remote()) != (0, 0):  # else the encoders are starting
+                log.info(line())
             pause = min(30.0, pause * 1.5)
 
     thread = Thread(target=show, daemon=True)

@@ -70,6 +70,7 @@ FILES_SCHEMA = pa.schema(
 )
 
 ROW_GROUP = 1 << 17  # rows
+KEPT_ROW_GROUP = 1 << 14  # of the manifest's rows: a shuffled epoch reads them group by group
 WRITING: dict[str, Any] = {
     "compression": "zstd",
     "column_encoding": {"sample_id": "DELTA_LENGTH_BYTE_ARRAY", "index": "DELTA_BINARY_PACKED"},

@@ -25,9 +25,9 @@ from curation.manifests.exchange import Columns, merge
 from curation.manifests.schema import (
     DECISIONS_SCHEMA,
     KEPT,
+    KEPT_ROW_GROUP,
     MANIFEST_SCHEMA,
     REASONS,
-    ROW_GROUP,
     ROWS_FILE,
     WRITING,
     File,
@@ -198,9 +198,9 @@ def _row_groups(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
     rest = MANIFEST_SCHEMA.empty_table()
     for table in tables:
         rest = pa.concat_tables([rest, table])
-        while len(rest) >= ROW_GROUP:
-            yield rest.slice(0, ROW_GROUP).combine_chunks()
-            rest = rest.slice(ROW_GROUP)
+        while len(rest) >= KEPT_ROW_GROUP:
+            yield rest.slice(0, KEPT_ROW_GROUP).combine_chunks()
+            rest = rest.slice(KEPT_ROW_GROUP)
     if len(rest):
         yield rest.combine_chunks()
 
