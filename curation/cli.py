@@ -56,11 +56,12 @@ def execute(job: Job, arguments: Sequence[str] | None = None) -> int:
         _print(output, job(sys.argv[1:] if arguments is None else arguments))
         return 0
     except CurationError as error:
-        if error.result is not None:
-            _print(output, error.result)
-        kind = "error" if not isinstance(error, RequestError) else "cannot do that"
-        print(f"curate: {kind}: {' '.join(str(error).split())}", file=sys.stderr)
-        return error.exit_status
+        known: CurationError = getattr(error, "cause", error)  # Ray wraps what a task raised
+        if known.result is not None:
+            _print(output, known.result)
+        kind = "error" if not isinstance(known, RequestError) else "cannot do that"
+        print(f"curate: {kind}: {' '.join(str(known).split())}", file=sys.stderr)
+        return known.exit_status
     except KeyboardInterrupt:
         print("curate: interrupted; what is done is kept, the same command goes on from there", file=sys.stderr)
         return 130

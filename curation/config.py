@@ -7,6 +7,7 @@ brackets, ``=`` and ``%`` in it mean nothing to anybody.
 
 import dataclasses
 import difflib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,8 +56,8 @@ class ArchiveConfig:
         _require(0 <= self.max_bad_fraction <= 1, "archive.max_bad_fraction must lie between 0 and 1")
         _require(self.max_pixels > 0, "archive.max_pixels must be positive")
         if self.range is not None:
-            rows = self.range if isinstance(self.range[0], list) else [self.range]
-            ok = all(isinstance(row, list) and len(row) == 2 and row[0] < row[1] for row in rows)
+            rows = self.range if self.range and isinstance(self.range[0], list) else [self.range]
+            ok = all(_is_interval(row) for row in rows)
             _require(ok, f"archive.range={self.range}: give [low, high], or one such pair a band")
 
 
@@ -99,7 +100,9 @@ class ClusterConfig:
         _require(self.k is None or self.k > 0, "cluster.k must be positive")
         _require(self.free is None or self.free >= 0, "cluster.free must not be negative")
         _require(self.max_iter > 0, "cluster.max_iter must be positive")
+        _require(self.tol >= 0, "cluster.tol must not be negative")
         _require(self.sample > 0, "cluster.sample must be positive")
+        _require(min(self.levels or [1]) > 0, f"cluster.levels={self.levels}: give positive numbers")
 
 
 @dataclass
@@ -121,7 +124,8 @@ class ClusterEdits:
 
     def __post_init__(self) -> None:
         self.weight = self.weight or {}
-        _require(all(w >= 0 for w in self.weight.values()), "select.clusters.weight must not be negative")
+        ok = all(0 <= w < math.inf for w in self.weight.values())
+        _require(ok, "select.clusters.weight must be finite and not negative")
 
 
 @dataclass
@@ -145,13 +149,16 @@ class SelectConfig:
             self.strategy in ("balanced", "rs_prune", "random", "entropy"),
             f"select.strategy={self.strategy}: choose balanced, rs_prune, random or entropy",
         )
-        _require(self.budget > 0, f"select.budget={self.budget:g}: give a fraction below 1 or a count of samples")
+        _require(
+            0 < self.budget < math.inf, f"select.budget={self.budget:g}: give a fraction below 1 or a count of samples"
+        )
         _require(
             self.budget < 1 or self.budget == int(self.budget),
             f"select.budget={self.budget:g}: a count of samples is a whole number; a fraction is below 1",
         )
         _require(0 <= self.balance <= 1, "select.balance must lie between 0 (proportional) and 1 (uniform)")
         _require(0 <= self.nearest <= 1, "select.nearest must lie between 0 and 1")
+        _require(math.isfinite(self.representativeness), "select.representativeness must be finite")
 
 
 @dataclass
@@ -178,7 +185,11 @@ class RuntimeConfig:
             self.max_actors is None or self.max_actors >= self.min_actors,
             "runtime.max_actors must not be below runtime.min_actors",
         )
-        _require(self.gpus_per_actor > 0, "runtime.gpus_per_actor must be positive")
+        _require(
+            0 < self.gpus_per_actor < 1 or (self.gpus_per_actor > 0 and self.gpus_per_actor % 1 == 0),
+            f"runtime.gpus_per_actor={self.gpus_per_actor:g}: give a whole number, or a fraction between 0 and 1",
+        )
+        _require(self.decode_ahead is None or self.decode_ahead >= 0, "runtime.decode_ahead must not be negative")
         _require(self.max_hours is None or self.max_hours > 0, "runtime.max_hours must be positive")
         check_storage_options(self.storage)
 
@@ -191,6 +202,10 @@ class PlanConfig:
     gpu_hour: float = 0.0
     gigabyte: float = 0.0
     million_requests: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, price in dataclasses.asdict(self).items():
+            _require(0 <= price < math.inf, f"plan.{name}={price:g}: a price is finite and not negative")
 
 
 @dataclass
@@ -207,6 +222,13 @@ class Config:
     select: SelectConfig = field(default_factory=SelectConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     plan: PlanConfig = field(default_factory=PlanConfig)
+
+    def __post_init__(self) -> None:
+        _require(self.seed >= 0, f"seed={self.seed}: give a whole number, 0 or above")
+        for name, least in (("threads", 1), ("batch", 1), ("seed", 0)):
+            value = self.encoder.get(name, least)
+            ok = type(value) is int and value >= least
+            _require(ok, f"encoder.{name}={value}: give a whole number, {least} or above")
 
     def require(self, *keys: str) -> None:
         """Check that keys without a default were given.
@@ -256,17 +278,32 @@ def load_config(overrides: Sequence[str]) -> Config:
     assert isinstance(config, Config)
     for key, path in literal.items():
         _set_literal(config, key, path)
-    if config.references.url is None and config.cluster.references in ("frozen", "seed"):
-        raise RequestError(
-            f"cluster.references={config.cluster.references} needs a bank: add references.url=URL, "
-            "or take cluster.references=none"
-        )
+    _check_together(config)
     return config
 
 
 def to_dict(config: Any) -> dict[str, Any]:
     """A config dataclass as plain values, ready for JSON."""
     return dataclasses.asdict(config)
+
+
+def _check_together(config: Config) -> None:
+    """What no key can tell alone."""
+    mode, select, keep = config.cluster.references, config.select, config.select.entropy.keep
+    _require(
+        config.references.url is not None or mode not in ("frozen", "seed"),
+        f"cluster.references={mode} needs a bank: add references.url=URL, or take cluster.references=none",
+    )
+    _require(
+        config.encoder.get("name") != "precomputed" or (keep is None and select.strategy != "entropy"),
+        "encoder=precomputed reads no pixels, so there is no entropy to select by: "
+        "take select.entropy.keep=null and another select.strategy than entropy",
+    )
+    _require(
+        keep is None or not keep < select.budget < 1,
+        f"select.budget={select.budget:g} is more than the entropy stage leaves, select.entropy.keep={keep}: "
+        "lower select.budget, or raise select.entropy.keep (null: no cut)",
+    )
 
 
 def _config_dir() -> Path:
@@ -306,11 +343,16 @@ def _explain(error: Exception, overrides: Sequence[str]) -> str:
 
 def _known_keys() -> list[str]:
     def walk(prefix: str, node: Any) -> list[str]:
-        if not isinstance(node, dict):
+        if not isinstance(node, dict) or not node:
             return [prefix]
         return [key for name, below in node.items() for key in walk(f"{prefix}.{name}" if prefix else name, below)]
 
     return walk("", to_dict(Config()))
+
+
+def _is_interval(row: Any) -> bool:
+    numbers = isinstance(row, list) and len(row) == 2 and all(type(end) in (int, float) for end in row)
+    return numbers and -math.inf < row[0] < row[1] < math.inf
 
 
 def _require(holds: bool, message: str) -> None:

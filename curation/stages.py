@@ -16,12 +16,14 @@ import pyarrow.parquet as pq
 import ray
 
 from curation.archive.listing import Root, list_archive
+from curation.catalog.artefact import file_name, portable_encoder
 from curation.catalog.build import BANK, Catalog, build_catalog, check_bad_fraction
 from curation.clustering.build import build_clusters
 from curation.config import Config, load_config, to_dict
 from curation.encoders import QUALITY
+from curation.errors import CurationError, RequestError
 from curation.manifests.access import LOCAL, OBJECT_STORE, plan_reads
-from curation.manifests.build import check_budget, select
+from curation.manifests.build import select
 from curation.manifests.schema import Manifest
 from curation.report.page import write_report
 from curation.runtime import Resources, start_ray
@@ -44,9 +46,17 @@ class Run:
     begun: float = field(default_factory=time.time)
 
     def catalog(self, encode: bool = True) -> Catalog:
-        """The complete catalog; ``encode=False`` only checks that it is there."""
+        """The complete catalog; ``encode=False`` only checks that it is there.
+
+        Raises:
+            CurationError: it has no row.
+        """
         catalog = build_catalog(self.config, self.roots, self.bank, self.resources, encode)
-        check_budget(self.config.select.budget, catalog.counts["kept"])
+        if not catalog.counts["kept"]:
+            raise CurationError(
+                f"none of {catalog.counts['read']} samples could be used: each has its reason in "
+                f"{catalog.store.workspace.public('quarantine')}"
+            )
         return catalog
 
     def clusters(self, catalog: Catalog) -> Folder:
@@ -93,7 +103,7 @@ class Run:
             "roots": {root.name: public_url(root.folder.url) for root in self.roots},
             "references": public_url(self.bank.folder.url) if self.bank else None,
             "catalog": public_url(shared) if shared else None,
-            "runtime": to_dict(self.config.runtime),
+            "runtime": {name: value for name, value in to_dict(self.config.runtime).items() if name != "storage"},
             "encoder": {"note": QUALITY[self.config.encoder["name"]]},
             "versions": {"python": platform.python_version()}
             | {name: importlib.metadata.version(name) for name in VERSIONS},
@@ -115,6 +125,8 @@ def open_run(arguments: Sequence[str]) -> Iterator[Run]:
     workspace = Folder(config.workspace, config.runtime.storage)
     workspace.check_writable()
     roots = list_archive(config.archive.url, config.runtime.storage)
+    if any(root.name == BANK for root in roots):
+        raise RequestError(f"archive.url: no root of the archive may be called {BANK!r}: give it another name")
     bank = None
     if config.references.url is not None:
         (bank,) = list_archive({BANK: config.references.url}, config.runtime.storage)
@@ -157,6 +169,9 @@ def finish(run: Run, catalog: Catalog, manifest: Manifest, report: str) -> dict[
 def _reads(manifest: Folder, sizes: dict[str, int], local: bool) -> dict[str, Any]:
     """What an epoch over the kept samples costs, out of the shards they lie in and after materialising."""
     rows = pq.read_table(pa.BufferReader(manifest.read("manifest.parquet")), columns=["shard", "offset", "size"])
+    gone = set(rows["shard"].unique().to_pylist()) - set(sizes)
+    if gone:
+        raise RequestError(f"{min(gone)} of the manifest is no longer in the archive: run curate prune again")
     shard_sizes = pa.array([sizes[name] for name in rows["shard"].to_pylist()], pa.int64())
     return plan_reads(rows["shard"], rows["offset"], rows["size"], shard_sizes, LOCAL if local else OBJECT_STORE)
 
@@ -168,7 +183,8 @@ def _config_without_urls(config: Config) -> dict[str, Any]:
         del content[name]
     del content["archive"]["url"], content["references"], content["catalog"]["url"]
     content["cluster"]["references"] = config.references_mode()
-    for section, name in (("select", "exclude"), ("select", "require"), ("encoder", "checkpoint"), ("encoder", "path")):
-        if content[section].get(name):
-            content[section][name] = content[section][name].rpartition("/")[2]
+    for name in ("exclude", "require"):
+        if content["select"][name]:
+            content["select"][name] = file_name(content["select"][name])
+    content["encoder"] = portable_encoder(config)
     return content

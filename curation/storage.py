@@ -6,6 +6,7 @@ local disk and an object store behave alike: a file is complete or absent.
 
 import io
 import os
+import re
 import stat
 import time
 import uuid
@@ -14,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
-from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.parse import unquote
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -25,7 +26,12 @@ T = TypeVar("T")
 
 CHUNK = 8 << 20  # bytes a sequential reader asks for at once
 TRIES = 5  # attempts at a remote operation before it counts as an access error
-_SECRETS = {"key", "secret", "token", "password", "username", "account_key", "sas_token"}
+
+_SECRET_NAMES = {"key", "username"}
+_SECRET_PARTS = re.compile(
+    "secret|password|passwd|token|credential|connection_string|access_key|account_key|sas|authorization"
+)
+_USER_INFO = re.compile(r"://[^/\s]*@")
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -56,26 +62,51 @@ def local_path(url: str) -> str:
 
 
 def public_url(url: str) -> str:
-    """``url`` as it may be printed: a ``file:`` URL for a path, and never with credentials."""
+    """``url`` as it may be printed: a ``file:`` URL for a path, and never with credentials.
+
+    Only over http do ``?`` and ``#`` end a path (and may bring a signature); elsewhere they belong to names.
+    """
     if is_local(url):
         return Path(local_path(url)).as_uri()
-    parts = urlsplit(url)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+    scheme, _, rest = url.partition("://")
+    host, slash, path = rest.partition("/")
+    shown = host.rpartition("@")[2] + slash + path
+    if scheme.lower().endswith(("http", "https")):
+        shown = re.split("[?#]", shown, maxsplit=1)[0]
+    return f"{scheme}://{shown}"
 
 
-def check_storage_options(options: dict[str, dict[str, Any]]) -> None:
-    """Refuse secrets in the config: they would end up in files and logs.
+def check_storage_options(options: dict[str, Any]) -> None:
+    """Refuse secrets in the config, at any depth: they would end up in files and logs.
 
     Raises:
-        RequestError: an option looks like a credential.
+        RequestError: an option looks like a credential, or a protocol's options are no mapping.
     """
     for protocol, values in options.items():
-        for name in values:
-            if name.lower() in _SECRETS:
-                raise RequestError(
-                    f"storage.{protocol}.{name} is a secret and does not belong in a config; "
-                    "give credentials by environment, profile or instance role"
-                )
+        if not isinstance(values, dict):
+            raise RequestError(
+                f"runtime.storage.{protocol} is no mapping: write runtime.storage={{{protocol}: {{option: value}}}}"
+            )
+        _refuse_secrets(f"runtime.storage.{protocol}", values)
+
+
+def _refuse_secrets(where: str, value: Any) -> None:
+    advice = "does not belong in a config; give credentials by environment, profile or instance role"
+    if isinstance(value, dict):
+        for name, below in value.items():
+            if _names_secret(str(name)):
+                raise RequestError(f"{where}.{name} is a secret and {advice}")
+            _refuse_secrets(f"{where}.{name}", below)
+    elif isinstance(value, list):
+        for below in value:
+            _refuse_secrets(where, below)
+    elif isinstance(value, str) and _USER_INFO.search(value):
+        raise RequestError(f"{where} is a URL with a user in it, which {advice}")
+
+
+def _names_secret(name: str) -> bool:
+    plain = name.lower().replace("-", "_")
+    return plain in _SECRET_NAMES or _SECRET_PARTS.search(plain) is not None
 
 
 class Folder:
@@ -179,7 +210,7 @@ class Folder:
         """Every file below ``path`` (or directly in it), links followed, sorted; paths are relative to this folder.
 
         Raises:
-            AccessError: a folder could not be read.
+            AccessError: a folder or an entry of it could not be read; a link leads nowhere.
         """
         self._forget()
         if self.local:
@@ -208,14 +239,24 @@ class Folder:
                 raise AccessError(f"{self.public(folder)}: {error.strerror}") from error
             for entry in entries:
                 below = f"{folder}/{entry.name}" if folder else entry.name
-                try:
-                    info = entry.stat()
-                except OSError:  # a link to nothing, or gone by now
+                info = self._stat_entry(below)
+                if info is None:
                     continue
                 if stat.S_ISDIR(info.st_mode) and recursive:
                     pending.append((below, above | {real}))
                 elif stat.S_ISREG(info.st_mode) and not _temporary(entry.name):
                     yield FileInfo(below, info.st_size, str(info.st_mtime_ns))
+
+    def _stat_entry(self, path: str) -> os.stat_result | None:
+        """What a directory entry leads to; nothing if it is gone by now."""
+        try:
+            return os.stat(self.full(path))
+        except FileNotFoundError as error:
+            if not os.path.islink(self.full(path)):
+                return None
+            raise AccessError(f"{self.public(path)} links to nothing: restore or remove it") from error
+        except OSError as error:
+            raise AccessError(f"{self.public(path)}: {error.strerror}: mend or remove it") from error
 
     def _forget(self) -> None:
         """Drop the file system's listing cache: other processes write here too."""
@@ -282,18 +323,31 @@ class Folder:
             os.replace(self.full(path), self.full(target))
             _sync_folder(os.path.dirname(self.full(target)))
         else:
-            retry(lambda: self.fs.copy(self.full(path), self.full(target)), self.public(target))
+            retry(lambda: self.fs.cp_file(self.full(path), self.full(target)), self.public(target))
             self.remove(path)
 
     def discard(self, path: str) -> None:
-        """Remove a folder and all that is below it; none there is no error."""
-        if self.exists(path):
-            self.fs.rm(self.full(path), recursive=True)
+        """Remove a folder and all that is below it; none there is no error.
+
+        Raises:
+            AccessError: a remote file could not be removed.
+        """
+        if self.local:
+            if self.exists(path):
+                self.fs.rm(self.full(path), recursive=True)
+            return
+        self._forget()
+        for name in retry(lambda: self.fs.find(self.full(path)), self.public(path)):  # rm would expand patterns
+            self.remove(name.removeprefix(f"{self.base}/"))
 
     def remove(self, path: str) -> None:
-        """Remove a file; none there is no error."""
+        """Remove a file; none there is no error.
+
+        Raises:
+            AccessError: it could not be removed.
+        """
         try:
-            self.fs.rm_file(self.full(path))
+            retry(lambda: self.fs.rm_file(self.full(path)), self.public(path), tries=1 if self.local else TRIES)
         except FileNotFoundError:
             pass
 

@@ -140,8 +140,6 @@ def test_a_folder_of_links(tmp_path: Path) -> None:
     (farm / "first").symlink_to(tmp_path / "store" / "img")
     (farm / "second").symlink_to(tmp_path / "store" / "img")
     (farm / "loop").symlink_to(farm)
-    (farm / "self").symlink_to("self")
-    (farm / "gone.tar").symlink_to("nowhere")
     (tmp_path / "store" / "img" / "up").symlink_to(tmp_path / "store")
     assert names(str(farm)) == [
         "root0/first",

@@ -1,6 +1,7 @@
 """The catalog stage meets what happens to long runs: crashes, deadlines, storage that moves under its feet."""
 
 import os
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -13,11 +14,14 @@ from curation.archive.decode import decode
 from curation.archive.listing import list_archive
 from curation.archive.sample import RawSample, Sample
 from curation.catalog import build
+from curation.catalog.artefact import load_artefact
 from curation.catalog.build import Catalog, build_catalog
 from curation.catalog.encode import ShardEncoder
+from curation.catalog.plan import plan
 from curation.config import ArchiveConfig, Config, load_config
 from curation.errors import IncompleteError, RequestError
 from curation.runtime import start_ray
+from curation.storage import Folder
 from tests.recipes import write_sample_archive
 
 SMALL = ("catalog.fit_samples=64", "archive.max_bad_fraction=1", "encoder.filters=8", "runtime.max_actors=1")
@@ -186,6 +190,50 @@ def test_a_shared_catalog_is_read_and_never_written(undisturbed, archive, tmp_pa
     assert catalog.digest == undisturbed.digest
     assert not list((tmp_path / "catalog").rglob("*.parquet")) if (tmp_path / "catalog").exists() else True
     assert before == {path: path.stat().st_mtime_ns for path in shared.rglob("*")}
+
+
+def test_an_outdated_shared_file_is_made_anew_once(undisturbed, archive, tmp_path):
+    copied = tmp_path / "archive"
+    copied.mkdir()
+    for path in archive.rglob("*.tar"):
+        target = copied / path.relative_to(archive)
+        target.parent.mkdir(exist_ok=True)
+        shutil.copy2(path, target)
+    touched = sorted(copied.rglob("*.tar"))[0]
+    os.utime(touched)
+    shared = Path(undisturbed.store.workspace.base) / "catalog"
+    config = config_of(copied, tmp_path / "ws", f"catalog.url={shared}")
+    first = run(config)
+    own = {path: path.stat().st_mtime_ns for path in (tmp_path / "ws" / "catalog").rglob("*.parquet")}
+    assert [path.name for path in own] == [f"{touched.name}.parquet"]
+    assert first.digest == run(config).digest == undisturbed.digest
+    assert own == {path: path.stat().st_mtime_ns for path in own}
+    broken = [name for name in undisturbed.shards if undisturbed.store.quarantine(name).num_rows]
+    assert broken and all(first.store.quarantine(n).equals(undisturbed.store.quarantine(n)) for n in broken)
+
+
+class Losing(ShardEncoder):
+    """Its decoder loses a sample a shard."""
+
+    def __init__(self, spec, ledger):
+        super().__init__(spec, ledger)
+        make = self.maker.rows
+        object.__setattr__(self, "maker", type("Maker", (), {"rows": lambda _, shard, raw: make(shard, raw)[1:]})())
+
+
+def test_a_lost_sample_is_an_error_not_a_smaller_catalog(undisturbed, archive, tmp_path, monkeypatch):
+    monkeypatch.setattr(build, "ShardEncoder", Losing)
+    copy_artefact(undisturbed, tmp_path)
+    with pytest.raises(Exception, match="samples were read, but"):
+        run(config_of(archive, tmp_path))
+    assert not list((tmp_path / "catalog").rglob("*.parquet"))
+
+
+def test_a_pilot_fits_what_the_run_would(undisturbed, archive, tmp_path):
+    config = config_of(archive, tmp_path)
+    planned = plan(config, list_archive(config.archive.url), pilot=1)
+    assert planned["shards_to_encode"] == planned["shards"] - 1
+    assert load_artefact(config, Folder(str(tmp_path))).sha256 == undisturbed.artefact.sha256
 
 
 def test_files_of_another_numeric_profile_are_refused(undisturbed, archive, tmp_path):

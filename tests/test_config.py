@@ -41,7 +41,35 @@ def test_paths_are_taken_as_typed(path):
         ("cluster.references=warm", "frozen, seed or none"),
         ("runtime.max_actors=0", "runtime.max_actors"),
         ("runtime.storage={s3:{secret:hunter2}}", "secret"),
+        ("runtime.storage={s3:5}", "runtime.storage.s3 is no mapping"),
+        ("runtime.storage=5", "full_key: runtime.storage"),
+        ("runtime.num_cpus=0", "runtime.num_cpus must be positive"),
+        ("runtime.min_actors=0", "runtime.min_actors must be positive"),
+        ("runtime.gpus_per_actor=0", "runtime.gpus_per_actor=0"),
+        ("runtime.gpus_per_actor=-1", "runtime.gpus_per_actor=-1"),
+        ("runtime.gpus_per_actor=1.5", "whole number, or a fraction"),
+        ("runtime.gpus_per_actor=inf", "runtime.gpus_per_actor=inf"),
+        ("runtime.decode_ahead=-1", "runtime.decode_ahead"),
+        ("runtime.max_hours=0", "runtime.max_hours must be positive"),
+        ("runtime.max_hours=nan", "runtime.max_hours must be positive"),
+        ("catalog.fit_samples=0", "catalog.fit_samples must be positive"),
+        ("seed=-1", "seed=-1: give a whole number, 0 or above"),
+        ("encoder.seed=-1", "encoder.seed=-1: give a whole number, 0 or above"),
+        ("encoder.threads=0", "encoder.threads=0: give a whole number, 1 or above"),
+        ("encoder.batch=-2", "encoder.batch=-2: give a whole number, 1 or above"),
+        ("encoder.batch=many", "encoder.batch=many"),
+        ("select.budget=inf", "select.budget=inf: give a fraction"),
+        ("select.budget=nan", "select.budget=nan: give a fraction"),
+        ("select.representativeness=nan", "select.representativeness"),
+        ("select.clusters.weight={3:inf}", "select.clusters.weight"),
+        ("cluster.tol=-1", "cluster.tol"),
+        ("cluster.levels=[0,5]", "cluster.levels"),
+        ("plan.gpu_hour=-1", "plan.gpu_hour=-1"),
         ("archive.range=[5,1]", "archive.range"),
+        ("archive.range=[]", "archive.range=[]: give [low, high]"),
+        ("archive.range=[[]]", "give [low, high]"),
+        ("archive.range=[0,x]", "give [low, high]"),
+        ("archive.range=[[0,1],5]", "give [low, high]"),
         ("workspace", "key=value"),
         ("select.budget=[1", "[1"),
     ],
@@ -53,6 +81,43 @@ def test_a_wrong_request_is_one_line_with_status_2(override, says):
     assert "\n" not in str(error.value)
     assert "hunter2" not in str(error.value)
     assert error.value.exit_status == 2
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["runtime.min_actors=3", "runtime.max_actors=2"], "runtime.max_actors"),
+        (["select=rs_prune", "select.budget=0.4"], "lower select.budget, or raise select.entropy.keep"),
+        (["select.entropy.keep=0.1", "select.budget=0.15"], "lower select.budget, or raise select.entropy.keep"),
+        (["encoder=precomputed", "select=rs_prune"], "reads no pixels"),
+        (["encoder=precomputed", "select=entropy"], "reads no pixels"),
+        (["encoder=precomputed", "select.entropy.keep=0.5"], "reads no pixels"),
+        (["encoder=precomputed", "encoder.threads=0"], "encoder.threads=0"),
+        (["encoder=timm", "encoder.batch=0"], "encoder.batch=0"),
+    ],
+)
+def test_keys_that_do_not_go_together_are_one_line(overrides, says):
+    with pytest.raises(RequestError) as error:
+        load_config(overrides)
+    assert says in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["select=rs_prune", "select.budget=0.3"],
+        ["select=rs_prune", "select.budget=5000"],
+        ["select=rs_prune", "select.budget=0.4", "select.entropy.keep=null"],
+        ["encoder=precomputed", "select=rs_prune", "select.entropy.keep=null"],
+        ["encoder=precomputed", "select=random"],
+        ["encoder=open_clip", "archive.range=[0,10000]"],
+        ["archive.range=[[0,1],[0,2.5]]", "archive.nodata=nan"],
+        ["runtime.gpus_per_actor=0.25", "runtime.decode_ahead=0", "cluster.levels=[3,9]"],
+    ],
+)
+def test_what_can_be_done_is_let_through(overrides):
+    load_config(overrides)
 
 
 def test_what_must_be_given_is_asked_for():

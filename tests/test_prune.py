@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -87,6 +89,32 @@ def test_lists_and_units_of_the_user(ray_local: None, pruned: Pruned, tmp_path: 
 def test_levels_of_clusters(ray_local: None, pruned: Pruned) -> None:
     result = again(pruned, "cluster.levels=[4,16]")
     assert kept(result).num_rows == pruned.outcome.result["kept"]
+
+
+def test_vectors_from_elsewhere(ray_local: None, pruned: Pruned, tmp_path: Path) -> None:
+    """No pixels are read; new vectors under the same name are noticed, and move to another path is not."""
+    rows = pa.concat_tables(
+        pq.read_table(path, columns=["key", "embedding"]) for path in (pruned.workspace / "catalog").rglob("*.parquet")
+    )
+    vectors = tmp_path / "vectors.parquet"
+
+    def write(change: float) -> None:
+        matrix = np.stack(rows["embedding"].to_numpy()).astype(np.float32)
+        matrix[: len(matrix) // 2, 0] += change
+        pq.write_table(pa.table({"key": rows["key"], "embedding": list(matrix)}), vectors)
+
+    def run() -> dict[str, Any]:
+        encoder = ["encoder=precomputed", f"encoder.path={vectors}"]
+        arguments = [a for a in pruned.arguments if not a.startswith("encoder")]
+        return prune.run([*arguments, *encoder, f"workspace={tmp_path / 'ws'}"])
+
+    write(0)
+    first = run()
+    assert first["kept"] == pruned.outcome.result["kept"]
+    assert curate("verify", first["manifest"], "--deep").status == 0
+    write(1)
+    changed = run()
+    assert changed["manifest"] != first["manifest"] and run()["manifest"] == changed["manifest"]
 
 
 def test_a_manifest_verifies_and_explains_itself(pruned: Pruned) -> None:

@@ -23,13 +23,17 @@ from tests.recipes import write_rgb_archive
             "",
         ),
         (["unknown.key=1"], "unknown key"),
+        (["archive.url={references: {archive}}"], "another name"),
         (["runtime.device=cuda"], "GPU"),
     ],
 )
 def test_a_wrong_request(sample_archive, tmp_path, overrides, says):
     workspace = tmp_path / "ws"
     none = tmp_path / "none"
-    given = [text.format(none=none) if "{none}" in text else text for text in overrides]
+    given = [
+        text.format(none=none, archive=sample_archive) if "{none}" in text or "{archive}" in text else text
+        for text in overrides
+    ]
     outcome = curate("prune", f"archive.url={sample_archive / 'archive'}", f"workspace={workspace}", *given)
     assert outcome.status == (2 if "s3://" not in given[0] else outcome.status)
     assert outcome.status in (1, 2)

@@ -29,6 +29,7 @@ class Shard:
         format: ``tar`` or ``folder``.
         file: the tar.
         files: a folder's images and their sidecars, sorted.
+        vectors: version of the precomputed vectors that its rows are made with; empty where pixels are read.
     """
 
     root: str
@@ -36,6 +37,7 @@ class Shard:
     format: str
     file: FileInfo | None = None
     files: tuple[FileInfo, ...] = ()
+    vectors: str = ""
 
     @property
     def name(self) -> str:
@@ -55,11 +57,12 @@ class Shard:
     @property
     def fingerprint(self) -> dict[str, Any]:
         """What differs once the shard's content does: size and version (of a folder, a hash over its files')."""
+        vectors = {"vectors": self.vectors} if self.vectors else {}
         if self.file is not None:
-            return self.file.fingerprint
+            return self.file.fingerprint | vectors
         listing = [[file.path, file.size, file.version] for file in self.files]
         digest = hashlib.blake2b(json.dumps(listing).encode(), digest_size=16)
-        return {"size": self.size, "version": digest.hexdigest()}
+        return {"size": self.size, "version": digest.hexdigest(), **vectors}
 
 
 @dataclass(frozen=True)

@@ -69,10 +69,10 @@ def catalog_id(config: Config) -> str:
     """The hash of what decides a catalog row's content, whichever archive it comes from."""
     archive = to_dict(config.archive)
     del archive["url"], archive["max_bad_fraction"]
-    encoder = dict(config.encoder)
-    checkpoint = encoder.get("checkpoint")
+    encoder = portable_encoder(config)
+    checkpoint = config.encoder.get("checkpoint")
     if checkpoint and is_local(checkpoint) and Path(local_path(checkpoint)).is_file():
-        with open(local_path(checkpoint), "rb") as file:  # the content counts, not where it lies
+        with open(local_path(checkpoint), "rb") as file:  # the content counts, not what it is called
             encoder["checkpoint"] = hashlib.file_digest(file, "sha256").hexdigest()
     content = {
         "reader": READER_VERSION,
@@ -82,6 +82,26 @@ def catalog_id(config: Config) -> str:
         "fit_samples": config.catalog.fit_samples,
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def portable_encoder(config: Config) -> dict[str, Any]:
+    """The encoder's config with the names of files in the place of where they lie."""
+    encoder = dict(config.encoder)
+    for name in ("checkpoint", "path", "keys"):
+        if encoder.get(name):
+            encoder[name] = file_name(encoder[name])
+    return encoder
+
+
+def file_name(url: str) -> str:
+    """The last part of a path or URL, without a query (which may be a signature)."""
+    name = url.rstrip("/").rpartition("/")[2]
+    return name if is_local(url) else name.partition("?")[0]
+
+
+def encoder_config(config: Config) -> dict[str, Any]:
+    """What encoders are made with: their own config, and how object stores are opened."""
+    return {**config.encoder, "storage": config.runtime.storage}
 
 
 def needs_pixels(config: Config) -> bool:
@@ -145,7 +165,8 @@ def check_bank(config: Config, bank: Root, artefact: Artefact) -> None:
 def _fit(config: Config, roots: Sequence[Root]) -> bytes:
     """Sample shards and tiles by hash, then fit in one task, so that the driver holds neither."""
     if not needs_pixels(config):
-        return Artefact(fit_artefact(config.encoder, [], (), "", np.zeros((0, 2), np.float32), 0), (), "").to_bytes()
+        vectors: bytes = ray.get(_fit_samples.remote(config, (), ""))
+        return vectors
     shards = [(root.folder, shard) for root in roots for shard in root.shards]
     shards.sort(key=lambda item: _hash(item[1].name))
     found: list[Any] = []
@@ -184,13 +205,18 @@ def _fit(config: Config, roots: Sequence[Root]) -> bytes:
 def _sample_shard(
     folder: Folder, shard: Shard, archive: ArchiveConfig, want: int, max_bytes: int, count: bool = False
 ) -> tuple[Any, ...]:
-    """Up to ``want`` decoded samples of a shard, those of smallest hash among its first ``4 * want``."""
+    """Up to ``want`` decoded samples of a shard, those of smallest hash among its first ``4 * want``.
+
+    Fewer where they come to more than ``max_bytes``, as stored or decoded.
+    """
     kept: list[tuple[int, int, RawSample]] = []  # a heap: the largest hash on top
     reasons: list[str] = []
+    size = 0
     for raw in itertools.islice(_raw_samples(folder, shard, archive, reasons), 4 * want):
         heapq.heappush(kept, (-_hash(f"{shard.name}\0{raw.key}"), raw.index, raw))
-        if len(kept) > want:
-            heapq.heappop(kept)
+        size += _stored(raw)
+        while len(kept) > want or (size > max_bytes and len(kept) > 1):
+            size -= _stored(heapq.heappop(kept)[2])
     samples: list[Sample] = []
     size = 0
     for _, _, raw in sorted(kept, key=lambda item: (-item[0], item[1])):
@@ -208,6 +234,10 @@ def _sample_shard(
     return samples, reasons[:1], [(sample.bands, str(sample.pixels.dtype)) for sample in samples]
 
 
+def _stored(raw: RawSample) -> int:
+    return sum(map(len, raw.data.values()))
+
+
 def _raw_samples(folder: Folder, shard: Shard, archive: ArchiveConfig, reasons: list[str]) -> Iterator[RawSample]:
     try:
         for raw in read_shard(folder, shard, archive):
@@ -223,6 +253,10 @@ def _raw_samples(folder: Folder, shard: Shard, archive: ArchiveConfig, reasons: 
 def _fit_samples(config: Config, bands: tuple[str, ...], dtype: str, *found: list[Sample]) -> bytes:
     """Fit ranges and encoder on the sampled tiles, in the order of their ids."""
     limit_threads(1)
+    if not needs_pixels(config):
+        return Artefact(
+            fit_artefact(encoder_config(config), [], (), "", np.zeros((0, 2), np.float32), 0), (), ""
+        ).to_bytes()
     samples: list[Sample] = []
     for sample in itertools.chain.from_iterable(found):
         try:
@@ -230,7 +264,7 @@ def _fit_samples(config: Config, bands: tuple[str, ...], dtype: str, *found: lis
         except BadSample:
             continue
     ranges = fixed_ranges(samples, config.archive, dtype)
-    arrays = fit_artefact(config.encoder, samples, bands, dtype, ranges, int(config.encoder.get("seed", 0)))
+    arrays = fit_artefact(encoder_config(config), samples, bands, dtype, ranges, int(config.encoder.get("seed", 0)))
     return Artefact({**arrays, "range": ranges}, bands, dtype).to_bytes()
 
 

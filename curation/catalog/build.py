@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from threading import Event, Thread
 from typing import Any
 
@@ -19,10 +19,11 @@ import ray
 from ray.data import ActorPoolStrategy
 
 from curation.archive.listing import Root, Shard
-from curation.catalog.artefact import Artefact, catalog_id, check_bank, load_or_fit
+from curation.catalog.artefact import Artefact, catalog_id, check_bank, encoder_config, load_or_fit, needs_pixels
 from curation.catalog.encode import EncodeSpec, Ledger, ShardEncoder
 from curation.catalog.store import CatalogStore, chunks
 from curation.config import Config
+from curation.encoders import precomputed
 from curation.errors import CurationError, IncompleteError, RequestError
 from curation.runtime import Resources, numeric_profile
 from curation.storage import Folder
@@ -79,6 +80,9 @@ def build_catalog(
     artefact = load_or_fit(config, roots, workspace, shared)
     store = CatalogStore(workspace, catalog_id(config), shared)
     listed = [(root.folder, shard) for root in (*roots, *([bank] if bank else [])) for shard in root.shards]
+    if not needs_pixels(config):
+        version = precomputed.versions(encoder_config(config))
+        listed = [(folder, replace(shard, vectors=version(shard.name))) for folder, shard in listed]
     state = _reckon(store, artefact, [shard for _, shard in listed])
     pending = [(folder, shard) for folder, shard in listed if shard.name in state.pending]
     if pending and not encode:

@@ -27,14 +27,14 @@ from numpy.typing import NDArray
 from curation.archive.listing import Shard
 from curation.archive.reader import read_shard
 from curation.archive.sample import RawSample, Rejection, Sample
-from curation.catalog.artefact import Artefact, load_artefact
+from curation.catalog.artefact import Artefact, encoder_config, load_artefact
 from curation.catalog.rows import Row, RowMaker
 from curation.catalog.schema import QUARANTINE_SCHEMA, catalog_schema
 from curation.catalog.store import CatalogStore
 from curation.config import Config
 from curation.encoders.base import Encoder, build_encoder
 from curation.encoders.precomputed import Precomputed
-from curation.errors import AccessError
+from curation.errors import AccessError, CurationError
 from curation.runtime import limit_threads, numeric_profile
 from curation.storage import Folder
 
@@ -94,7 +94,7 @@ class ShardEncoder:
         limit_threads(threads)
         artefact = self.artefact = load_artefact(spec.config, spec.store.workspace)
         self.encoder: Encoder = build_encoder(
-            spec.config.encoder, artefact.arrays, artefact.bands, artefact.dtype, spec.device, threads
+            encoder_config(spec.config), artefact.arrays, artefact.bands, artefact.dtype, spec.device, threads
         )
         self.maker = row_maker(spec.config, artefact, self.encoder)
         self.profile = numeric_profile(spec.device)
@@ -126,25 +126,31 @@ class ShardEncoder:
         return error or "done"
 
     def _encode(self, folder: Folder, shard: Shard, careful: bool) -> None:
-        digest = hashlib.blake2b(digest_size=16)
-        raw = _hashed(read_shard(folder, shard, self.spec.config.archive), digest)
+        source = _Source(read_shard(folder, shard, self.spec.config.archive))
         with _decoder(self.maker, shard.name, careful, self.spec.decode_ahead) as decoded:
             rows = ShardRows(self.encoder)
             reported, at = (0, 0), time.monotonic()
-            for results in decoded(_prefetched(_chunks(raw))):
+            for results in decoded(_prefetched(_chunks(source))):
                 for result in results:
                     rows.add(result)
                 if time.monotonic() - at > PAUSE:
                     reported, at = self._report(rows, reported), time.monotonic()
             table, quarantined = rows.finish(shard.name)
         self._report(rows, reported)
+        if source.read != table.num_rows + quarantined.num_rows:
+            raise CurationError(
+                f"{shard.name}: {source.read} samples were read, but {table.num_rows} rows and "
+                f"{quarantined.num_rows} quarantined ones came of them; nothing was published"
+            )
+        if not self.encoder.needs_pixels:  # the vectors are content too
+            source.digest.update(table["embedding"].combine_chunks().flatten().to_numpy().tobytes())
         footer = {
             "catalog_id": self.spec.store.catalog_id,
             "fingerprint": shard.fingerprint,
-            "digest": digest.hexdigest(),
+            "digest": source.digest.hexdigest(),
             "artefact": self.artefact.sha256,
             "profile": self.profile,
-            "read": table.num_rows + quarantined.num_rows,
+            "read": source.read,
             "kept": table.num_rows,
             "quarantined": quarantined.num_rows,
         }
@@ -281,16 +287,25 @@ def _rows_task(maker: RowMaker, shard: str, chunk: Chunk) -> Results:
     return maker.rows(shard, chunk)
 
 
-def _hashed(samples: Iterable[RawSample | Rejection], digest: Any) -> Iterator[RawSample | Rejection]:
-    """Pass samples on, adding names and bytes to the shard's content digest."""
-    for raw in samples:
-        if isinstance(raw, RawSample):
-            for suffix, data in raw.data.items():
-                digest.update(f"{raw.key}\0{suffix}\0{len(data)}\0".encode("utf-8", "surrogateescape"))
-                digest.update(data)
-        else:
-            digest.update(f"{raw.key}\0{raw.kind}\0".encode("utf-8", "surrogateescape"))
-        yield raw
+class _Source:
+    """Passes samples on, counts them, and adds names and bytes to the shard's content digest."""
+
+    def __init__(self, samples: Iterable[RawSample | Rejection]) -> None:
+        self.samples, self.read, self.digest = samples, 0, hashlib.blake2b(digest_size=16)
+
+    def __iter__(self) -> Iterator[RawSample | Rejection]:
+        for raw in self.samples:
+            self.read += 1
+            if isinstance(raw, RawSample):
+                for suffix, data in raw.data.items():
+                    self._add(f"{raw.key}\0{suffix}\0{len(data)}\0")
+                    self.digest.update(data)
+            else:
+                self._add(f"{raw.key}\0{raw.kind}\0")
+            yield raw
+
+    def _add(self, text: str) -> None:
+        self.digest.update(text.encode("utf-8", "surrogateescape"))
 
 
 def _chunks(samples: Iterable[RawSample | Rejection]) -> Iterator[Chunk]:

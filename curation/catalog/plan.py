@@ -19,7 +19,7 @@ from curation.archive.decode import conform, decode
 from curation.archive.listing import Root, Shard
 from curation.archive.reader import read_shard
 from curation.archive.sample import RawSample
-from curation.catalog.artefact import Artefact, catalog_id, fixed_ranges, needs_pixels
+from curation.catalog.artefact import Artefact, catalog_id, encoder_config, fixed_ranges, load_or_fit, needs_pixels
 from curation.catalog.build import build_catalog
 from curation.catalog.encode import row_maker
 from curation.catalog.rows import Row
@@ -102,8 +102,8 @@ def _probe(config: Config, roots: Sequence[Root]) -> Probe:
         raise RequestError(f"no readable sample at the start of {shard.name}")
     size = sum(sum(member.size + 512 for member in raw.members) for raw in raws) / len(raws)
     if not needs_pixels(config):
-        artefact = fit_artefact(config.encoder, [], (), "", np.zeros((0, 2), np.float32), 0)
-        encoder = build_encoder(config.encoder, artefact, (), "", "cpu", 1)
+        artefact = fit_artefact(encoder_config(config), [], (), "", np.zeros((0, 2), np.float32), 0)
+        encoder = build_encoder(encoder_config(config), artefact, (), "", "cpu", 1)
         return Probe(size, None, encoder.dim, "no pixels are read")
     limit_threads(1)
     samples, reason = [], ""
@@ -115,13 +115,14 @@ def _probe(config: Config, roots: Sequence[Root]) -> Probe:
     if not samples:
         raise RequestError(f"no sample at the start of {shard.name} can be decoded: {reason}")
     bands, dtype = tuple(config.archive.bands or samples[0].bands), str(samples[0].pixels.dtype)
+    alike = [sample for sample in samples if (sample.bands, str(sample.pixels.dtype)) == (samples[0].bands, dtype)]
     try:
-        samples = [conform(sample, bands, dtype) for sample in samples if sample.bands == samples[0].bands]
+        samples = [conform(sample, bands, dtype) for sample in alike]
     except BadSample as error:
         raise RequestError(f"archive.bands: {error.message}") from error
     ranges = fixed_ranges(samples, config.archive, dtype)
-    artefact = fit_artefact(config.encoder, samples, bands, dtype, ranges, int(config.encoder.get("seed", 0)))
-    encoder = build_encoder(config.encoder, artefact, bands, dtype, "cpu", 1)
+    artefact = fit_artefact(encoder_config(config), samples, bands, dtype, ranges, int(config.encoder.get("seed", 0)))
+    encoder = build_encoder(encoder_config(config), artefact, bands, dtype, "cpu", 1)
     maker = row_maker(config, Artefact({**artefact, "range": ranges}, bands, dtype), encoder)
     start = time.perf_counter()
     rows = [row for row in maker.rows(shard.name, raws) if isinstance(row, Row)]
@@ -142,6 +143,9 @@ def _pilot(config: Config, roots: Sequence[Root], count: int, probe: Probe) -> t
         if any(shard.name in names for shard in root.shards)
     ]
     resources = start_ray(config.runtime)
+    assert config.workspace
+    shared = Folder(config.catalog.url, config.runtime.storage) if config.catalog.url else None
+    load_or_fit(config, roots, Folder(config.workspace, config.runtime.storage), shared)  # on all shards, as a run does
     start = time.perf_counter()
     catalog = build_catalog(config, part, None, resources)
     seconds = time.perf_counter() - start

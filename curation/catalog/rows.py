@@ -89,7 +89,8 @@ class RowMaker:
 
 
 def _columns_without_pixels(shard: str, raw: RawSample) -> dict[str, Any]:
-    image = next((member for member in raw.members if extension(member.name) in IMAGES), None)
+    images = [member for member in raw.members if extension(member.name) in IMAGES]
+    image = (images or raw.members)[0]
     return _place(shard, raw.key, raw.index, raw.members, image, read_sidecars(raw.data))
 
 

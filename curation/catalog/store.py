@@ -34,13 +34,16 @@ class CatalogStore:
     Args:
         workspace: where new files go (``catalog/<catalog-id>/…`` below it).
         catalog_id: see ``catalog.artefact.catalog_id``.
-        shared: a folder laid out like ``<workspace>/catalog``, looked into first; never written.
+        shared: a folder laid out like ``<workspace>/catalog``, for shards that the workspace lacks; never written.
     """
 
     def __init__(self, workspace: Folder, catalog_id: str, shared: Folder | None = None) -> None:
         self.workspace, self.catalog_id = workspace, catalog_id
         self.own = workspace.child(f"catalog/{catalog_id}")
-        self.folders = ([shared.child(catalog_id)] if shared else []) + [self.own]
+        self.folders = [(self.own, workspace)]  # catalog files, and the workspace that their quarantine lies in
+        if shared:
+            beside = Folder(shared.url.rpartition("/")[0], shared.options)
+            self.folders.append((shared.child(catalog_id), beside))
 
     def path(self, shard: str) -> str:
         """Where a shard's catalog file lies, below the catalog's folder."""
@@ -52,13 +55,15 @@ class CatalogStore:
 
     def footer(self, shard: str) -> dict[str, Any] | None:
         """What the file's footer says, or ``None`` where the shard has no (readable) catalog file."""
-        for folder in self.folders:
+        for folder, _ in self.folders:
             try:
                 with self._open(folder, self.path(shard)) as source:
                     metadata = pq.read_metadata(source).metadata
                 return dict(json.loads(metadata[FOOTER]))
-            except (FileNotFoundError, pa.ArrowInvalid, KeyError, TypeError):
+            except FileNotFoundError:
                 continue
+            except (pa.ArrowInvalid, KeyError, TypeError):
+                return None
         return None
 
     def is_current(self, shard: str, fingerprint: dict[str, Any], artefact: str) -> bool:
@@ -72,7 +77,7 @@ class CatalogStore:
         Raises:
             AccessError: there is no catalog file, or it could not be read.
         """
-        for folder in self.folders:
+        for folder, _ in self.folders:
             try:
                 with self._open(folder, self.path(shard)) as source:
                     return pq.read_table(source, columns=None if columns is None else list(columns))
@@ -82,8 +87,11 @@ class CatalogStore:
 
     def quarantine(self, shard: str) -> pa.Table:
         """A shard's quarantined samples (no rows where there are none)."""
+        home = self.workspace
+        if len(self.folders) > 1:
+            home = next((home for folder, home in self.folders if folder.exists(self.path(shard))), home)
         try:
-            with self._open(self.workspace, self.quarantine_path(shard)) as source:
+            with self._open(home, self.quarantine_path(shard)) as source:
                 return pq.read_table(source)
         except FileNotFoundError:
             return QUARANTINE_SCHEMA.empty_table()

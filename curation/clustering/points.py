@@ -8,6 +8,7 @@ float64 adds without error up to 2^29 rows of unit length.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import ceil
 from typing import Any, Protocol
 
@@ -69,7 +70,9 @@ class Sums:
 class Points(Protocol):
     """All that k-means needs to know of its points."""
 
-    rows: int
+    @property
+    def rows(self) -> int:
+        """How many there are."""
 
     def head(self, rows: int) -> Floats:
         """A fair sample ``(about rows, d)``, always the same."""
@@ -89,9 +92,17 @@ class Rows:
     """
 
     def __init__(self, loaders: Mapping[int, Loader], seed: int, device: str = "cpu") -> None:
-        self.device = device
-        self.parts = {number: _shuffled(loaders[number](), seed, number) for number in sorted(loaders)}
-        self.rows = sum(map(len, self.parts.values()))
+        self.loaders, self.seed, self.device = loaders, seed, device
+
+    @cached_property
+    def parts(self) -> dict[int, Vectors]:
+        """The shuffled matrices; loaded by the first call, since an actor whose constructor fails is not made again."""
+        return {number: _shuffled(self.loaders[number](), self.seed, number) for number in sorted(self.loaders)}
+
+    @property
+    def rows(self) -> int:
+        """How many points there are."""
+        return sum(map(len, self.parts.values()))
 
     def count(self) -> int:
         """How many there are (an actor's attributes are not to be seen from outside)."""

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,8 +15,9 @@ from numpy.typing import NDArray
 from curation.archive.sample import Sample
 from curation.encoders.base import Artefact, Config, Floats
 from curation.errors import BadSample, RequestError
-from curation.storage import CHUNK, FileInfo, Folder
+from curation.storage import FileInfo, Folder
 
+LAST = "\U0010ffff"  # behind all names
 SHARD = "shard"  # a column of this name tells the equal keys of different shards apart
 
 
@@ -25,10 +27,14 @@ class Precomputed:
     name = "precomputed"
     needs_pixels = False
 
-    def __init__(self, config: Config) -> None:
-        self.batch = int(config["batch"])
+    def __init__(self, config: Config, dim: int) -> None:
+        self.batch, self.dim = int(config["batch"]), dim
         self._table = _open(config)
-        self.dim = self._table.dim
+        if self._table.dim != dim:
+            raise RequestError(
+                f"encoder.path={config['path']} has vectors of {self._table.dim} numbers, but this catalog was begun "
+                f"with {dim}: take a fresh workspace"
+            )
 
     @property
     def prepare(self) -> Callable[[Sample], NDArray[Any]]:
@@ -60,22 +66,32 @@ class Precomputed:
 
 
 def fit(config: Config) -> Artefact:
-    """Nothing is fitted; the artefact holds the hash of the vectors' files, which are opened here, before any work."""
-    dim = _open(config).dim
-    sha = hashlib.sha256()
-    for name in ("path", "keys"):
-        for folder, file in _files(config, name) if config[name] else ():
-            with folder.open(file) as source:
-                while data := source.read(CHUNK):
-                    sha.update(data)
-    return {"vectors": np.frombuffer(sha.digest(), np.uint8), "dim": np.array([dim], np.int32)}
+    """Nothing is fitted; the artefact holds the vectors' length. Their files are checked here, before any work."""
+    return {"dim": np.array([_open(config).dim], np.int32)}
 
 
 def build(
     config: Config, artefact: Artefact, bands: tuple[str, ...], dtype: str, device: str, threads: int
 ) -> Precomputed:
     """The vectors, opened."""
-    return Precomputed(config)
+    return Precomputed(config, int(artefact["dim"][0]))
+
+
+def versions(config: Config) -> Callable[[str], str]:
+    """Gives the version of the files that a shard's vectors come from: a row is made anew when that changes."""
+    files = _files(config, "path")
+    spans = [("", LAST)] * len(files)
+    if not str(config["path"]).endswith(".npy"):
+        spans = [_shards_in(folder, file) for folder, file in files]
+    if config["keys"]:
+        files, spans = files + _files(config, "keys"), [*spans, ("", LAST)]
+
+    def version(shard: str) -> str:
+        used = [file for (_, file), (first, last) in zip(files, spans, strict=True) if first <= shard <= last]
+        listing = [[file.path, file.size, file.version] for file in used]
+        return hashlib.blake2b(json.dumps(listing).encode(), digest_size=16).hexdigest()
+
+    return version
 
 
 class _Whole:
@@ -101,7 +117,9 @@ class _ByShard:
         self.shard: str | None = None
         self.current: _Whole | None = None
         with files[0][0].open(files[0][1]) as source:
-            first = next(pq.ParquetFile(source).iter_batches(1, columns=[vector_column]))
+            first = next(pq.ParquetFile(source).iter_batches(1, columns=[vector_column]), None)
+        if first is None:
+            raise RequestError(f"{files[0][0].public(files[0][1].path)} has no rows: remove it, or write it again")
         self.dim = _matrix(first.column(0), vector_column).shape[1]
         self.nothing = np.zeros((0, self.dim), np.float32)
 
@@ -123,10 +141,13 @@ def _shards_in(folder: Folder, file: FileInfo) -> tuple[str, str]:
     """The first and last shard name in a file, by its footer; everything where the footer does not say."""
     with folder.open(file) as source:
         metadata = pq.read_metadata(source)
-    column = metadata.schema.to_arrow_schema().names.index(SHARD)
+    names = metadata.schema.to_arrow_schema().names
+    if SHARD not in names:
+        return "", LAST
+    column = names.index(SHARD)
     groups = [metadata.row_group(group).column(column).statistics for group in range(metadata.num_row_groups)]
     if not groups or any(group is None or not group.has_min_max for group in groups):
-        return "", "\U0010ffff"
+        return "", LAST
     return min(group.min for group in groups), max(group.max for group in groups)
 
 
@@ -201,10 +222,11 @@ def _files(config: Config, name: str) -> list[tuple[Folder, FileInfo]]:
     """
     if not config[name]:
         raise RequestError(f"encoder=precomputed needs encoder.{name}")
-    folder = Folder(str(config[name]))
+    storage = config.get("storage")
+    folder = Folder(str(config[name]), storage)
     if folder.fs.isfile(folder.base):
         parent, _, last = folder.url.rpartition("/")
-        above = Folder(parent)
+        above = Folder(parent, storage)
         return [(above, above.info(last))]
     found = [file for file in folder.list() if file.path.endswith(".parquet")] if folder.exists() else []
     if not found:

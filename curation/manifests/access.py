@@ -163,7 +163,7 @@ def _pieces(shard: Any, offset: Any, size: Any, shard_size: Any) -> tuple[NDArra
 
 
 def _numpy(column: Any) -> NDArray[np.int64]:
-    values: NDArray[np.int64] = np.asarray(column).astype(np.int64)
+    values: NDArray[np.int64] = np.asarray(column.fill_null(0)).astype(np.int64)
     return values
 
 

@@ -8,6 +8,8 @@ so that it does not depend on how rows are spread or in which order tasks end.
 import dataclasses
 import hashlib
 import logging
+import time
+import uuid
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +19,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 from numpy.typing import NDArray
-from ray.exceptions import RayTaskError
 
 from curation.catalog.schema import catalog_schema
 from curation.catalog.store import CatalogStore
@@ -53,6 +54,7 @@ log = logging.getLogger("curation")
 ROWS_A_RANGE = 8 * ROW_GROUP  # kept rows that are merged at once
 LOSS = 0.9  # share of a class that the entropy stage may take before a warning names it
 NAMED = 20  # classes in one warning
+DAY = 86_400  # seconds
 AT_ONCE = 64  # counts that wait to be added
 
 
@@ -77,26 +79,21 @@ def select(
     Raises:
         RequestError: the archive cannot give what is asked for.
     """
-    try:
-        selection = _Selection(store, clusters, settings, seed, workspace)
-        selection.load()
+    selection = _Selection(store, clusters, settings, seed, workspace)
+    selection.load()
+    if settings.unit:
+        selection.settle_units()
+    selection.check("select.exclude and select.clusters leave")
+    if settings.entropy.keep is not None:
+        selection.cut_entropy(settings.entropy.keep)
+        selection.check("the entropy stage leaves")
+    if settings.duplicates:
+        selection.drop_duplicates()
         if settings.unit:
             selection.settle_units()
-        selection.check("select.exclude and select.clusters leave")
-        if settings.entropy.keep is not None:
-            selection.cut_entropy(settings.entropy.keep)
-            selection.check("the entropy stage leaves")
-        if settings.duplicates:
-            selection.drop_duplicates()
-            if settings.unit:
-                selection.settle_units()
-            selection.check("the near-duplicate stage leaves")
-        selection.draw()
-        return selection.publish(header)
-    except RayTaskError as error:
-        if isinstance(error.cause, CurationError):
-            raise error.cause from None  # one line, as if it had happened here
-        raise
+        selection.check("the near-duplicate stage leaves")
+    selection.draw()
+    return selection.publish(header)
 
 
 class _Selection:
@@ -223,7 +220,7 @@ class _Selection:
 
     def publish(self, header: dict[str, Any]) -> Manifest:
         """Write everything; the header last, since its presence means that the rest is there."""
-        name = f"manifests/{content_id(header['content'])}.partial"
+        name = _unfinished(self.workspace)
         written, file = self._write(self.workspace.child(name))
         reasons = sum((part.reasons for part in written), Counter())
         kept = self.samples - sum(reasons[reason] for reason in DROPPED)
@@ -379,6 +376,16 @@ def check_budget(asked: float, samples: int) -> int:
     if budget == 0:
         raise RequestError(f"select.budget={asked:g} of {samples} readable samples is not one sample: raise it")
     return budget
+
+
+def _unfinished(workspace: Folder) -> str:
+    """A folder of this run's own, for files that have no id yet; what killed runs left of theirs goes after a day."""
+    now = int(time.time())
+    left = {file.path.split("/")[1] for file in workspace.list("unfinished")}
+    for name in left:
+        if now - int(name.partition("-")[0]) > DAY:
+            workspace.discard(f"unfinished/{name}")
+    return f"unfinished/{now}-{uuid.uuid4().hex}"
 
 
 def _splits(surveys: list[Survey], budget: int) -> list[str]:
