@@ -252,7 +252,7 @@ class Folder:
         try:
             return os.stat(self.full(path))
         except FileNotFoundError as error:
-            if not os.path.islink(self.full(path)):
+            if not os.path.islink(self.full(path)) or os.path.basename(path).startswith("."):  # editors' locks
                 return None
             raise AccessError(f"{self.public(path)} links to nothing: restore or remove it") from error
         except OSError as error:

@@ -6,6 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from curation.encoders import build_encoder, fit_artefact
+from curation.encoders.precomputed import versions
 from curation.errors import BadSample, RequestError
 
 KEYS = [f"tile {i}=ü,{i}" for i in range(20)]
@@ -86,11 +87,22 @@ def test_a_missing_or_useless_vector_is_a_bad_sample(tmp_path, key):
     assert error.value.kind == "NoVector" and repr(key) in error.value.message
 
 
-def test_other_vectors_are_another_artefact(tmp_path):
+def test_a_shards_version_is_that_of_the_files_that_hold_its_vectors(tmp_path):
+    for shard in ("a", "b"):
+        one = table().append_column("shard", pa.array([shard] * len(KEYS)))
+        pq.write_table(one, tmp_path / f"{shard}.parquet")
+    before = versions(config(tmp_path))
+    pq.write_table(pq.read_table(tmp_path / "b.parquet").slice(1), tmp_path / "b.parquet")
+    after = versions(config(tmp_path))
+    assert before("a") == after("a") and before("b") != after("b")
+
+
+def test_vectors_of_another_length_are_refused(tmp_path):
     pq.write_table(table(), tmp_path / "a.parquet")
-    pq.write_table(table(vectors=VECTORS + 1), tmp_path / "b.parquet")
-    a, b = (fit_artefact(config(tmp_path / name), [], (), "", None, 0) for name in ("a.parquet", "b.parquet"))
-    assert not np.array_equal(a["vectors"], b["vectors"])
+    artefact = fit_artefact(config(tmp_path / "a.parquet"), [], (), "", None, 0)
+    pq.write_table(table(vectors=VECTORS[:, :2]), tmp_path / "a.parquet")
+    with pytest.raises(RequestError, match="fresh workspace"):
+        build_encoder(config(tmp_path / "a.parquet"), artefact, (), "", "cpu", 1)
 
 
 def test_what_cannot_be_used_is_refused_in_one_line(tmp_path):

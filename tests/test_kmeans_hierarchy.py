@@ -47,7 +47,7 @@ def test_levels_nest_and_flatten_the_density() -> None:
     assert by_levels.max() > by_points.max()
 
 
-SIZES = st.lists(st.integers(0, 30), min_size=1, max_size=40)
+SIZES = st.lists(st.integers(0, 12), min_size=1, max_size=12)
 
 
 @settings(max_examples=30, deadline=None)

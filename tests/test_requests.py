@@ -1,61 +1,74 @@
 """Requests that cannot be: status 2, one line, and nothing written."""
 
 import os
+from pathlib import Path
 
 import pytest
 
+from curation.errors import RequestError
+from jobs import prune
 from tests.command import curate
+from tests.conftest import Pruned
 from tests.recipes import write_rgb_archive
 
 
 @pytest.mark.parametrize(
-    ("overrides", "says"),
+    ("override", "says"),
     [
-        (["archive.url={none}"], "none"),
-        (["select.budget=-3"], "select.budget=-3"),
-        (["archive.bands=[B99]"], "no band B99"),
-        (["archive.range=[[0,1],[0,1]]"], "archive.range"),
-        (["references.url={none}"], "none"),
-        (["select.budget=100000"], "100000"),
-        (["workspace=/proc/nowhere"], "cannot write"),
-        (
-            ["archive.url=s3://no-such-bucket-anywhere/x", "runtime.storage={s3:{endpoint_url:'http://127.0.0.1:9'}}"],
-            "",
-        ),
-        (["unknown.key=1"], "unknown key"),
-        (["archive.url={references: {archive}}"], "another name"),
-        (["runtime.device=cuda"], "GPU"),
+        ("archive.url={none}", "none"),
+        ("references.url={none}", "none"),
+        ("archive.url={references: {archive}}", "another name"),
+        ("select.budget=-3", "select.budget=-3"),
+        ("workspace=/proc/nowhere", "cannot write"),
+        ("unknown.key=1", "unknown key"),
     ],
 )
-def test_a_wrong_request(sample_archive, tmp_path, overrides, says):
-    workspace = tmp_path / "ws"
-    none = tmp_path / "none"
-    given = [
-        text.format(none=none, archive=sample_archive) if "{none}" in text or "{archive}" in text else text
-        for text in overrides
-    ]
-    outcome = curate("prune", f"archive.url={sample_archive / 'archive'}", f"workspace={workspace}", *given)
-    assert outcome.status == (2 if "s3://" not in given[0] else outcome.status)
-    assert outcome.status in (1, 2)
+def test_a_wrong_request(sample_archive: Path, tmp_path: Path, override: str, says: str) -> None:
+    given = override.replace("{none}", str(tmp_path / "none")).replace("{archive}", str(sample_archive))
+    outcome = curate("prune", f"archive.url={sample_archive / 'archive'}", f"workspace={tmp_path / 'ws'}", given)
+    assert outcome.status == 2
     assert outcome.stdout == ""
     assert "Traceback" not in outcome.stderr
     assert says in outcome.stderr.splitlines()[-1]
-    assert not (workspace / "manifests").exists()
+    assert not (tmp_path / "ws" / "manifests").exists()
 
 
-def test_a_bank_of_other_bands_is_refused(sample_archive, tmp_path):
-    write_rgb_archive(tmp_path / "bank")
-    outcome = curate(
-        "prune",
-        f"archive.url={sample_archive / 'archive'}",
-        f"references.url={tmp_path / 'bank'}",
-        f"workspace={tmp_path / 'ws'}",
-    )
-    assert outcome.status == 2
-    assert "bank" in outcome.stderr.splitlines()[-1]
+def test_a_store_that_does_not_answer(tmp_path: Path) -> None:
+    storage = "runtime.storage={s3:{endpoint_url:'http://127.0.0.1:9'}}"
+    outcome = curate("prune", "archive.url=s3://no-such-bucket/x", f"workspace={tmp_path}", storage)
+    assert outcome.status == 1
+    assert "Traceback" not in outcome.stderr and "no-such-bucket" in outcome.stderr.splitlines()[-1]
 
 
-def test_help_and_unknown_jobs():
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("archive.bands=[B99]", "no band B99"),
+        ("archive.range=[[0,1],[0,1]]", "archive.range"),
+        ("references.url={bank}", "bank"),
+        ("select.budget=100000", "select.budget=100000"),
+        ("runtime.device=cuda", "no GPU"),
+    ],
+)
+def test_a_request_that_does_not_fit_the_data(
+    ray_local: None, pruned: Pruned, tmp_path: Path, override: str, says: str
+) -> None:
+    write_rgb_archive(tmp_path / "bank", tiles=8)
+    given = override.replace("{bank}", str(tmp_path / "bank"))
+    before = sorted(pruned.workspace.glob("manifests/*"))
+    with pytest.raises(RequestError, match=says):
+        prune.run([*pruned.arguments, f"workspace={pruned.workspace}", given])
+    assert before == sorted(pruned.workspace.glob("manifests/*"))
+
+
+def test_what_a_task_finds_wrong_is_one_line_too(tmp_path: Path) -> None:
+    write_rgb_archive(tmp_path / "archive", tiles=1, shards=1)
+    outcome = curate("prune", f"archive.url={tmp_path / 'archive'}", f"workspace={tmp_path / 'ws'}", "select.budget=1")
+    assert outcome.status == 2, outcome.stderr
+    assert "Traceback" not in outcome.stderr and "ray::" not in outcome.stderr
+
+
+def test_help_and_unknown_jobs() -> None:
     assert curate("--help").status == 0
     assert curate("prune", "--help").status == 0
     unknown = curate("prunne")
@@ -63,7 +76,7 @@ def test_help_and_unknown_jobs():
     assert "prune" in unknown.stderr
 
 
-def test_an_unwritable_workspace(sample_archive, tmp_path):
+def test_an_unwritable_workspace(sample_archive: Path, tmp_path: Path) -> None:
     if os.geteuid() == 0:
         pytest.skip("root may write anywhere")
     tmp_path.chmod(0o500)
