@@ -4,6 +4,8 @@ import importlib.metadata
 import logging
 import os
 import platform
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +15,8 @@ from curation.config import RuntimeConfig
 from curation.errors import RequestError
 
 log = logging.getLogger("curation")
+
+LIBRARIES = ("imagecodecs", "numpy", "open-clip-torch", "pillow", "tifffile", "timm", "torch")  # decode and encode
 
 
 @dataclass(frozen=True)
@@ -68,14 +72,21 @@ def limit_threads(threads: int) -> None:
     os.environ["OMP_NUM_THREADS"] = str(threads)
 
 
-def numeric_profile(device: str) -> dict[str, str]:
+def versions(names: Iterable[str]) -> dict[str, str]:
+    """The versions of those packages that are installed."""
+    found = {}
+    for name in names:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+def numeric_profile(device: str, dtype: str) -> dict[str, str]:
     """What decides the bits of an embedding besides the config: device, instruction set, libraries, dtype."""
     import torch
 
-    versions = {name: importlib.metadata.version(name) for name in ("numpy", "pillow", "tifffile", "torch")}
     if device == "cuda":
         kind, capability = torch.cuda.get_device_name(), ".".join(map(str, torch.cuda.get_device_capability()))
     else:
         kind, capability = platform.machine(), torch.backends.cpu.get_cpu_capability()
-    dtype = "bfloat16" if device == "cuda" else "float32"
-    return {"device": device, "kind": kind, "capability": capability, "dtype": dtype, **versions}
+    return {"device": device, "kind": kind, "capability": capability, "dtype": dtype, **versions(LIBRARIES)}

@@ -1,7 +1,6 @@
 """The stages in order, over one frozen listing: what the jobs are made of."""
 
 import hashlib
-import importlib.metadata
 import json
 import logging
 import platform
@@ -26,12 +25,12 @@ from curation.manifests.access import LOCAL, OBJECT_STORE, plan_reads
 from curation.manifests.build import select
 from curation.manifests.schema import Manifest
 from curation.report.page import write_report
-from curation.runtime import Resources, start_ray
+from curation.runtime import Resources, start_ray, versions
 from curation.storage import Folder, public_url
 
 log = logging.getLogger("curation")
 
-VERSIONS = ("curation", "faiss-cpu", "numpy", "pyarrow", "ray", "torch")
+VERSIONS = ("curation", "faiss-cpu", "faiss-gpu", "faiss-gpu-cu12", "numpy", "pyarrow", "ray", "torch")
 
 
 @dataclass(frozen=True)
@@ -105,8 +104,7 @@ class Run:
             "catalog": public_url(shared) if shared else None,
             "runtime": {name: value for name, value in to_dict(self.config.runtime).items() if name != "storage"},
             "encoder": {"note": QUALITY[self.config.encoder["name"]]},
-            "versions": {"python": platform.python_version()}
-            | {name: importlib.metadata.version(name) for name in VERSIONS},
+            "versions": {"python": platform.python_version(), **versions(VERSIONS)},
             "begun": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.begun)),
             "seconds": round(time.time() - self.begun, 1),
         }

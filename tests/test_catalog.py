@@ -13,7 +13,7 @@ import pytest
 from curation.archive.decode import decode
 from curation.archive.listing import list_archive
 from curation.archive.sample import RawSample, Sample
-from curation.catalog import build
+from curation.catalog import artefact, build
 from curation.catalog.artefact import load_artefact
 from curation.catalog.build import Catalog, build_catalog
 from curation.catalog.encode import ShardEncoder
@@ -128,13 +128,26 @@ class Crashing(ShardEncoder):
         self.maker = replace(self.maker, decode=crash_on_one)
 
 
-def test_a_sample_that_kills_its_worker_is_found_and_quarantined(undisturbed, archive, tmp_path, monkeypatch):
+@pytest.mark.parametrize("ahead", [0, 2])
+def test_a_sample_that_kills_its_worker_is_found_and_quarantined(undisturbed, archive, tmp_path, monkeypatch, ahead):
+    """Whether encoders decode themselves, or tasks do it for them."""
     monkeypatch.setattr(build, "ShardEncoder", Crashing)
     copy_artefact(undisturbed, tmp_path)
-    catalog = run(config_of(archive, tmp_path))
+    catalog = run(config_of(archive, tmp_path, f"runtime.decode_ahead={ahead}"))
     quarantined = [row for name in catalog.shards for row in catalog.store.quarantine(name).to_pylist()]
     assert [row["key"] for row in quarantined if row["error"] == "DecoderCrash"] == [POISON]
     assert catalog.counts["read"] == undisturbed.counts["read"]
+
+
+def test_a_sample_that_kills_the_fit_is_left_out(archive, monkeypatch):
+    (root,) = list_archive(str(archive))
+    shard = next(shard for shard in root.shards if POISON.encode() in Path(root.folder.full(shard.path)).read_bytes())
+    draw = (root.folder, shard, ArchiveConfig(), 100, 1 << 30)
+    whole, _, _ = artefact._sample_shard._function(*draw)
+    monkeypatch.setattr(artefact, "decode", crash_on_one)
+    samples, reasons, _ = artefact._sample_shard._function(*draw, careful=True)
+    assert {sample.key for sample in whole} - {sample.key for sample in samples} == {POISON}
+    assert "kills the process" in reasons[0]
 
 
 def test_max_hours_stops_cleanly_and_the_next_run_goes_on(undisturbed, archive, tmp_path):

@@ -1,12 +1,10 @@
-"""Very many centroids by way of cells, and levels of clusters of clusters with their quotas."""
+"""Very many centroids by way of cells, and levels of clusters of clusters."""
 
 from functools import partial
 
 import numpy as np
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from curation.clustering.hierarchy import build_levels, fit_in_cells, level_quotas
+from curation.clustering.hierarchy import build_levels, fit_in_cells
 from curation.clustering.kmeans import fit_kmeans
 from curation.clustering.nearest import nearest
 from curation.clustering.points import ActorRows, Rows
@@ -45,28 +43,3 @@ def test_levels_nest_and_flatten_the_density() -> None:
     by_levels, by_points = np.bincount(parents[0], sizes), np.bincount(nearest(x, flat)[0])
     # the dense components get fewer clusters of a higher level than of a flat fit
     assert by_levels.max() > by_points.max()
-
-
-SIZES = st.lists(st.integers(0, 12), min_size=1, max_size=12)
-
-
-@settings(max_examples=30, deadline=None)
-@given(SIZES, st.data())
-def test_level_quotas_sum_up_fit_and_grow(sizes: list[int], data: st.DataObject) -> None:
-    counts = np.array(sizes)
-    parents = [
-        np.array(data.draw(st.lists(st.integers(0, 4), min_size=len(sizes), max_size=len(sizes))), np.int32),
-        np.array(data.draw(st.lists(st.integers(0, 1), min_size=5, max_size=5)), np.int32),
-    ]
-    before = np.zeros_like(counts)
-    for budget in range(counts.sum() + 1):
-        shares = level_quotas(counts, parents, budget)
-        assert shares.sum() == budget
-        assert (shares <= counts).all() and (shares >= before).all()
-        before = shares
-
-
-def test_level_quotas_share_equally_from_the_top() -> None:
-    sizes = np.array([100, 100, 100, 100, 2])
-    parents = [np.array([0, 0, 0, 1, 1], np.int32)]
-    np.testing.assert_array_equal(level_quotas(sizes, parents, 60), [10, 10, 10, 28, 2])

@@ -19,11 +19,13 @@ import numpy as np
 import ray
 import safetensors.numpy
 from numpy.typing import NDArray
+from ray.exceptions import WorkerCrashedError
 
 from curation.archive.decode import conform, decode
 from curation.archive.listing import Root, Shard
 from curation.archive.reader import read_shard
 from curation.archive.sample import RawSample, Rejection, Sample
+from curation.catalog.careful import Subprocess
 from curation.catalog.store import chunks
 from curation.config import ArchiveConfig, Config, to_dict
 from curation.encoders.base import fit_artefact
@@ -150,11 +152,13 @@ def check_bank(config: Config, bank: Root, artefact: Artefact) -> None:
     """
     if not needs_pixels(config):
         return
-    samples, reasons = ray.get(_sample_shard.remote(bank.folder, bank.shards[0], config.archive, 8, FIT_BYTES))
-    if not samples:
+    draw = (bank.folder, bank.shards[0], config.archive, 8, FIT_BYTES)
+    drawn: Any = _sample_shard.remote(*draw)
+    task, reasons, seen = _survived(draw, drawn)
+    if not seen:
         raise RequestError(f"no readable sample in the reference bank {bank.folder.public()}: {_first(reasons)}")
     try:
-        conform(samples[0], artefact.bands, artefact.dtype)
+        conform(ray.get(task)[0], artefact.bands, artefact.dtype)
     except BadSample as error:
         raise RequestError(
             f"the reference bank {bank.folder.public()} does not match the archive ({error.message}); "
@@ -174,16 +178,13 @@ def _fit(config: Config, roots: Sequence[Root]) -> bytes:
     kinds: Counter[tuple[tuple[str, ...], str]] = Counter()
     for chunk in itertools.islice(chunks(shards, FIT_SHARDS), FIT_ROUNDS):
         want = -(-config.catalog.fit_samples // len(chunk))
-        tasks = [
-            _sample_shard.options(num_returns=3).remote(
-                folder, shard, config.archive, want, FIT_BYTES // len(chunk), True
-            )
-            for folder, shard in chunk
-        ]
-        for samples, why, seen in tasks:
+        drawn = [(folder, shard, config.archive, want, FIT_BYTES // len(chunk)) for folder, shard in chunk]
+        tasks: list[Any] = [_sample_shard.remote(*draw) for draw in drawn]
+        for draw, task in zip(drawn, tasks, strict=True):
+            samples, why, seen = _survived(draw, task)
             found.append(samples)
-            reasons += ray.get(why)
-            kinds.update(ray.get(seen))
+            reasons += why
+            kinds.update(seen)
         if kinds.total() >= config.catalog.fit_samples:
             break
     if not kinds:
@@ -201,13 +202,25 @@ def _fit(config: Config, roots: Sequence[Root]) -> bytes:
     return data
 
 
-@ray.remote(num_cpus=1)
+def _survived(draw: tuple[Any, ...], task: list[Any]) -> tuple[Any, list[str], list[tuple[tuple[str, ...], str]]]:
+    """What a task drew; again, sample by sample in a subprocess, where a sample killed it every time."""
+    try:
+        return task[0], *ray.get(task[1:])
+    except WorkerCrashedError:
+        again: Any = _sample_shard.remote(*draw, True)  # type: ignore[call-arg]  # Ray's types know no defaults
+        return again[0], *ray.get(again[1:])
+
+
+@ray.remote(num_cpus=1, num_returns=3)
 def _sample_shard(
-    folder: Folder, shard: Shard, archive: ArchiveConfig, want: int, max_bytes: int, count: bool = False
-) -> tuple[Any, ...]:
+    folder: Folder, shard: Shard, archive: ArchiveConfig, want: int, max_bytes: int, careful: bool = False
+) -> tuple[list[Sample], list[str], list[tuple[tuple[str, ...], str]]]:
     """Up to ``want`` decoded samples of a shard, those of smallest hash among its first ``4 * want``.
 
     Fewer where they come to more than ``max_bytes``, as stored or decoded.
+
+    Returns:
+        The samples; why one could not be decoded; bands and dtype of each.
     """
     kept: list[tuple[int, int, RawSample]] = []  # a heap: the largest hash on top
     reasons: list[str] = []
@@ -218,10 +231,10 @@ def _sample_shard(
         while len(kept) > want or (size > max_bytes and len(kept) > 1):
             size -= _stored(heapq.heappop(kept)[2])
     samples: list[Sample] = []
-    size = 0
+    size, subprocess = 0, Subprocess()
     for _, _, raw in sorted(kept, key=lambda item: (-item[0], item[1])):
         try:
-            sample = decode(raw, archive)
+            sample = subprocess.call(decode, raw, archive) if careful else decode(raw, archive)
         except BadSample as error:
             reasons.append(str(error))
             continue
@@ -229,8 +242,7 @@ def _sample_shard(
         size += sample.pixels.nbytes
         if size > max_bytes:
             break
-    if not count:
-        return samples, reasons[:1]
+    subprocess.close()
     return samples, reasons[:1], [(sample.bands, str(sample.pixels.dtype)) for sample in samples]
 
 

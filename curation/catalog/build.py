@@ -24,6 +24,7 @@ from curation.catalog.encode import EncodeSpec, Ledger, ShardEncoder
 from curation.catalog.store import CatalogStore, chunks
 from curation.config import Config
 from curation.encoders import precomputed
+from curation.encoders.base import compute_dtype
 from curation.errors import CurationError, IncompleteError, RequestError
 from curation.runtime import Resources, numeric_profile
 from curation.storage import Folder
@@ -88,7 +89,7 @@ def build_catalog(
     if pending and not encode:
         raise RequestError(f"{len(pending)} of {len(listed)} shards have no catalog file: run curate catalog first")
     if pending:
-        _check_profiles(config, [*state.profiles, ray.get(_worker_profile(resources))])
+        _check_profiles(config, [*state.profiles, ray.get(_worker_profile(config, resources))])
         if bank and any(shard.root == BANK for _, shard in pending):
             check_bank(config, bank, artefact)
         log.info("catalog: %d of %d shards to encode", len(pending), len(listed))
@@ -193,9 +194,9 @@ def _check_profiles(config: Config, profiles: Sequence[dict[str, str]]) -> None:
             )
 
 
-def _worker_profile(resources: Resources) -> Any:
-    gpus = 0.001 if resources.device == "cuda" else 0
-    return ray.remote(num_cpus=0 if gpus else 1, num_gpus=gpus)(numeric_profile).remote(resources.device)
+def _worker_profile(config: Config, resources: Resources) -> Any:
+    gpus, dtype = 0.001 if resources.device == "cuda" else 0, compute_dtype(config.encoder["name"], resources.device)
+    return ray.remote(num_cpus=0 if gpus else 1, num_gpus=gpus)(numeric_profile).remote(resources.device, dtype)
 
 
 # the stream

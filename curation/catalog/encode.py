@@ -7,13 +7,10 @@ and forwards tiles in one constant, padded batch shape.
 
 import hashlib
 import logging
-import multiprocessing
 import pickle
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from queue import Queue
 from threading import Thread
@@ -23,18 +20,20 @@ import numpy as np
 import pyarrow as pa
 import ray
 from numpy.typing import NDArray
+from ray.exceptions import WorkerCrashedError
 
 from curation.archive.listing import Shard
 from curation.archive.reader import read_shard
 from curation.archive.sample import RawSample, Rejection, Sample
 from curation.catalog.artefact import Artefact, encoder_config, load_artefact
+from curation.catalog.careful import Subprocess
 from curation.catalog.rows import Row, RowMaker
 from curation.catalog.schema import QUARANTINE_SCHEMA, catalog_schema
 from curation.catalog.store import CatalogStore
 from curation.config import Config
-from curation.encoders.base import Encoder, build_encoder
+from curation.encoders.base import Encoder, build_encoder, compute_dtype
 from curation.encoders.precomputed import Precomputed
-from curation.errors import AccessError, CurationError
+from curation.errors import AccessError, BadSample, CurationError
 from curation.runtime import limit_threads, numeric_profile
 from curation.storage import Folder
 
@@ -97,7 +96,7 @@ class ShardEncoder:
             encoder_config(spec.config), artefact.arrays, artefact.bands, artefact.dtype, spec.device, threads
         )
         self.maker = row_maker(spec.config, artefact, self.encoder)
-        self.profile = numeric_profile(spec.device)
+        self.profile = numeric_profile(spec.device, compute_dtype(spec.config.encoder["name"], spec.device))
 
     def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, list[str]]:
         """Encode the shards of a batch."""
@@ -243,7 +242,7 @@ class _decoder:  # noqa: N801 - used like a function
 
     def __init__(self, maker: RowMaker, shard: str, careful: bool, ahead: int) -> None:
         self.maker, self.shard, self.careful, self.ahead = maker, shard, careful, ahead
-        self.pool: ProcessPoolExecutor | None = None
+        self.subprocess = Subprocess()
 
     def __enter__(self) -> Callable[[Iterable[Chunk]], Iterator[Results]]:
         if self.careful:
@@ -251,34 +250,37 @@ class _decoder:  # noqa: N801 - used like a function
         return self._in_tasks if self.ahead else self._here
 
     def __exit__(self, *_: object) -> None:
-        if self.pool:
-            self.pool.shutdown(cancel_futures=True)
+        self.subprocess.close()
 
     def _here(self, chunks: Iterable[Chunk]) -> Iterator[Results]:
         return (self.maker.rows(self.shard, chunk) for chunk in chunks)
 
     def _in_tasks(self, chunks: Iterable[Chunk]) -> Iterator[Results]:
         maker = ray.put(self.maker)
-        window: deque[Any] = deque()
+        window: deque[tuple[Any, Chunk]] = deque()
         for chunk in chunks:
-            window.append(_rows_task.remote(maker, self.shard, chunk))
+            window.append((_rows_task.remote(maker, self.shard, chunk), chunk))
             if len(window) >= self.ahead:
-                yield ray.get(window.popleft())
+                yield self._result(*window.popleft())
         while window:
-            yield ray.get(window.popleft())
+            yield self._result(*window.popleft())
+
+    def _result(self, task: Any, chunk: Chunk) -> Results:
+        try:
+            results: Results = ray.get(task)
+        except WorkerCrashedError:  # every time that Ray tried it
+            results = [self._alone(raw) for raw in chunk]
+        return results
 
     def _in_subprocess(self, chunks: Iterable[Chunk]) -> Iterator[Results]:
         for chunk in chunks:
             yield [self._alone(raw) for raw in chunk]
 
     def _alone(self, raw: RawSample | Rejection) -> Row | Rejection:
-        self.pool = self.pool or ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
         try:
-            return self.pool.submit(self.maker.rows, self.shard, [raw]).result()[0]
-        except BrokenProcessPool:
-            self.pool = None
-            message = "decoding this sample kills the process"
-            return Rejection(raw.key, raw.index, "decode", "DecoderCrash", message)
+            return self.subprocess.call(self.maker.rows, self.shard, [raw])[0]
+        except BadSample as error:
+            return Rejection(raw.key, raw.index, error.stage, error.kind, error.message)
 
 
 @ray.remote(num_cpus=1)

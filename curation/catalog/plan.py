@@ -58,9 +58,9 @@ def plan(config: Config, roots: Sequence[Root], pilot: int) -> dict[str, Any]:
     listed = [(root, shard) for root in roots for shard in root.shards]
     total = sum(shard.size for _, shard in listed)
     cores = config.runtime.num_cpus or len(os.sched_getaffinity(0))
-    probe = _probe(config, roots)
+    probe, gpus = _probe(config, roots), 0.0
     if pilot:
-        probe, cores = _pilot(config, roots, pilot, probe)
+        probe, cores, gpus = _pilot(config, roots, pilot, probe)
     done = _done(config)
     todo = [shard for _, shard in listed if shard.name not in done]
     todo_bytes = sum(shard.size for shard in todo)
@@ -70,9 +70,8 @@ def plan(config: Config, roots: Sequence[Root], pilot: int) -> dict[str, Any]:
     requests = sum(-(-shard.size // CHUNK) + 2 for shard in todo)
     written = int(todo_samples * (2 * probe.dim + ROW_BYTES))
     prices = config.plan
-    gpu = config.runtime.device == "cuda"
     cost = {
-        "compute": (hours or 0) * cores * (prices.gpu_hour if gpu else prices.cpu_hour),
+        "compute": (hours or 0) * (cores * prices.cpu_hour + gpus * prices.gpu_hour),
         "traffic": (todo_bytes + written) / 1e9 * prices.gigabyte,
         "requests": requests / 1e6 * prices.million_requests,
     }
@@ -86,6 +85,7 @@ def plan(config: Config, roots: Sequence[Root], pilot: int) -> dict[str, Any]:
         "samples_expected": samples,
         "hours": hours,
         "cores": cores,
+        "gpus": gpus,
         "measured_on": probe.measured,
         "cost": {**cost, "total": sum(cost.values())},
         "reading_an_epoch": _reading(config, listed, probe),
@@ -129,10 +129,10 @@ def _probe(config: Config, roots: Sequence[Root]) -> Probe:
     for first in range(0, len(rows), encoder.batch):
         encoder.encode(np.stack([row.tile for row in rows[first : first + encoder.batch]]))
     seconds = (time.perf_counter() - start) / len(rows)
-    return Probe(size, seconds, encoder.dim, f"{len(rows)} samples of {shard.name} on one core of this machine")
+    return Probe(size, seconds, encoder.dim, f"{len(rows)} samples of {shard.name} on one core of this machine, no GPU")
 
 
-def _pilot(config: Config, roots: Sequence[Root], count: int, probe: Probe) -> tuple[Probe, int]:
+def _pilot(config: Config, roots: Sequence[Root], count: int, probe: Probe) -> tuple[Probe, int, float]:
     """Bring ``count`` shards into the catalog and measure it; they need not be encoded again."""
     config.require("workspace")
     chosen = sorted((shard for root in roots for shard in root.shards), key=lambda item: _hash(item.name))[:count]
@@ -151,9 +151,11 @@ def _pilot(config: Config, roots: Sequence[Root], count: int, probe: Probe) -> t
     seconds = time.perf_counter() - start
     samples = max(1, catalog.counts["read"])
     cores = max(1, int(resources.cpus))
-    measured = f"{len(chosen)} whole shards, {samples} samples, on {cores} cores"
+    gpus = resources.gpus if resources.device == "cuda" else 0
+    measured = f"{len(chosen)} whole shards, {samples} samples, on {cores} cores and {gpus:g} GPUs"
     size = sum(shard.size for shard in chosen) / samples
-    return replace(probe, bytes_per_sample=size, seconds_per_sample=seconds * cores / samples, measured=measured), cores
+    probe = replace(probe, bytes_per_sample=size, seconds_per_sample=seconds * cores / samples, measured=measured)
+    return probe, cores, gpus
 
 
 def _done(config: Config) -> set[str]:

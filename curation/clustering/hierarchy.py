@@ -4,13 +4,12 @@ Downwards (:func:`fit_in_cells`): so many centroids that a flat fit would compar
 fitted within the cells of a few; the search for the nearest may then look at the nearest cells only.
 
 Upwards (:func:`build_levels`): Vo et al. 2024 (arXiv 2405.15613): each level clusters the centroids of the level
-below, which flattens the density a little more every time, and :func:`level_quotas` shares a budget out from the top.
+below, which flattens the density a little more every time.
 """
 
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from curation.clustering.kmeans import KMeans, fit_kmeans
 from curation.clustering.nearest import Floats, Labels, Vectors, nearest
@@ -70,29 +69,6 @@ def build_levels(centroids: Floats, sizes: Sequence[int], seed: int, *, spherica
         parents.append(nearest(centroids, above)[0])
         centroids = above
     return parents
-
-
-def level_quotas(sizes: NDArray[np.int64], parents: Sequence[Labels], budget: int) -> NDArray[np.int64]:
-    """Share a budget out equally among the top clusters, then within each among the clusters below, as far as they go.
-
-    Args:
-        sizes: ``(k,)`` samples of the lowest clusters.
-        parents: see :func:`build_levels`.
-        budget: no more than there are samples.
-
-    Returns:
-        ``(k,)`` int64, which sum to the budget; none shrinks when the budget grows.
-    """
-    if not parents:
-        return quotas(np.ones(len(sizes)), sizes, budget)
-    above, higher = parents[0], parents[1:]
-    held = np.bincount(above, sizes, minlength=len(higher[0]) if higher else 0).astype(np.int64)
-    of_parents = level_quotas(held, higher, budget)
-    shares = np.empty_like(sizes)
-    for parent, quota in enumerate(of_parents):
-        children = above == parent
-        shares[children] = quotas(np.ones(children.sum()), sizes[children], int(quota))
-    return shares
 
 
 def _fit_resampled(x: Floats, k: int, seed: int, spherical: bool) -> Floats:

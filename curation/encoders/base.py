@@ -101,6 +101,11 @@ def build_encoder(
     return encoder
 
 
+def compute_dtype(name: str, device: str) -> str:
+    """What an encoder computes in: networks take bfloat16 on a GPU, everything else float32."""
+    return "bfloat16" if device.startswith("cuda") and name in ("open_clip", "timm") else "float32"
+
+
 def _module(config: Config) -> Any:
     name = config.get("name")
     if name not in ENCODERS:

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import ray
 from numpy.typing import NDArray
@@ -169,8 +170,12 @@ class _Selection:
 
     def drop_duplicates(self) -> None:
         """Keep one of each group of near-duplicates."""
-        neighbours = self.centroids["neighbours"].combine_chunks().flatten().to_numpy()
-        neighbours = neighbours.reshape(len(self.sizes), -1)
+        listed = self.centroids["neighbours"].combine_chunks()
+        lengths = pc.list_value_length(listed).to_numpy()
+        width = int(lengths.max(initial=0))
+        own = np.arange(len(lengths), dtype=np.int32)[:, None]
+        neighbours = np.repeat(own, width, axis=1)  # itself, where few others are known
+        neighbours[np.arange(width) < lengths[:, None]] = listed.flatten().to_numpy()
         self.parts, self.told["duplicates"] = find_duplicates(
             self.parts, self.shards, self.shared, self.sizes, neighbours
         )
