@@ -33,11 +33,15 @@ def test_a_wrong_request(sample_archive: Path, tmp_path: Path, override: str, sa
     assert not (tmp_path / "ws" / "manifests").exists()
 
 
-def test_a_store_that_does_not_answer(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("key", "status", "says"), [("", 2, "no credentials"), ("some", 1, "no-such-bucket")])
+def test_a_store_without_credentials_or_an_answer(tmp_path: Path, key: str, status: int, says: str) -> None:
     storage = "runtime.storage={s3:{endpoint_url:'http://127.0.0.1:9'}}"
-    outcome = curate("prune", "archive.url=s3://no-such-bucket/x", f"workspace={tmp_path}", storage)
-    assert outcome.status == 1
-    assert "Traceback" not in outcome.stderr and "no-such-bucket" in outcome.stderr.splitlines()[-1]
+    environment = {"AWS_ACCESS_KEY_ID": key, "AWS_SECRET_ACCESS_KEY": key, "AWS_EC2_METADATA_DISABLED": "true"}
+    outcome = curate(
+        "prune", "archive.url=s3://no-such-bucket/x", f"workspace={tmp_path}", storage, HOME="/nowhere", **environment
+    )
+    assert outcome.status == status, outcome.stderr
+    assert "Traceback" not in outcome.stderr and says in outcome.stderr.splitlines()[-1]
 
 
 @pytest.mark.parametrize(

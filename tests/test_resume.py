@@ -33,7 +33,7 @@ def test_a_run_killed_at_any_moment_ends_with_the_same_manifest(pruned: Pruned, 
     for kill in range(KILLS):
         tag = f"{os.getpid()}-{kill}"
         process = start("prune", *pruned.arguments, f"workspace={tmp_path}", CURATE_TEST_RUN=tag)
-        time.sleep(pruned.seconds * (0.35 + 0.5 * kill / max(1, KILLS - 1)))
+        time.sleep(pruned.seconds * (0.3 + 0.5 * kill / max(1, KILLS - 1)))
         kill_family(process, tag)
         process.communicate()
         now = {path: path.stat().st_mtime_ns for path in (tmp_path / "catalog").rglob("*.parquet")}
