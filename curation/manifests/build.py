@@ -290,7 +290,8 @@ class _Selection:
         """
         self.left = self.total(steps.count_clusters, self.shared)
         left, required = self.left.sum(axis=1).tolist()
-        log.info("select: %s %d of %d samples", stage, left, self.samples)
+        if left < self.samples:
+            log.info("select: %s %d of %d samples", stage, left, self.samples)
         asked = f"select.budget={self.settings.budget:g} asks for {self.plan.budget} of {self.samples} samples"
         if left < self.plan.budget:
             raise RequestError(f"{asked}, but {stage} {left}: lower the budget, or let that stage keep more")
