@@ -6,6 +6,8 @@ import subprocess
 import time
 from pathlib import Path
 
+import pytest
+
 from tests.command import curate, start
 from tests.conftest import Pruned
 
@@ -28,6 +30,7 @@ def kill_family(process: subprocess.Popen[str], tag: str) -> None:
                     pass
 
 
+@pytest.mark.timeout(180 + 60 * KILLS)
 def test_a_run_killed_at_any_moment_ends_with_the_same_manifest(pruned: Pruned, tmp_path: Path) -> None:
     finished: dict[Path, int] = {}
     for kill in range(KILLS):
