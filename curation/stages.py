@@ -22,7 +22,7 @@ from curation.config import Config, load_config, to_dict
 from curation.encoders import QUALITY
 from curation.errors import CurationError, RequestError
 from curation.manifests.access import LOCAL, OBJECT_STORE, plan_reads
-from curation.manifests.build import select
+from curation.manifests.build import check_budget, select
 from curation.manifests.schema import Manifest
 from curation.report.page import write_report
 from curation.runtime import Resources, start_ray, versions
@@ -137,6 +137,18 @@ def open_run(arguments: Sequence[str]) -> Iterator[Run]:
     finally:
         if not connected:
             ray.shutdown()
+
+
+def complete(run: Run, catalog: Catalog) -> dict[str, Any]:
+    """From the catalog to the result line: cluster, select, report.
+
+    Raises:
+        RequestError: the archive has fewer samples than the budget.
+    """
+    check_budget(run.config.select.budget, catalog.counts["kept"])
+    clusters = run.clusters(catalog)
+    manifest = run.manifest(catalog, clusters)
+    return finish(run, catalog, manifest, run.report(catalog, clusters, manifest))
 
 
 def finish(run: Run, catalog: Catalog, manifest: Manifest, report: str) -> dict[str, Any]:

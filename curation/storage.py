@@ -4,13 +4,15 @@ All input and output of the pipeline goes through :class:`Folder`, so that a
 local disk and an object store behave alike: a file is complete or absent.
 """
 
+import hashlib
 import io
+import json
 import os
 import re
 import stat
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +48,12 @@ class FileInfo:
     def fingerprint(self) -> dict[str, Any]:
         """Size and version (ETag or modification time) as they stand in a catalog file's footer."""
         return {"size": self.size, "version": self.version}
+
+
+def listing_digest(files: Iterable[FileInfo]) -> str:
+    """A hash over files' paths, sizes and versions."""
+    listing = [[file.path, file.size, file.version] for file in files]
+    return hashlib.blake2b(json.dumps(listing).encode(), digest_size=16).hexdigest()
 
 
 def is_local(url: str) -> bool:
@@ -138,6 +146,11 @@ class Folder:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Folder, (self.url, self.options)
+
+    @property
+    def parent(self) -> "Folder":
+        """The folder that this one lies in."""
+        return Folder(self.url.rpartition("/")[0] or "/", self.options)
 
     def child(self, path: str) -> "Folder":
         """The folder at ``path`` below this one."""

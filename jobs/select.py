@@ -5,18 +5,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from curation.cli import execute
-from curation.manifests.build import check_budget
-from curation.stages import finish, open_run
+from curation.stages import complete, open_run
 
 
 def run(arguments: Sequence[str]) -> dict[str, Any]:
     """Cluster where that is not done yet, then select and report."""
     with open_run(arguments) as job:
-        catalog = job.catalog(encode=False)
-        check_budget(job.config.select.budget, catalog.counts["kept"])
-        clusters = job.clusters(catalog)
-        manifest = job.manifest(catalog, clusters)
-        return finish(job, catalog, manifest, job.report(catalog, clusters, manifest))
+        return complete(job, job.catalog(encode=False))
 
 
 if __name__ == "__main__":

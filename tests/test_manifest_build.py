@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -156,8 +157,9 @@ def test_shards_without_samples_and_empty_parts_do_no_harm(workspace: Workspace,
 def test_assignments_of_another_catalog_are_one_clear_error(tmp_path: Path) -> None:
     workspace = make_workspace(tmp_path, shards=2, rows=10, clusters=3)
     write_clusters(tmp_path / "clusters/c", workspace.samples.slice(1), 3, parts=1)
-    with pytest.raises(CurationError, match="root/sub 0/tiles-000.tar: 9 rows in the catalog, 8 .*again$"):
+    with pytest.raises(CurationError) as caught:
         workspace.select()
+    assert re.match("^root/sub 0/tiles-000.tar: 9 rows in the catalog, 8 .*again$", str(caught.value.cause))
     backwards = workspace.samples["sample_id"].take(pa.array(range(len(workspace.samples) - 1, -1, -1)))
     turned = workspace.samples.set_column(0, "sample_id", backwards)
     write_clusters(tmp_path / "clusters/c", turned, 3, parts=1)

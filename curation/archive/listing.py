@@ -1,7 +1,5 @@
 """What there is to read: the roots that a URL names, and the shards below each of them."""
 
-import hashlib
-import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -12,7 +10,7 @@ from fsspec.utils import glob_translate
 
 from curation.archive.names import IMAGES, SIDECARS, extension, is_text, printable
 from curation.errors import AccessError, RequestError
-from curation.storage import FileInfo, Folder, is_local, local_path, public_url, retry
+from curation.storage import FileInfo, Folder, is_local, listing_digest, local_path, public_url, retry
 
 Options = dict[str, dict[str, Any]]
 
@@ -60,9 +58,7 @@ class Shard:
         vectors = {"vectors": self.vectors} if self.vectors else {}
         if self.file is not None:
             return self.file.fingerprint | vectors
-        listing = [[file.path, file.size, file.version] for file in self.files]
-        digest = hashlib.blake2b(json.dumps(listing).encode(), digest_size=16)
-        return {"size": self.size, "version": digest.hexdigest(), **vectors}
+        return {"size": self.size, "version": listing_digest(self.files), **vectors}
 
 
 @dataclass(frozen=True)

@@ -73,6 +73,8 @@ def catalog_id(config: Config) -> str:
     del archive["url"], archive["max_bad_fraction"]
     encoder = portable_encoder(config)
     checkpoint = config.encoder.get("checkpoint")
+    if checkpoint:
+        encoder["checkpoint"] = checkpoint  # a hub tag counts whole
     if checkpoint and is_local(checkpoint) and Path(local_path(checkpoint)).is_file():
         with open(local_path(checkpoint), "rb") as file:  # the content counts, not what it is called
             encoder["checkpoint"] = hashlib.file_digest(file, "sha256").hexdigest()
@@ -118,8 +120,7 @@ def load_or_fit(config: Config, roots: Sequence[Root], workspace: Folder, shared
         RequestError: no sample could be read, or the bands asked for are not there.
     """
     path = _path(config)
-    beside = Folder(shared.url.rpartition("/")[0], shared.options) if shared else None
-    for folder in [workspace] + ([beside] if beside else []):
+    for folder in [workspace] + ([shared.parent] if shared else []):
         try:
             data = folder.read(path)
         except FileNotFoundError:
@@ -169,7 +170,7 @@ def check_bank(config: Config, bank: Root, artefact: Artefact) -> None:
 def _fit(config: Config, roots: Sequence[Root]) -> bytes:
     """Sample shards and tiles by hash, then fit in one task, so that the driver holds neither."""
     if not needs_pixels(config):
-        vectors: bytes = ray.get(_fit_samples.remote(config, (), ""))
+        vectors: bytes = ray.get(_fit_vectors.remote(config))
         return vectors
     shards = [(root.folder, shard) for root in roots for shard in root.shards]
     shards.sort(key=lambda item: _hash(item[1].name))
@@ -265,10 +266,6 @@ def _raw_samples(folder: Folder, shard: Shard, archive: ArchiveConfig, reasons: 
 def _fit_samples(config: Config, bands: tuple[str, ...], dtype: str, *found: list[Sample]) -> bytes:
     """Fit ranges and encoder on the sampled tiles, in the order of their ids."""
     limit_threads(1)
-    if not needs_pixels(config):
-        return Artefact(
-            fit_artefact(encoder_config(config), [], (), "", np.zeros((0, 2), np.float32), 0), (), ""
-        ).to_bytes()
     samples: list[Sample] = []
     for sample in itertools.chain.from_iterable(found):
         try:
@@ -278,6 +275,13 @@ def _fit_samples(config: Config, bands: tuple[str, ...], dtype: str, *found: lis
     ranges = fixed_ranges(samples, config.archive, dtype)
     arrays = fit_artefact(encoder_config(config), samples, bands, dtype, ranges, int(config.encoder.get("seed", 0)))
     return Artefact({**arrays, "range": ranges}, bands, dtype).to_bytes()
+
+
+@ray.remote(num_cpus=1)
+def _fit_vectors(config: Config) -> bytes:
+    """The artefact of an encoder that reads no pixels."""
+    arrays = fit_artefact(encoder_config(config), [], (), "", np.zeros((0, 2), np.float32), 0)
+    return Artefact(arrays, (), "").to_bytes()
 
 
 def fixed_ranges(samples: Sequence[Sample], archive: ArchiveConfig, dtype: str) -> NDArray[np.float32]:

@@ -42,8 +42,7 @@ class CatalogStore:
         self.own = workspace.child(f"catalog/{catalog_id}")
         self.folders = [(self.own, workspace)]  # catalog files, and the workspace that their quarantine lies in
         if shared:
-            beside = Folder(shared.url.rpartition("/")[0], shared.options)
-            self.folders.append((shared.child(catalog_id), beside))
+            self.folders.append((shared.child(catalog_id), shared.parent))
 
     def path(self, shard: str) -> str:
         """Where a shard's catalog file lies, below the catalog's folder."""

@@ -1,8 +1,6 @@
 """Vectors that somebody else has computed, looked up by key; no pixels are read."""
 
-import hashlib
 import io
-import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,7 +13,7 @@ from numpy.typing import NDArray
 from curation.archive.sample import Sample
 from curation.encoders.base import Artefact, Config, Floats
 from curation.errors import BadSample, RequestError
-from curation.storage import FileInfo, Folder
+from curation.storage import FileInfo, Folder, listing_digest
 
 LAST = "\U0010ffff"  # behind all names
 SHARD = "shard"  # a column of this name tells the equal keys of different shards apart
@@ -87,9 +85,9 @@ def versions(config: Config) -> Callable[[str], str]:
         files, spans = files + _files(config, "keys"), [*spans, ("", LAST)]
 
     def version(shard: str) -> str:
-        used = [file for (_, file), (first, last) in zip(files, spans, strict=True) if first <= shard <= last]
-        listing = [[file.path, file.size, file.version] for file in used]
-        return hashlib.blake2b(json.dumps(listing).encode(), digest_size=16).hexdigest()
+        return listing_digest(
+            file for (_, file), (first, last) in zip(files, spans, strict=True) if first <= shard <= last
+        )
 
     return version
 
