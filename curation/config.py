@@ -8,6 +8,7 @@ brackets, ``=`` and ``%`` in it mean nothing to anybody.
 import dataclasses
 import difflib
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import curation
+from curation.archive.sidecar import FIELDS
 from curation.errors import RequestError
 from curation.storage import check_storage_options
 
@@ -28,6 +30,8 @@ LITERAL = {
     "references.url",
     "workspace",
     "catalog.url",
+    "archive.scene",
+    "archive.filter",
     "encoder.checkpoint",
     "encoder.path",
     "encoder.keys",
@@ -35,6 +39,19 @@ LITERAL = {
     "select.require",
 }
 GROUPS = ("encoder", "select", "cluster", "runtime")
+
+
+@dataclass
+class TileConfig:
+    """How images are cut."""
+
+    size: int | None = None
+    stride: int | None = None
+
+    def __post_init__(self) -> None:
+        _require(self.size is None or self.size > 0, "archive.tile.size must be positive")
+        _require(self.stride is None or self.stride > 0, "archive.tile.stride must be positive")
+        _require(self.stride is None or self.size is not None, "archive.tile.stride needs archive.tile.size")
 
 
 @dataclass
@@ -48,11 +65,24 @@ class ArchiveConfig:
     nodata: float | None = None
     layout: str | None = None
     range: list[Any] | None = None
+    scene: str | None = None
+    tile: TileConfig = field(default_factory=TileConfig)
+    grid: str | None = None
+    resampling: str = "bilinear"
+    modalities: list[str] | None = None
+    fields: dict[str, str] | None = None
+    tables: list[Any] | None = None
+    filter: str | None = None
     max_pixels: int = 2**27
     max_bad_fraction: float = 0.01
 
     def __post_init__(self) -> None:
         _require(self.layout in (None, "hwc", "chw"), f"archive.layout={self.layout}: choose hwc or chw")
+        methods = ("nearest", "bilinear", "cubic")
+        _require(self.resampling in methods, f"archive.resampling={self.resampling}: choose {', '.join(methods)}")
+        _check_scene(self.scene)
+        for name in self.fields or {}:
+            _require(name in FIELDS, f"archive.fields names {name!r}: choose of {', '.join(FIELDS)}")
         _require(0 <= self.max_bad_fraction <= 1, "archive.max_bad_fraction must lie between 0 and 1")
         _require(self.max_pixels > 0, "archive.max_pixels must be positive")
         if self.range is not None:
@@ -348,6 +378,20 @@ def _known_keys() -> list[str]:
         return [key for name, below in node.items() for key in walk(f"{prefix}.{name}" if prefix else name, below)]
 
     return walk("", to_dict(Config()))
+
+
+def _check_scene(scene: str | None) -> None:
+    if scene in (None, "file", "folder"):
+        return
+    try:
+        groups = set(re.compile(str(scene)).groupindex)
+    except re.error as error:
+        raise RequestError(f"archive.scene={scene} is no regular expression: {error}") from error
+    _require(
+        "scene" in groups,
+        f"archive.scene={scene}: choose file, folder, or a pattern with the groups (?P<scene>…) and, if wanted, "
+        "(?P<band>…)",
+    )
 
 
 def _is_interval(row: Any) -> bool:

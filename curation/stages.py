@@ -122,12 +122,12 @@ def open_run(arguments: Sequence[str]) -> Iterator[Run]:
     assert config.workspace
     workspace = Folder(config.workspace, config.runtime.storage)
     workspace.check_writable()
-    roots = list_archive(config.archive.url, config.runtime.storage)
+    roots = list_archive(config.archive.url, config.runtime.storage, config.archive)
     if any(root.name == BANK for root in roots):
         raise RequestError(f"archive.url: no root of the archive may be called {BANK!r}: give it another name")
     bank = None
     if config.references.url is not None:
-        (bank,) = list_archive({BANK: config.references.url}, config.runtime.storage)
+        (bank,) = list_archive({BANK: config.references.url}, config.runtime.storage, config.archive)
     size = sum(shard.size for root in roots for shard in root.shards)
     log.info("archive: %d shards, %.4g GB", sum(len(root.shards) for root in roots), size / 1e9)
     connected = ray.is_initialized()

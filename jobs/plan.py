@@ -25,7 +25,7 @@ def run(arguments: Sequence[str]) -> dict[str, Any]:
         del rest[position : position + 2]
     config = load_config(rest)
     config.require("archive.url")
-    result = plan(config, list_archive(config.archive.url, config.runtime.storage), pilot)
+    result = plan(config, list_archive(config.archive.url, config.runtime.storage, config.archive), pilot)
     logging.getLogger("curation").info(json.dumps(result, indent=2))
     return result
 

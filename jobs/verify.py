@@ -23,7 +23,7 @@ def run(arguments: Sequence[str]) -> dict[str, Any]:
     config = load_config(overrides)
     roots = None
     if config.archive.url is not None:
-        listed = list_archive(config.archive.url, config.runtime.storage)
+        listed = list_archive(config.archive.url, config.runtime.storage, config.archive)
         roots = {root.name: root.folder.url for root in listed}
     result = verify(manifest, len(rest) < len(arguments), config.runtime.storage, roots)
     if not result["ok"]:

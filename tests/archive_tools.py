@@ -13,9 +13,10 @@ from curation.config import ArchiveConfig
 def read_all(url: Path | str, **settings: Any) -> list[RawSample | Rejection]:
     """What comes out of every shard, in order; numbers are checked to run from 0 in each."""
     found = []
-    for root in list_archive(str(url)):
+    config = ArchiveConfig(**settings)
+    for root in list_archive(str(url), settings=config):
         for shard in root.shards:
-            items = list(read_shard(root.folder, shard, ArchiveConfig(**settings)))
+            items = list(read_shard(root.folder, shard, config))
             assert [item.index for item in items] == list(range(len(items)))
             found += items
     return found

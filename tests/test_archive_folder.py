@@ -102,7 +102,7 @@ def test_patterns(tmp_path: Path) -> None:
         ("{tmp}/missing", "there is nothing at"),
         ("{tmp}/empty", "no shard found in"),
         ("{tmp}/*.tar", "no shard found in"),
-        ("{tmp}/file.zip", "is no shard"),
+        ("{tmp}/file.bin", "is no shard"),
         ("", "give a path"),
         (None, "give a path"),
         ([], "give a path"),
@@ -115,7 +115,7 @@ def test_patterns(tmp_path: Path) -> None:
 )
 def test_a_wrong_url_is_one_clear_line(tmp_path: Path, url: object, said: str) -> None:
     (tmp_path / "empty").mkdir()
-    (tmp_path / "file.zip").write_bytes(b"")
+    (tmp_path / "file.bin").write_bytes(b"")
     with pytest.raises(RequestError, match=said) as caught:
         list_archive(url.format(tmp=tmp_path) if isinstance(url, str) else url)
     assert "\n" not in str(caught.value)

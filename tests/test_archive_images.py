@@ -379,8 +379,8 @@ def test_the_members_that_hold_pixels_can_be_chosen() -> None:
     assert decoded({"members": ["label.png"]}, **files).bands == ("gray",)
     with pytest.raises(BadSample, match="no member dem.npy"):
         decoded({"members": ["dem.npy"]}, **files)
-    with pytest.raises(BadSample, match="uint16"):
-        decoded({"members": ["s2.npy", "label.png"]}, **files)
+    mixed = decoded({"members": ["s2.npy", "label.png"]}, **files)
+    assert (mixed.bands, mixed.pixels.dtype) == (("s2.b1", "s2.b2", "s2.b3", "label"), np.uint16)
 
 
 def test_two_images_of_one_name_are_ambiguous() -> None:

@@ -9,12 +9,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from curation.archive.sidecar import read_sidecars
+from curation.archive.sidecar import gather, read_fields
 from curation.errors import BadSample
 from tests.archive_tools import decoded
 from tests.recipes import encoded, geotiff
 
 IMAGE = encoded(np.full((4, 4, 3), 7, np.uint8), "PNG")
+
+
+def read_sidecars(data: dict[str, bytes]) -> dict[str, Any]:
+    return read_fields(gather(data, {}))
 
 
 def said(**fields: Any) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tifffile
 
-from curation.archive.tiff import read_pages, utm_to_degrees
+from curation.archive.tiff import read_pages
 from curation.errors import BadSample
 from tests.archive_tools import decoded
 from tests.recipes import geotiff
@@ -180,17 +180,6 @@ def test_a_directory_that_loops_ends() -> None:
     count = int.from_bytes(content[8:10], "little")
     content[10 + 12 * count : 14 + 12 * count] = (8).to_bytes(4, "little")
     assert len(read_pages(bytes(content))) == 1
-
-
-def test_utm_to_degrees_against_known_points() -> None:
-    """Expected values: PROJ, by rasterio 1.4 (EPSG:32632, 32719, 32660)."""
-    for zone, south, easting, northing, expected in [
-        (32, False, 621328.241204, 4827554.70107, (10.503016421684, 43.591086100953)),
-        (19, True, 305000.0, 6250000.0, (-71.108250955856, -33.872326399149)),
-        (60, False, 500000.0, 8000000.0, (177.0, 72.099222525113)),
-    ]:
-        found = utm_to_degrees(easting, northing, zone, south)
-        assert found == pytest.approx(expected, abs=1e-9)
 
 
 def test_a_tile_takes_less_time_than_with_tifffile() -> None:

@@ -8,7 +8,7 @@ dtype and are never stretched. Whatever cannot be read rightly is a
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from curation.archive.grid import resample
 from curation.archive.image import (
     RGB,
-    Image,
     bad_image,
     decode_jp2,
     decode_jpeg,
@@ -27,8 +27,8 @@ from curation.archive.image import (
     decode_png,
 )
 from curation.archive.names import PICKLES, extension, holds_pixels, split_name
-from curation.archive.sample import Member, RawSample, Sample
-from curation.archive.sidecar import read_sidecars
+from curation.archive.sample import Image, Member, RawSample, Sample
+from curation.archive.sidecar import gather, read_fields
 from curation.archive.tiff import decode_tiff
 from curation.errors import BadSample
 
@@ -45,22 +45,34 @@ def decode(raw: RawSample, settings: ArchiveConfig) -> Sample:
     Raises:
         BadSample: the reason it cannot be used.
     """
-    suffixes = _image_suffixes(raw, settings.members)
-    images = [_decode_member(suffix, raw.data[suffix], settings) for suffix in suffixes]
-    image = images[0] if len(images) == 1 else _stack(suffixes, images, settings.members is not None)
+    said = gather(raw.data, raw.said)
+    images = _images(raw, settings)
+    image = _one_image(images, settings, anyhow=settings.members is not None or bool(raw.images))
     bands = _named(image, settings.band_names)
     pixels = _settle(image.pixels)
     if settings.bands is not None and tuple(settings.bands) != bands:
         pixels, bands = _select(pixels, bands, tuple(settings.bands)), tuple(settings.bands)
-    nodata = image.nodata if settings.nodata is None else settings.nodata
-    mask = _mask(pixels, image.mask, nodata)
+    mask = _mask(pixels, image.mask, image.nodata if settings.nodata is None else settings.nodata)
     if not mask.any():
         raise bad_image("no pixel is valid", "NoValidPixels")
-    fields = read_sidecars(raw.data)
-    if fields["footprint"] is None:
-        fields["footprint"] = image.footprint
-    first = _member(raw, suffixes[0])
-    return Sample(raw.key, raw.index, pixels, mask, bands, first, raw.members, **fields)
+    fields = read_fields(said, settings.fields)
+    there = image.place.footprint(*pixels.shape[1:]) if image.place else None
+    if raw.window is not None:  # what is said of a scene is not true of a tile
+        fields |= {"footprint": there, "cloud_fraction": None}
+    fields["footprint"] = fields["footprint"] or there
+    return Sample(
+        key=raw.key + (raw.window.suffix if raw.window else ""),
+        index=raw.index,
+        pixels=pixels,
+        mask=mask,
+        bands=bands,
+        image=_member(raw, next(iter(images))),
+        members=raw.members,
+        position=raw.position,
+        window=raw.window,
+        place=image.place,
+        **fields,
+    )
 
 
 def conform(sample: Sample, bands: tuple[str, ...], dtype: str) -> Sample:
@@ -79,10 +91,19 @@ def conform(sample: Sample, bands: tuple[str, ...], dtype: str) -> Sample:
 # which files
 
 
+def _images(raw: RawSample, settings: ArchiveConfig) -> dict[str, Image]:
+    """The images of a key by suffix or band, in the order of the bands."""
+    suffixes = _image_suffixes(raw, settings.members)
+    return {
+        suffix: raw.images[suffix] if suffix in raw.images else _decode_member(suffix, raw.data[suffix], settings)
+        for suffix in suffixes
+    }
+
+
 def _image_suffixes(raw: RawSample, members: list[str] | None) -> list[str]:
     """The suffixes that hold pixels, in the order of the bands."""
     if members is not None:
-        missing = [suffix for suffix in members if suffix not in raw.data]
+        missing = [suffix for suffix in members if suffix not in raw.data and suffix not in raw.images]
         if missing:
             raise bad_image(f"it has no member {missing[0]} (archive.members)", "MissingMember")
         return list(members)
@@ -90,7 +111,7 @@ def _image_suffixes(raw: RawSample, members: list[str] | None) -> list[str]:
         if extension("." + suffix) in PICKLES:
             advice = "to pass it by, name the members that hold pixels in archive.members"
             raise bad_image(f"{suffix} is a pickle, which is never read; {advice}", "UnsafeFile")
-    found = sorted(suffix for suffix in raw.data if holds_pixels(suffix, None))
+    found = [*raw.images, *sorted(suffix for suffix in raw.data if holds_pixels(suffix, None))]
     if not found:
         have = ", ".join(sorted(raw.data)) or "nothing"
         raise bad_image(f"no image in it: it has {have}"[:200], "NoImage")
@@ -98,10 +119,12 @@ def _image_suffixes(raw: RawSample, members: list[str] | None) -> list[str]:
 
 
 def _member(raw: RawSample, suffix: str) -> Member:
-    for member in raw.members:
-        if split_name(member.name)[1] == suffix or (member.offset is None and member.name.endswith("." + suffix)):
+    """The member that a suffix stands for: exactly, else the first whose suffix ends it (``S2.tif``: ``tif``)."""
+    named = [(split_name(member.name)[1], member) for member in raw.members]
+    for own, member in named:
+        if suffix in (own, member.name) or (member.offset is None and member.name.endswith(f".{suffix}")):
             return member
-    raise AssertionError(f"no member has the suffix {suffix}")
+    return next((member for own, member in named if own and suffix.endswith(f".{own}")), raw.members[0])
 
 
 # one file
@@ -145,28 +168,66 @@ def _decode_bytes(data: bytes, settings: ArchiveConfig) -> Image:
 # several files
 
 
-def _stack(suffixes: Sequence[str], images: Sequence[Image], chosen: bool) -> Image:
-    """One image out of several files of a key; a band is called by its file, ``B02``, or ``s1.vv`` where it has more.
+def _one_image(images: Mapping[str, Image], settings: ArchiveConfig, anyhow: bool) -> Image:
+    """One image out of several of a key; a band is called by its file, ``B02``, or ``s1.vv`` where that has more.
 
-    Files that nobody chose must be equal in their number of bands: else one of
-    them is likely to be no picture of the ground but a label.
+    Files that nobody chose must be equal in shape and dtype: else one of them
+    is likely to be no picture of the ground but a label. Others are brought to one grid.
     """
+    if len(images) == 1:
+        return next(iter(images.values()))
     names: list[str] = []
-    for suffix, image in zip(suffixes, images, strict=True):
-        stem = suffix.rpartition(".")[0]
+    for suffix, image in images.items():
+        stem = suffix.rpartition(".")[0] if holds_pixels(suffix, None) else suffix
         alone = len(image.bands) == 1 and stem
         names += [stem] if alone else [f"{stem}.{band}" if stem else band for band in image.bands]
-    shapes = {(str(image.pixels.dtype), image.pixels.shape[1 if chosen else 0 :]) for image in images}
-    if len(shapes) > 1 or len(set(names)) < len(names):
+    kinds = {(str(image.pixels.dtype), image.pixels.shape) for image in images.values()}
+    if (len(kinds) > 1 and not anyhow and settings.grid is None) or len(set(names)) < len(names):
         found = ", ".join(
             f"{suffix} {image.pixels.dtype} {'x'.join(map(str, image.pixels.shape))}"
-            for suffix, image in zip(suffixes, images, strict=True)
+            for suffix, image in images.items()
         )
         raise bad_image(f"{found}: say in archive.members which hold the pixels", "SeveralImages")
-    masks = [_mask(image.pixels, image.mask, image.nodata) for image in images]
-    footprint = next((image.footprint for image in images if image.footprint), None)
-    pixels = np.concatenate([image.pixels for image in images])
-    return Image(pixels, tuple(names), np.logical_and.reduce(masks), None, footprint)
+    grid = _grid(images, settings.grid)
+    parts = [_to_grid(suffix, image, grid, settings.resampling) for suffix, image in images.items()]
+    pixels = np.concatenate([part for part, _ in parts])
+    place = grid.place or next((image.place for image in images.values() if image.place), None)
+    return Image(pixels, tuple(names), np.logical_and.reduce([mask for _, mask in parts]), None, place)
+
+
+def _grid(images: Mapping[str, Image], name: str | None) -> Image:
+    """The image whose grid counts: the one that ``archive.grid`` names, else the finest."""
+    if name is None:
+        return max(images.values(), key=lambda image: image.pixels[0].size)
+    for suffix, image in images.items():
+        if name in (suffix, suffix.rpartition(".")[0], *image.bands):
+            return image
+    raise bad_image(f"it has no band {name} (archive.grid)", "WrongBands")
+
+
+def _to_grid(suffix: str, image: Image, grid: Image, method: str) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    """An image's pixels and mask on the grid of another one over the same ground."""
+    mask = _mask(image.pixels, image.mask, image.nodata)
+    shape, own = grid.pixels.shape[1:], image.pixels.shape[1:]
+    if not _same_ground(image, grid):
+        sizes = " and ".join(f"{width} x {height}" for height, width in (own, shape))
+        raise bad_image(f"{suffix} does not cover the same ground as the other bands ({sizes})", "BandMismatch")
+    if own == shape:
+        return image.pixels, mask
+    return resample(image.pixels, mask, (shape[0], shape[1]), method)
+
+
+def _same_ground(image: Image, other: Image) -> bool:
+    """Whether two images' edges are the same to a pixel of the coarser one, as far as can be told."""
+    (height, width), (rows, columns) = image.pixels.shape[1:], other.pixels.shape[1:]
+    if image.place and other.place:
+        if image.place.crs != other.place.crs:
+            return False
+        edges = np.subtract(image.place.bounds(height, width), other.place.bounds(rows, columns))
+        a, b, _, d, e, _ = (image if height * width < rows * columns else other).place.transform  # type: ignore[union-attr]
+        step = max(abs(a) + abs(b), abs(d) + abs(e))
+        return bool(np.abs(edges).max() <= step)
+    return bool(abs(height * columns - width * rows) <= max(height, width, rows, columns))
 
 
 def _named(image: Image, names: list[str] | None) -> tuple[str, ...]:

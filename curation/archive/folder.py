@@ -9,11 +9,12 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from curation.archive.names import extension, is_text, matters, printable
-from curation.archive.sample import Member, RawSample, Rejection
+from curation.archive.sample import Member, RawSample, Rejection, Wanted
+from curation.archive.shards import group_scenes
 from curation.errors import AccessError
 
 if TYPE_CHECKING:
-    from curation.archive.listing import Shard
+    from curation.archive.shards import Shard
     from curation.config import ArchiveConfig
     from curation.storage import FileInfo, Folder
 
@@ -21,24 +22,33 @@ THREADS = 8  # requests at once to a remote store, where each takes tens of mill
 AHEAD = 32  # samples that are fetched before they are asked for
 
 
-def read_folder(folder: Folder, shard: Shard, settings: ArchiveConfig) -> Iterator[RawSample | Rejection]:
+def read_folder(
+    folder: Folder, shard: Shard, settings: ArchiveConfig, only: Sequence[Wanted] | None = None
+) -> Iterator[RawSample | Rejection]:
     """The samples of a folder, sorted by key, numbered from 0.
+
+    A sample is a stem; with ``archive.scene`` a scene, each of its files named by its band.
 
     Raises:
         AccessError: a file vanished, or is not of its listed size.
     """
 
-    def read(index: int, key: str, files: list[FileInfo]) -> RawSample | Rejection:
+    def read(index: int, key: str, files: dict[str, FileInfo]) -> RawSample | Rejection:
         if not is_text(key):
             return Rejection(printable(key), index, "read", "BadName", f"the name {printable(key)} is not UTF-8")
-        for file in files:
+        for file in files.values():
             suffix = extension(file.path)
             if file.size == 0 and suffix != "txt" and matters(suffix, settings.members):
                 return Rejection(key, index, "read", "EmptyMember", f"{_base(file)} has no bytes")
-        members = [Member(_base(file), None, file.size) for file in files]
-        return RawSample(key, index, members, {_suffix(file): _read(folder, file) for file in files})
+        members = [
+            Member(_base(file), None, file.size, file.path if settings.scene else None) for file in files.values()
+        ]
+        return RawSample(key, index, members, {suffix: _read(folder, file) for suffix, file in files.items()})
 
-    groups = sorted(_groups(shard.files).items())
+    groups = sorted(_groups(shard.files, settings.scene).items())
+    if only is not None:
+        keys = {wanted.key for wanted in only}
+        groups = [group for group in groups if group[0] in keys]
     calls = [partial(read, index, key, files) for index, (key, files) in enumerate(groups)]
     if folder.local:
         for call in calls:
@@ -47,10 +57,18 @@ def read_folder(folder: Folder, shard: Shard, settings: ArchiveConfig) -> Iterat
         yield from _ahead(calls)
 
 
-def _groups(files: tuple[FileInfo, ...]) -> dict[str, list[FileInfo]]:
-    groups: dict[str, list[FileInfo]] = {}
-    for file in files:
-        groups.setdefault(_base(file).rpartition(".")[0], []).append(file)
+def _groups(files: tuple[FileInfo, ...], scene: str | None) -> dict[str, dict[str, FileInfo]]:
+    """Keys to files by suffix."""
+    groups: dict[str, dict[str, FileInfo]] = {}
+    if scene is None:
+        for file in files:
+            groups.setdefault(_base(file).rpartition(".")[0], {})[_suffix(file)] = file
+        return groups
+    for name, own in group_scenes(files, scene).items():
+        suffixes = [
+            f"{band}.{_suffix(file)}" if band and band != _suffix(file) else _suffix(file) for band, file in own
+        ]
+        groups[name.rpartition("/")[2]] = dict(zip(suffixes, (file for _, file in own), strict=True))
     return groups
 
 

@@ -4,7 +4,6 @@ import io
 import struct
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import imagecodecs
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import BmpImagePlugin, JpegImagePlugin, PngImagePlugin, TiffImagePlugin, WebPImagePlugin
 from PIL.Image import Image as PillowImage
 
-from curation.archive.sidecar import Footprint
+from curation.archive.sample import Image
 from curation.errors import BadSample
 
 RGB = ("red", "green", "blue")
@@ -40,25 +39,6 @@ _CONVERTED = {
     "HSV": "RGB",
 }
 _BANDS = {"L": ("gray",), "LA": ("gray",), "RGB": RGB, "RGBA": RGB, "F": ("gray",), "I": ("gray",)}
-
-
-@dataclass(slots=True)
-class Image:
-    """A decoded file.
-
-    Attributes:
-        pixels: ``(bands, height, width)``.
-        bands: one name a band.
-        mask: ``(height, width)``, True where the file says that a pixel is valid; ``None`` where it says nothing.
-        nodata: the number that stands for no data, by the file.
-        footprint: west, south, east, north in degrees.
-    """
-
-    pixels: NDArray[Any]
-    bands: tuple[str, ...]
-    mask: NDArray[np.bool_] | None = None
-    nodata: float | None = None
-    footprint: Footprint | None = None
 
 
 def bad_image(message: str, kind: str = "BadImage") -> BadSample:

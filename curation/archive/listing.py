@@ -1,64 +1,26 @@
 """What there is to read: the roots that a URL names, and the shards below each of them."""
 
+from __future__ import annotations
+
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fsspec.utils import glob_translate
 
-from curation.archive.names import IMAGES, SIDECARS, extension, is_text, printable
+from curation.archive.names import IMAGES, SIDECARS, extension, is_shard, is_text, printable
+from curation.archive.shards import Shard, shards_of
 from curation.errors import AccessError, RequestError
-from curation.storage import FileInfo, Folder, is_local, listing_digest, local_path, public_url, retry
+from curation.storage import FileInfo, Folder, is_local, local_path, public_url, retry
+
+if TYPE_CHECKING:
+    from curation.config import ArchiveConfig
 
 Options = dict[str, dict[str, Any]]
 
 _MAGIC = re.compile(r"[*?\[]")
-
-
-@dataclass(frozen=True)
-class Shard:
-    """One tar, or one folder with images directly in it.
-
-    Attributes:
-        root: name of its root.
-        path: below the root, ``/`` between the parts; ``.`` where the root itself is the folder.
-        format: ``tar`` or ``folder``.
-        file: the tar.
-        files: a folder's images and their sidecars, sorted.
-        vectors: version of the precomputed vectors that its rows are made with; empty where pixels are read.
-    """
-
-    root: str
-    path: str
-    format: str
-    file: FileInfo | None = None
-    files: tuple[FileInfo, ...] = ()
-    vectors: str = ""
-
-    @property
-    def name(self) -> str:
-        """The shard's id: ``<root>/<path below it>``."""
-        return f"{self.root}/{self.path}"
-
-    @property
-    def contents(self) -> tuple[FileInfo, ...]:
-        """Every file of the shard."""
-        return self.files if self.file is None else (self.file,)
-
-    @property
-    def size(self) -> int:
-        """Bytes of all its files."""
-        return sum(file.size for file in self.contents)
-
-    @property
-    def fingerprint(self) -> dict[str, Any]:
-        """What differs once the shard's content does: size and version (of a folder, a hash over its files')."""
-        vectors = {"vectors": self.vectors} if self.vectors else {}
-        if self.file is not None:
-            return self.file.fingerprint | vectors
-        return {"size": self.size, "version": listing_digest(self.files), **vectors}
 
 
 @dataclass(frozen=True)
@@ -70,7 +32,7 @@ class Root:
     shards: tuple[Shard, ...]
 
 
-def list_archive(url: Any, options: Options | None = None) -> list[Root]:
+def list_archive(url: Any, options: Options | None = None, settings: ArchiveConfig | None = None) -> list[Root]:
     """List the roots and shards that ``url`` names.
 
     Args:
@@ -78,6 +40,7 @@ def list_archive(url: Any, options: Options | None = None) -> list[Root]:
             ``[…]``, ``**``), as typed; a list of them, or a mapping of names to
             them; also the text ``[a, b]`` or ``{name: url}`` where no such path exists.
         options: per protocol, what its file system is made with.
+        settings: how files make shards; ``None``: by the defaults.
 
     Returns:
         The roots in the order given; unnamed ones are ``root0``, ``root1``, ….
@@ -86,7 +49,7 @@ def list_archive(url: Any, options: Options | None = None) -> list[Root]:
         RequestError: no such path, no shard there, no credentials, or two shards of one id.
         AccessError: the store does not answer.
     """
-    roots = [_list_root(name, one, options) for name, one in _named(url)]
+    roots = [_list_root(name, one, options, settings) for name, one in _named(url)]
     _check_ids(roots)
     return roots
 
@@ -155,7 +118,7 @@ def _unquote(text: str) -> str:
 # from one URL to a root
 
 
-def _list_root(name: str, url: str, options: Options | None) -> Root:
+def _list_root(name: str, url: str, options: Options | None, settings: ArchiveConfig | None) -> Root:
     try:
         folder, files = _find(url, options)
     except AccessError as error:
@@ -164,9 +127,12 @@ def _list_root(name: str, url: str, options: Options | None) -> Root:
             advice = "set them by environment, profile or instance role" if not is_local(url) else "check its mode"
             raise RequestError(f"{error}; {advice}") from error
         raise
-    shards = tuple(sorted(_shards(name, files), key=lambda shard: shard.path))
+    shards = tuple(sorted(shards_of(name, files, settings), key=lambda shard: shard.path))
+    for shard in shards:
+        if not is_text(shard.path):
+            raise RequestError(f"the name of {printable(shard.name)} is not UTF-8: rename it")
     if not shards:
-        looked_for = f"looked for *.tar and for folders with images ({', '.join(sorted(IMAGES))})"
+        looked_for = f"looked for *.tar, *.parquet, *.zarr, *.zip and images ({', '.join(sorted(IMAGES))})"
         raise RequestError(f"no shard found in {public_url(url)}: {looked_for}")
     return Root(name, folder, shards)
 
@@ -180,8 +146,8 @@ def _find(url: str, options: Options | None) -> tuple[Folder, list[FileInfo]]:
     if kind == "directory":
         return folder, folder.list()
     if kind == "file":
-        if not is_tar(url):
-            raise RequestError(f"{public_url(url)} is no shard: give a .tar, or a folder of tars or images")
+        if not is_shard(url):
+            raise RequestError(f"{public_url(url)} is no shard: give a tar, Parquet, zipped Zarr or TIFF, or a folder")
         parent, _, base = folder.url.rpartition("/")
         parent_folder = Folder(parent or "/", options)
         return parent_folder, [parent_folder.info(base)]
@@ -234,37 +200,6 @@ def _kind(folder: Folder) -> str | None:
 
 
 # from files to shards
-
-
-def is_tar(path: str) -> bool:
-    """Whether a path names a tar."""
-    return extension(path) == "tar"
-
-
-def _shards(root: str, files: Iterable[FileInfo]) -> Iterator[Shard]:
-    folders: dict[str, list[FileInfo]] = {}
-    for file in files:
-        if any(part.startswith(".") for part in file.path.split("/")) or file.path.endswith("/"):
-            continue
-        if is_tar(file.path):
-            yield _checked(Shard(root, file.path, "tar", file))
-        elif extension(file.path) in IMAGES or extension(file.path) in SIDECARS:
-            folders.setdefault(file.path.rpartition("/")[0], []).append(file)
-    for path, inside in folders.items():
-        stems = {_stem(file) for file in inside if extension(file.path) in IMAGES}
-        if stems:
-            chosen = tuple(sorted(file for file in inside if _stem(file) in stems))
-            yield _checked(Shard(root, path or ".", "folder", files=chosen))
-
-
-def _stem(file: FileInfo) -> str:
-    return file.path.rpartition(".")[0]
-
-
-def _checked(shard: Shard) -> Shard:
-    if not is_text(shard.path):
-        raise RequestError(f"the name of {printable(shard.name)} is not UTF-8: rename it")
-    return shard
 
 
 def _check_ids(roots: list[Root]) -> None:

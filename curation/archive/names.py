@@ -4,6 +4,7 @@ import re
 
 IMAGES = frozenset({"jpg", "jpeg", "png", "tif", "tiff", "npy", "webp", "bmp", "jp2"})
 SIDECARS = frozenset({"json", "cls", "txt"})
+SHARDS = frozenset({"tar", "parquet", "zip"})
 PICKLES = frozenset({"pkl", "pickle", "pt", "pth", "pyd", "joblib"})
 
 _UNSAFE = re.compile(r"[/\\]|(?:.*[/\\])?\.\.(?:[/\\]|$)", re.DOTALL)
@@ -12,6 +13,11 @@ _UNSAFE = re.compile(r"[/\\]|(?:.*[/\\])?\.\.(?:[/\\]|$)", re.DOTALL)
 def extension(name: str) -> str:
     """What follows the last dot, in lower case: ``tif`` of ``a/b.B02.TIF``; empty without a dot."""
     return name.rpartition("/")[2].rpartition(".")[2].lower() if "." in name else ""
+
+
+def is_shard(path: str) -> bool:
+    """Whether a file that is named alone can be a shard, or a scene."""
+    return extension(path) in SHARDS or extension(path) in IMAGES
 
 
 def split_name(name: str) -> tuple[str, str]:

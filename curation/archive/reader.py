@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from curation.archive.folder import read_folder
-from curation.archive.listing import Shard
-from curation.archive.sample import RawSample, Rejection
+from curation.archive.sample import RawSample, Rejection, Wanted
+from curation.archive.shards import Shard
 from curation.archive.webdataset import read_tar
 from curation.errors import AccessError
 from curation.storage import Folder
@@ -16,22 +17,31 @@ if TYPE_CHECKING:
     from curation.config import ArchiveConfig
 
 
-def read_shard(folder: Folder, shard: Shard, settings: ArchiveConfig) -> Iterator[RawSample | Rejection]:
+Reader = Callable[
+    [Folder, Shard, "ArchiveConfig", Sequence[Wanted] | None],
+    Iterator[RawSample | Rejection],
+]
+READERS: dict[str, Reader] = {"tar": read_tar, "folder": read_folder}
+
+
+def read_shard(
+    folder: Folder, shard: Shard, settings: ArchiveConfig, only: Sequence[Wanted] | None = None
+) -> Iterator[RawSample | Rejection]:
     """Everything in a shard, in its order, numbered from 0 without gaps.
 
     Args:
         folder: the root's folder.
         shard: as the listing gave it.
         settings: how archives are read.
+        only: just these samples, in the shard's order; their numbers mean nothing then.
 
     Raises:
         AccessError: the shard vanished, changed, or gave fewer bytes than the
             listing said. It may come after the last sample: what was read
             counts only once the stream has ended.
     """
-    reader = read_tar if shard.format == "tar" else read_folder
     try:
-        yield from reader(folder, shard, settings)
+        yield from READERS[shard.format](folder, shard, settings, only)
         _check_unchanged(folder, shard)
     except FileNotFoundError as error:
         raise AccessError(f"{folder.public(shard.path)}: it vanished after it was listed") from error
@@ -40,10 +50,11 @@ def read_shard(folder: Folder, shard: Shard, settings: ArchiveConfig) -> Iterato
 
 
 def _check_unchanged(folder: Folder, shard: Shard) -> None:
-    if shard.file is not None:
-        now = {shard.file.path: folder.info(shard.file.path)}
+    if shard.format == "folder":
+        inside = {os.path.dirname(file.path) for file in shard.files}
+        now = {file.path: file for file in folder.list(os.path.commonpath(inside), recursive=len(inside) > 1)}
     else:
-        now = {file.path: file for file in folder.list("" if shard.path == "." else shard.path, recursive=False)}
+        now = {file.path: folder.info(file.path) for file in shard.contents}
     for file in shard.contents:
         if file.path not in now:
             raise AccessError(f"{folder.public(file.path)}: it vanished after it was listed")

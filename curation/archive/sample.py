@@ -3,9 +3,12 @@
 import hashlib
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from curation.archive.place import Footprint, Georeference
 
 
 def sample_id(shard: str, key: str) -> str:
@@ -15,25 +18,92 @@ def sample_id(shard: str, key: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One file of a sample; ``offset`` is where its data begin in the shard, in bytes (``None`` in a folder)."""
+    """One file of a sample.
+
+    Attributes:
+        name: its name in the shard; of a Parquet file the column.
+        offset: where its data begin in the file, in bytes; ``None`` where it is no run of bytes of a tar.
+        size: bytes.
+        file: the file that it lies in, below the root; ``None``: the shard itself.
+    """
 
     name: str
     offset: int | None
     size: int
+    file: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A tile's place in its image, in pixels of the image's grid."""
+
+    row: int
+    column: int
+    height: int
+    width: int
+
+    @property
+    def suffix(self) -> str:
+        """What a tile's key adds to that of its image."""
+        return f"_r{self.row:05d}_c{self.column:05d}"
+
+
+@dataclass(slots=True)
+class Image:
+    """A decoded file.
+
+    Attributes:
+        pixels: ``(bands, height, width)``.
+        bands: one name a band.
+        mask: ``(height, width)``, True where the file says that a pixel is valid; ``None`` where it says nothing.
+        nodata: the number that stands for no data, by the file.
+        place: where its grid lies on the ground.
+    """
+
+    pixels: NDArray[Any]
+    bands: tuple[str, ...]
+    mask: NDArray[np.bool_] | None = None
+    nodata: float | None = None
+    place: Georeference | None = None
 
 
 @dataclass(slots=True)
 class RawSample:
-    """A key's files as they lie in the shard, not decoded.
+    """A key as it lies in the shard, not decoded (or, out of scenes and arrays, decoded but not interpreted).
 
-    ``index`` counts the keys of the shard from 0, quarantined ones too;
-    ``data`` maps a member's suffix (``jpg``, ``B02.tif``, ``json``) to its bytes.
+    Attributes:
+        key: by the reader's rule; of a tile that a reader cut, its image's.
+        index: counts the keys of the shard from 0, quarantined ones too.
+        members: its files.
+        data: a member's suffix (``jpg``, ``B02.tif``, ``json``) to its bytes.
+        images: a band's or member's name to its pixels, where a reader decodes what it reads.
+        said: what the container says of the sample (columns, STAC properties), by the sidecars' names.
+        position: where it lies in a container: row group and row, or indices along sample axes.
+        window: the tile that ``images`` hold, where the reader cuts.
     """
 
     key: str
     index: int
     members: list[Member]
     data: dict[str, bytes]
+    images: dict[str, Image] = field(default_factory=dict)
+    said: dict[str, Any] = field(default_factory=dict)
+    position: tuple[int, ...] | None = None
+    window: Window | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A sample that is asked for alone, by what the catalog says of where it lies.
+
+    Attributes:
+        key: of a tile, its image's.
+        position, window: see :class:`RawSample`.
+    """
+
+    key: str
+    position: tuple[int, ...] | None = None
+    window: Window | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,16 +119,21 @@ class Rejection:
 
 @dataclass(slots=True)
 class Sample:
-    """A decoded tile; pixels, mask and metadata travel together.
+    """A decoded tile; pixels, masks and metadata travel together.
 
     Attributes:
-        pixels: ``(bands, height, width)``, dtype as stored (uint8, uint16, int16 or float32).
+        pixels: ``(bands, height, width)``, dtype as stored (uint8, uint16, int16 or float32), or float32 in the units
+            of ``radiometry``.
         mask: ``(height, width)`` bool, True where every band is valid.
         bands: one name a band.
         image: the member that ``offset`` and ``size`` of the catalog speak of.
+        position, window: see :class:`RawSample`.
+        place: where its grid lies on the ground, where a file says so.
+        clouds: ``(height, width)`` bool, True where a mask band says cloud; ``None`` where there is none.
         time: acquisition time, in UTC.
-        footprint: west, south, east, north in degrees.
+        footprint: west, south, east, north in degrees; west above east crosses the antimeridian.
         cloud_fraction: cloudy share of the valid pixels, 0 to 1, where the data say so.
+        incidence_angle: degrees.
         radiometry: what the numbers mean (``unknown`` where nothing says).
     """
 
@@ -69,11 +144,16 @@ class Sample:
     bands: tuple[str, ...]
     image: Member
     members: list[Member] = field(default_factory=list)
+    position: tuple[int, ...] | None = None
+    window: Window | None = None
+    place: Georeference | None = None
+    clouds: NDArray[np.bool_] | None = None
     source_id: str | None = None
     label: str | None = None
     caption: str | None = None
     time: datetime | None = None
-    footprint: tuple[float, float, float, float] | None = None
+    footprint: Footprint | None = None
     license: str | None = None
     cloud_fraction: float | None = None
+    incidence_angle: float | None = None
     radiometry: str = "unknown"

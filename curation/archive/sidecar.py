@@ -1,4 +1,4 @@
-"""What the files beside an image say about it: label, caption, time, place, licence, source, clouds.
+"""What is said of an image beside its pixels: label, caption, time, place, licence, source, clouds, incidence angle.
 
 ``.json`` may be a flat object or a STAC item; ``.cls`` holds a label, ``.txt``
 a caption. Fields that nobody here knows are left alone; a known field with a
@@ -13,38 +13,68 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from curation.archive.place import Footprint
 from curation.errors import BadSample
 
-Footprint = tuple[float, float, float, float]
+# the name under which `archive.fields` puts a value: the first that is looked at
+_CANONICAL = {
+    **{field: field for field in ("label", "caption", "time", "footprint", "license", "source_id")},
+    **{field: field for field in ("cloud_fraction", "cloud_cover", "incidence_angle", "lon", "lat")},
+}
+_LON, _LAT = ("lon", "longitude", "centre_lon", "center_lon"), ("lat", "latitude", "centre_lat", "center_lat")
+FIELDS = tuple(_CANONICAL)  # what `archive.fields` may name
 
 _NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
 
 
-def read_sidecars(data: Mapping[str, bytes]) -> dict[str, Any]:
-    """The metadata fields of a :class:`~curation.archive.sample.Sample`, out of its members by suffix.
+NAMES = {  # of a field in sidecars, columns and STAC properties; the first that says anything counts
+    "label": ("label",),
+    "caption": ("caption", "text"),
+    "time": ("time", "datetime", "date", "product_datetime", "timestamp", "start_datetime"),
+    "license": ("license", "licence"),
+    "source_id": ("source_id", "product_id", "scene_id"),
+    "incidence_angle": ("incidence_angle", "view:incidence_angle"),
+}
 
-    Returns:
-        ``label``, ``caption``, ``time`` (UTC), ``footprint`` (degrees),
-        ``license``, ``source_id``, ``cloud_fraction`` (0 to 1), each ``None`` where nothing says.
+
+def gather(data: Mapping[str, bytes], said: Mapping[str, Any]) -> dict[str, Any]:
+    """Everything that is said of a sample: by its container, and over that by its sidecars.
 
     Raises:
-        BadSample: ``BadSidecar``, the file or one of its values cannot be read.
+        BadSample: ``BadSidecar``, a file cannot be read.
     """
     files = {suffix.lower(): content for suffix, content in data.items() if suffix.lower() in ("json", "cls", "txt")}
-    said = _json(files["json"]) if "json" in files else {}
-    label, caption = _label(said), _text(said, "caption", "text")
-    if label is None and "cls" in files:
-        label = _plain(files["cls"], "cls")
-    if caption is None and "txt" in files:
-        caption = _plain(files["txt"], "txt")
+    found = {**said, **(_json(files["json"]) if "json" in files else {})}
+    for field, suffix in (("label", "cls"), ("caption", "txt")):
+        if suffix in files and _first(found, *NAMES[field])[1] is None:
+            found[NAMES[field][0]] = _plain(files[suffix], suffix)
+    return found
+
+
+def read_fields(said: Mapping[str, Any], names: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """The metadata fields of a :class:`~curation.archive.sample.Sample`.
+
+    Args:
+        said: what :func:`gather` found.
+        names: ``archive.fields``: of a field, the one name that counts for it.
+
+    Returns:
+        ``label``, ``caption``, ``time`` (UTC), ``footprint`` (degrees), ``license``, ``source_id``,
+        ``cloud_fraction`` (0 to 1), ``incidence_angle`` (degrees), each ``None`` where nothing says.
+
+    Raises:
+        BadSample: ``BadSidecar``, a value cannot be right.
+    """
+    said = {**said, **{_CANONICAL[field]: said.get(name) for field, name in (names or {}).items()}}
     return {
-        "label": label,
-        "caption": caption,
+        "label": _label(said),
+        "caption": _text(said, *NAMES["caption"]),
         "time": _time(said),
         "footprint": _footprint(said),
-        "license": _text(said, "license", "licence"),
-        "source_id": _text(said, "source_id", "product_id", "scene_id"),
+        "license": _text(said, *NAMES["license"]),
+        "source_id": _text(said, *NAMES["source_id"]),
         "cloud_fraction": _clouds(said),
+        "incidence_angle": _angle(said),
     }
 
 
@@ -70,7 +100,7 @@ def _plain(content: bytes, suffix: str) -> str | None:
         raise _bad(f"{suffix}: the text is not UTF-8") from None
 
 
-def _first(said: dict[str, Any], *names: str) -> tuple[str, Any]:
+def _first(said: Mapping[str, Any], *names: str) -> tuple[str, Any]:
     """The first of some fields that says anything, with its name."""
     for name in names:
         if said.get(name) not in (None, ""):
@@ -78,7 +108,7 @@ def _first(said: dict[str, Any], *names: str) -> tuple[str, Any]:
     return "", None
 
 
-def _text(said: dict[str, Any], *names: str) -> str | None:
+def _text(said: Mapping[str, Any], *names: str) -> str | None:
     name, value = _first(said, *names)
     if value is None:
         return None
@@ -92,7 +122,7 @@ def _text(said: dict[str, Any], *names: str) -> str | None:
     return text
 
 
-def _label(said: dict[str, Any]) -> str | None:
+def _label(said: Mapping[str, Any]) -> str | None:
     """The label; several of one sample are joined by semicolons."""
     _, value = _first(said, "label")
     if not isinstance(value, list):
@@ -100,15 +130,17 @@ def _label(said: dict[str, Any]) -> str | None:
     return "; ".join(filter(None, (_text({"label": one}, "label") for one in value))) or None
 
 
-def _time(said: dict[str, Any]) -> datetime | None:
+def _time(said: Mapping[str, Any]) -> datetime | None:
     """ISO 8601 (UTC where no zone is given), or seconds since 1970."""
-    name, value = _first(said, "time", "datetime", "date")
+    name, value = _first(said, *NAMES["time"])
     if value is None:
         return None
     try:
         if isinstance(value, str):
             time = datetime.fromisoformat(value.strip())
             return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
+        if isinstance(value, datetime):
+            return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
         if isinstance(value, bool):
             raise TypeError
         return datetime.fromtimestamp(value, UTC)
@@ -116,10 +148,10 @@ def _time(said: dict[str, Any]) -> datetime | None:
         raise _bad(f"json: {name}={value!r:.80} is no time: write ISO 8601, 2024-05-01T10:30:00Z") from None
 
 
-def _footprint(said: dict[str, Any]) -> Footprint | None:
+def _footprint(said: Mapping[str, Any]) -> Footprint | None:
     """West, south, east, north from a box, GeoJSON or WKT polygon, or a point; west > east crosses the antimeridian."""
     name, value = _first(said, "footprint", "bbox", "geometry")
-    lon, lat = (_first(said, *names)[1] for names in (("lon", "longitude"), ("lat", "latitude")))
+    lon, lat = (_first(said, *names)[1] for names in (_LON, _LAT))
     try:
         if value is not None:
             box = _box(value)
@@ -152,7 +184,10 @@ def _box(value: Any) -> Footprint:
     else:
         raise ValueError
     xs, ys = [x for x, _ in points], [y for _, y in points]
-    return min(xs), min(ys), max(xs), max(ys)
+    west, east = min(xs), max(xs)
+    if east - west > 180:  # no tile is that wide: it crosses the antimeridian
+        west, east = min(x for x in xs if x > 0), max(x for x in xs if x < 0)
+    return west, min(ys), east, max(ys)
 
 
 def _points(value: Any) -> Iterator[tuple[float, float]]:
@@ -164,7 +199,7 @@ def _points(value: Any) -> Iterator[tuple[float, float]]:
         yield from _points(inner)
 
 
-def _clouds(said: dict[str, Any]) -> float | None:
+def _clouds(said: Mapping[str, Any]) -> float | None:
     """``cloud_fraction`` from 0 to 1, or ``cloud_cover`` in percent."""
     name, value = _first(said, "cloud_fraction", "cloud_cover", "eo:cloud_cover")
     if value is None:
@@ -177,3 +212,16 @@ def _clouds(said: dict[str, Any]) -> float | None:
     if not 0 <= share <= 1:
         raise _bad(f"json: {name}={value!r:.80} lies outside 0 to {scale:g}")
     return share
+
+
+def _angle(said: Mapping[str, Any]) -> float | None:
+    name, value = _first(said, *NAMES["incidence_angle"])
+    if value is None:
+        return None
+    try:
+        angle = float(value)
+    except (ValueError, TypeError):
+        angle = math.nan
+    if not 0 <= angle <= 90:
+        raise _bad(f"json: {name}={value!r:.80} is no angle between 0 and 90 degrees")
+    return angle

@@ -7,10 +7,8 @@ stands in for what libtiff does not decode. Formats: TIFF 6.0, BigTIFF, GeoTIFF
 
 import html
 import io
-import math
 import re
 import struct
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -20,8 +18,9 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
-from curation.archive.image import Image, bad_image, check_pixels
-from curation.archive.sidecar import Footprint
+from curation.archive.image import bad_image, check_pixels
+from curation.archive.place import Georeference, named_crs
+from curation.archive.sample import Image
 from curation.errors import BadSample
 
 # TIFF's numeric types: struct's letter and bytes.
@@ -218,7 +217,7 @@ def _image(page: Page, layout: _Layout, pixels: NDArray[Any], mask: NDArray[np.b
         value = float(nodata) if nodata else None
     except ValueError:
         value = None
-    return Image(pixels, names or tuple(default), mask, value, footprint(page, layout.height, layout.width))
+    return Image(pixels, names or tuple(default), mask, value, georeference(page))
 
 
 def _alpha(page: Page, layout: _Layout, names: tuple[str, ...]) -> int | None:
@@ -246,66 +245,30 @@ def _descriptions(xml: str, count: int) -> tuple[str, ...]:
 # place
 
 
-def footprint(page: Page, height: int, width: int) -> Footprint | None:
-    """West, south, east, north in degrees, where the tags give them in degrees or UTM (WGS 84)."""
+def georeference(page: Page) -> Georeference | None:
+    """The grid's place, where the tags give it in a reference system that PROJ knows."""
     keys = page.values(34735)
     model = {key: value for key, place, _, value in zip(*[iter(keys[4:])] * 4, strict=False) if place == 0}
-    corners = [(x, y) for x in (0, width) for y in (0, height)]
-    try:
-        points = list(_to_model(page, corners, 0.5 if model.get(1025) == 2 else 0.0))
-        if model.get(1024) == 1:
-            zone, south = model.get(3072, 0) % 100, model.get(3072, 0) // 100 == 327
-            if model.get(3072, 0) // 100 not in (326, 327) or not 1 <= zone <= 60:
-                return None
-            points = [utm_to_degrees(x, y, zone, south) for x, y in points]
-        elif model.get(1024) != 2:
-            return None
-    except (ValueError, OverflowError):
+    transform = _transform(page, 0.5 if model.get(1025) == 2 else 0.0)
+    if transform is None:
         return None
-    west, east = min(x for x, _ in points), max(x for x, _ in points)
-    south_edge, north = min(y for _, y in points), max(y for _, y in points)
-    return (west, south_edge, east, north) if -180 <= west <= east <= 180 and -90 <= south_edge <= north <= 90 else None
+    if model.get(1024) == 1:
+        crs = named_crs(int(model.get(3072, 0)))
+    elif model.get(1024) == 2:
+        crs = named_crs(int(model.get(2048, 0))) or "EPSG:4326"
+    else:
+        return None
+    return Georeference(crs, transform) if crs else None
 
 
-def _to_model(page: Page, pixels: list[tuple[int, int]], shift: float) -> Iterator[tuple[float, float]]:
-    """Pixel corners to the coordinates of the reference system."""
+def _transform(page: Page, shift: float) -> tuple[float, float, float, float, float, float] | None:
+    """Pixel corners to coordinates; ``shift`` where the tags speak of pixels' centres."""
     matrix, scale, tie = page.values(34264), page.values(33550), page.values(33922)
-    for column, row in pixels:
-        x, y = column - shift, row - shift
-        if len(matrix) == 16:
-            yield matrix[0] * x + matrix[1] * y + matrix[3], matrix[4] * x + matrix[5] * y + matrix[7]
-        elif len(scale) >= 2 and len(tie) >= 6:
-            yield tie[3] + (x - tie[0]) * scale[0], tie[4] - (y - tie[1]) * scale[1]
-        else:
-            raise ValueError
-
-
-def utm_to_degrees(easting: float, northing: float, zone: int, south: bool) -> tuple[float, float]:
-    """Longitude and latitude in degrees of UTM coordinates in metres, on WGS 84.
-
-    Krueger's series to the fourth order in n; Karney, "Transverse Mercator with
-    an accuracy of a few nanometers", J. Geodesy 85 (2011), eq. 11 and 36.
-    """
-    flattening = 1 / 298.257223563
-    n = flattening / (2 - flattening)
-    radius = 6378137.0 / (1 + n) * (1 + n**2 / 4 + n**4 / 64)
-    beta = (
-        n / 2 - 2 * n**2 / 3 + 37 * n**3 / 96 - n**4 / 360,
-        n**2 / 48 + n**3 / 15 - 437 * n**4 / 1440,
-        17 * n**3 / 480 - 37 * n**4 / 840,
-        4397 * n**4 / 161280,
-    )
-    delta = (
-        2 * n - 2 * n**2 / 3 - 2 * n**3 + 116 * n**4 / 45,
-        7 * n**2 / 3 - 8 * n**3 / 5 - 227 * n**4 / 45,
-        56 * n**3 / 15 - 136 * n**4 / 35,
-        4279 * n**4 / 630,
-    )
-    xi = (northing - 1e7 * south) / (0.9996 * radius)
-    eta = (easting - 5e5) / (0.9996 * radius)
-    xi_0 = xi - sum(b * math.sin(2 * j * xi) * math.cosh(2 * j * eta) for j, b in enumerate(beta, 1))
-    eta_0 = eta - sum(b * math.cos(2 * j * xi) * math.sinh(2 * j * eta) for j, b in enumerate(beta, 1))
-    chi = math.asin(math.sin(xi_0) / math.cosh(eta_0))
-    latitude = chi + sum(d * math.sin(2 * j * chi) for j, d in enumerate(delta, 1))
-    longitude = math.atan2(math.sinh(eta_0), math.cos(xi_0))
-    return math.degrees(longitude) + 6 * zone - 183, math.degrees(latitude)
+    if len(matrix) == 16:
+        a, b, c, d, e, f = matrix[0], matrix[1], matrix[3], matrix[4], matrix[5], matrix[7]
+    elif len(scale) >= 2 and len(tie) >= 6:
+        a, b, c = scale[0], 0.0, tie[3] - tie[0] * scale[0]
+        d, e, f = 0.0, -scale[1], tie[4] + tie[1] * scale[1]
+    else:
+        return None
+    return a, b, c - shift * (a + b), d, e, f - shift * (d + e)

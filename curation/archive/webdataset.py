@@ -7,16 +7,16 @@ POSIX.1-2001 ``ustar`` and ``pax``, and GNU's long names and binary numbers.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, BinaryIO
 
 from curation.archive.names import is_hidden, is_text, is_unsafe, matters, printable, split_name
-from curation.archive.sample import Member, RawSample, Rejection
+from curation.archive.sample import Member, RawSample, Rejection, Wanted
 from curation.errors import AccessError
 
 if TYPE_CHECKING:
-    from curation.archive.listing import Shard
+    from curation.archive.shards import Shard
     from curation.config import ArchiveConfig
     from curation.storage import Folder
 
@@ -30,7 +30,9 @@ _NO_DATA = b"123456"  # links, devices, folders, pipes
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 
 
-def read_tar(folder: Folder, shard: Shard, settings: ArchiveConfig) -> Iterator[RawSample | Rejection]:
+def read_tar(
+    folder: Folder, shard: Shard, settings: ArchiveConfig, only: Sequence[Wanted] | None = None
+) -> Iterator[RawSample | Rejection]:
     """The samples of a tar in their order; members of a key must follow each other.
 
     What comes is numbered from 0 without gaps. A break (cut short, a damaged
@@ -40,6 +42,10 @@ def read_tar(folder: Folder, shard: Shard, settings: ArchiveConfig) -> Iterator[
         AccessError: fewer bytes came than the listing said.
     """
     assert shard.file is not None
+    if only is not None:
+        keys = {wanted.key for wanted in only}
+        yield from (item for item in read_tar(folder, shard, settings) if item.key in keys)
+        return
     with folder.open(shard.file) as file:
         stream = _Stream(file, shard.file.size, folder.public(shard.file.path))
         assembly = _Assembly(settings.members)

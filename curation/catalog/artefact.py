@@ -22,9 +22,11 @@ from numpy.typing import NDArray
 from ray.exceptions import WorkerCrashedError
 
 from curation.archive.decode import conform, decode
-from curation.archive.listing import Root, Shard
+from curation.archive.listing import Root
 from curation.archive.reader import read_shard
 from curation.archive.sample import RawSample, Rejection, Sample
+from curation.archive.shards import Shard
+from curation.archive.tiling import tiles
 from curation.catalog.careful import Subprocess
 from curation.catalog.store import chunks
 from curation.config import ArchiveConfig, Config, to_dict
@@ -33,7 +35,7 @@ from curation.errors import AccessError, BadSample, RequestError
 from curation.runtime import limit_threads
 from curation.storage import Folder, is_local, local_path
 
-READER_VERSION = 1  # raise when the same bytes would give other rows
+READER_VERSION = 2  # raise when the same bytes would give other rows
 FIT_SHARDS = 32  # shards sampled at once; more rounds follow while samples are wanting
 FIT_ROUNDS = 8
 FIT_BYTES = 512 << 20  # decoded pixels the fit may hold
@@ -227,7 +229,7 @@ def _sample_shard(
     reasons: list[str] = []
     size = 0
     for raw in itertools.islice(_raw_samples(folder, shard, archive, reasons), 4 * want):
-        heapq.heappush(kept, (-_hash(f"{shard.name}\0{raw.key}"), raw.index, raw))
+        heapq.heappush(kept, (-_hash(f"{shard.name}\0{raw.key}{raw.window}"), raw.index, raw))
         size += _stored(raw)
         while len(kept) > want or (size > max_bytes and len(kept) > 1):
             size -= _stored(heapq.heappop(kept)[2])
@@ -239,16 +241,23 @@ def _sample_shard(
         except BadSample as error:
             reasons.append(str(error))
             continue
-        samples.append(sample)
-        size += sample.pixels.nbytes
+        for tile in _some_tiles(shard.name, sample, archive, -(-want // len(kept))):
+            samples.append(tile)
+            size += tile.pixels.nbytes
         if size > max_bytes:
             break
     subprocess.close()
     return samples, reasons[:1], [(sample.bands, str(sample.pixels.dtype)) for sample in samples]
 
 
+def _some_tiles(shard: str, sample: Sample, archive: ArchiveConfig, want: int) -> list[Sample]:
+    """A sample, or the ``want`` tiles of smallest hash that it is cut into."""
+    found = [tile for tile in tiles(sample, archive.tile.size, archive.tile.stride) if tile.mask.any()]
+    return sorted(found, key=lambda tile: _hash(f"{shard}\0{tile.key}"))[:want]
+
+
 def _stored(raw: RawSample) -> int:
-    return sum(map(len, raw.data.values()))
+    return sum(map(len, raw.data.values())) + sum(image.pixels.nbytes for image in raw.images.values())
 
 
 def _raw_samples(folder: Folder, shard: Shard, archive: ArchiveConfig, reasons: list[str]) -> Iterator[RawSample]:

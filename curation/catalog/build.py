@@ -18,7 +18,8 @@ from typing import Any
 import ray
 from ray.data import ActorPoolStrategy
 
-from curation.archive.listing import Root, Shard
+from curation.archive.listing import Root
+from curation.archive.shards import Shard
 from curation.catalog.artefact import Artefact, catalog_id, check_bank, encoder_config, load_or_fit, needs_pixels
 from curation.catalog.encode import EncodeSpec, Ledger, ShardEncoder
 from curation.catalog.store import CatalogStore, chunks

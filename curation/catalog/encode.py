@@ -11,7 +11,7 @@ import pickle
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from queue import Queue
 from threading import Thread
 from typing import Any
@@ -22,12 +22,12 @@ import ray
 from numpy.typing import NDArray
 from ray.exceptions import WorkerCrashedError
 
-from curation.archive.listing import Shard
 from curation.archive.reader import read_shard
 from curation.archive.sample import RawSample, Rejection, Sample
+from curation.archive.shards import Shard
 from curation.catalog.artefact import Artefact, encoder_config, load_artefact
 from curation.catalog.careful import Subprocess
-from curation.catalog.rows import Row, RowMaker
+from curation.catalog.rows import Result, RowMaker
 from curation.catalog.schema import QUARANTINE_SCHEMA, catalog_schema
 from curation.catalog.store import CatalogStore
 from curation.config import Config
@@ -136,10 +136,10 @@ class ShardEncoder:
                     reported, at = self._report(rows, reported), time.monotonic()
             table, quarantined = rows.finish(shard.name)
         self._report(rows, reported)
-        if source.read != table.num_rows + quarantined.num_rows:
+        if source.read != rows.raws or rows.read != table.num_rows + quarantined.num_rows:
             raise CurationError(
-                f"{shard.name}: {source.read} samples were read, but {table.num_rows} rows and "
-                f"{quarantined.num_rows} quarantined ones came of them; nothing was published"
+                f"{shard.name}: {source.read} samples were read, but {rows.raws} were looked at, and of their {rows.read} "
+                f"tiles came {table.num_rows} rows and {quarantined.num_rows} quarantined ones; nothing was published"
             )
         if not self.encoder.needs_pixels:  # the vectors are content too
             source.digest.update(table["embedding"].combine_chunks().flatten().to_numpy().tobytes())
@@ -149,9 +149,10 @@ class ShardEncoder:
             "digest": source.digest.hexdigest(),
             "artefact": self.artefact.sha256,
             "profile": self.profile,
-            "read": source.read,
+            "read": rows.read,
             "kept": table.num_rows,
             "quarantined": quarantined.num_rows,
+            "empty": rows.empty,
         }
         self.spec.store.publish(shard.name, table, quarantined, footer)
 
@@ -180,7 +181,11 @@ def _no_tile(sample: Sample) -> NDArray[Any]:
 
 @dataclass
 class ShardRows:
-    """The rows of one shard as they grow; encodes whenever a batch is full."""
+    """The rows of one shard as they grow; encodes whenever a batch is full.
+
+    Samples are numbered as they come: a raw one that was cut into tiles counts as many times as there are tiles with a
+    valid pixel; ``empty`` are those without.
+    """
 
     encoder: Encoder
     columns: list[dict[str, Any]] = field(default_factory=list)
@@ -188,20 +193,30 @@ class ShardRows:
     embeddings: list[NDArray[np.float16]] = field(default_factory=list)
     tiles: list[NDArray[Any]] = field(default_factory=list)
 
+    raws: int = 0
+    read: int = 0
+    empty: int = 0
+
     @property
     def counts(self) -> tuple[int, int]:
         """Samples and quarantined so far."""
-        return len(self.columns) + len(self.rejections), len(self.rejections)
+        return self.read, len(self.rejections)
 
-    def add(self, result: Row | Rejection) -> None:
-        """Take the next sample."""
-        if isinstance(result, Rejection):
-            self.rejections.append(result)
-            return
-        self.columns.append(result.columns)
-        self.tiles.append(result.tile)
-        if len(self.tiles) == self.encoder.batch:
-            self._encode()
+    def add(self, results: Sequence[Result]) -> None:
+        """Take what came of the next raw sample."""
+        self.raws += 1
+        for result in results:
+            if result is None:
+                self.empty += 1
+                continue
+            index, self.read = self.read, self.read + 1
+            if isinstance(result, Rejection):
+                self.rejections.append(replace(result, index=index))
+                continue
+            self.columns.append({**result.columns, "index": index})
+            self.tiles.append(result.tile)
+            if len(self.tiles) == self.encoder.batch:
+                self._encode()
 
     def _encode(self) -> None:
         if self.tiles:
@@ -234,7 +249,7 @@ class ShardRows:
 
 
 Chunk = Sequence[RawSample | Rejection]
-Results = list[Row | Rejection]
+Results = list[list[Result]]  # for each raw sample
 
 
 class _decoder:  # noqa: N801 - used like a function
@@ -276,11 +291,11 @@ class _decoder:  # noqa: N801 - used like a function
         for chunk in chunks:
             yield [self._alone(raw) for raw in chunk]
 
-    def _alone(self, raw: RawSample | Rejection) -> Row | Rejection:
+    def _alone(self, raw: RawSample | Rejection) -> list[Result]:
         try:
             return self.subprocess.call(self.maker.rows, self.shard, [raw])[0]
         except BadSample as error:
-            return Rejection(raw.key, raw.index, error.stage, error.kind, error.message)
+            return [Rejection(raw.key, raw.index, error.stage, error.kind, error.message)]
 
 
 @ray.remote(num_cpus=1)
@@ -302,6 +317,9 @@ class _Source:
                 for suffix, data in raw.data.items():
                     self._add(f"{raw.key}\0{suffix}\0{len(data)}\0")
                     self.digest.update(data)
+                for name, image in raw.images.items():
+                    self._add(f"{raw.key}\0{raw.position}\0{raw.window}\0{name}\0{image.pixels.shape}\0")
+                    self.digest.update(image.pixels.tobytes())
             else:
                 self._add(f"{raw.key}\0{raw.kind}\0")
             yield raw

@@ -16,9 +16,11 @@ import numpy as np
 import pyarrow as pa
 
 from curation.archive.decode import conform, decode
-from curation.archive.listing import Root, Shard
+from curation.archive.listing import Root
 from curation.archive.reader import read_shard
-from curation.archive.sample import RawSample
+from curation.archive.sample import RawSample, Sample
+from curation.archive.shards import Shard
+from curation.archive.tiling import tiles
 from curation.catalog.artefact import Artefact, catalog_id, encoder_config, fixed_ranges, load_or_fit, needs_pixels
 from curation.catalog.build import build_catalog
 from curation.catalog.encode import row_maker
@@ -106,10 +108,11 @@ def _probe(config: Config, roots: Sequence[Root]) -> Probe:
         encoder = build_encoder(encoder_config(config), artefact, (), "", "cpu", 1)
         return Probe(size, None, encoder.dim, "no pixels are read")
     limit_threads(1)
-    samples, reason = [], ""
+    samples: list[Sample] = []
+    reason = ""
     for raw in raws:
         try:
-            samples.append(decode(raw, config.archive))
+            samples += tiles(decode(raw, config.archive), config.archive.tile.size, config.archive.tile.stride)
         except BadSample as error:
             reason = str(error)
     if not samples:
@@ -125,7 +128,7 @@ def _probe(config: Config, roots: Sequence[Root]) -> Probe:
     encoder = build_encoder(encoder_config(config), artefact, bands, dtype, "cpu", 1)
     maker = row_maker(config, Artefact({**artefact, "range": ranges}, bands, dtype), encoder)
     start = time.perf_counter()
-    rows = [row for row in maker.rows(shard.name, raws) if isinstance(row, Row)]
+    rows = [row for results in maker.rows(shard.name, raws) for row in results if isinstance(row, Row)]
     for first in range(0, len(rows), encoder.batch):
         encoder.encode(np.stack([row.tile for row in rows[first : first + encoder.batch]]))
     seconds = (time.perf_counter() - start) / len(rows)

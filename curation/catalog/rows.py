@@ -4,6 +4,7 @@ Pure: the same chunk gives the same rows in the encoder's actor, in a task
 elsewhere, or in a subprocess.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,14 +15,15 @@ from numpy.typing import NDArray
 from curation.archive.decode import conform, decode
 from curation.archive.names import IMAGES, extension
 from curation.archive.sample import Member, RawSample, Rejection, Sample, sample_id
-from curation.archive.sidecar import read_sidecars
+from curation.archive.sidecar import gather, read_fields
+from curation.archive.tiling import tiles
 from curation.config import ArchiveConfig
 from curation.errors import BadSample
 from curation.scoring.entropy import entropy
 from curation.scoring.signature import signature_and_patch
 from curation.scoring.thumbnail import in_share, thumbnail
 
-SAID = ("label", "caption", "time", "footprint", "license", "source_id", "cloud_fraction")  # by the sidecars
+SAID = ("label", "caption", "time", "footprint", "license", "source_id", "cloud_fraction", "incidence_angle")
 
 
 @dataclass(slots=True)
@@ -30,6 +32,9 @@ class Row:
 
     columns: dict[str, Any]
     tile: NDArray[Any]
+
+
+Result = Row | Rejection | None  # None: a tile without a valid pixel, which is no sample
 
 
 @dataclass(frozen=True)
@@ -55,30 +60,45 @@ class RowMaker:
     lookup: Callable[[str, str], NDArray[np.float32]] | None = None
     decode: Callable[[RawSample, ArchiveConfig], Sample] = decode
 
-    def rows(self, shard: str, chunk: Sequence[RawSample | Rejection]) -> list[Row | Rejection]:
-        """One result a sample, in the order of the chunk."""
-        return [raw if isinstance(raw, Rejection) else self._row(shard, raw) for raw in chunk]
+    def rows(self, shard: str, chunk: Sequence[RawSample | Rejection]) -> list[list[Result]]:
+        """For each raw sample of the chunk what comes of it: one result, or one a tile."""
+        return [[raw] if isinstance(raw, Rejection) else self._rows(shard, raw) for raw in chunk]
 
-    def _row(self, shard: str, raw: RawSample) -> Row | Rejection:
+    def _rows(self, shard: str, raw: RawSample) -> list[Result]:
         try:
             if self.lookup is not None:
-                return Row(_columns_without_pixels(shard, raw), self.lookup(shard, raw.key))
-            sample = conform(self.decode(raw, self.archive), self.bands, self.dtype)
+                return [Row(_columns_without_pixels(shard, raw, self.archive), self.lookup(shard, raw.key))]
+            sample = self.decode(raw, self.archive)
+        except BadSample as error:
+            empty = raw.window is not None and error.kind == "NoValidPixels"
+            return [None if empty else Rejection(raw.key, raw.index, error.stage, error.kind, error.message)]
+        tile = self.archive.tile
+        return [self._row(shard, sample) for sample in tiles(sample, tile.size, tile.stride)]
+
+    def _row(self, shard: str, sample: Sample) -> Result:
+        if not sample.mask.any():
+            return None
+        try:
+            sample = conform(sample, self.bands, self.dtype)
             return Row(self._columns(shard, sample), self.prepare(sample))
         except BadSample as error:
-            return Rejection(raw.key, raw.index, error.stage, error.kind, error.message)
+            return Rejection(sample.key, sample.index, error.stage, error.kind, error.message)
 
     def _columns(self, shard: str, sample: Sample) -> dict[str, Any]:
         fields = {name: getattr(sample, name) for name in SAID}
-        columns = _place(shard, sample.key, sample.index, sample.members, sample.image, fields)
+        columns = _place(shard, sample, sample.image, fields)
         pixels, mask = sample.pixels, sample.mask
+        height, width = mask.shape
         bits = entropy(pixels, mask, self.ranges)
         outline, patch = signature_and_patch(pixels, mask, self.ranges)
         shown = in_share(columns["sample_id"], self.thumbnails)
         return {
             **columns,
-            "height": pixels.shape[1],
-            "width": pixels.shape[2],
+            "crs": sample.place and sample.place.crs,
+            "gsd": sample.place and sample.place.gsd(height, width),
+            "height": height,
+            "width": width,
+            "radiometry": sample.radiometry,
             "valid_fraction": float(mask.mean()),
             "entropy_bands": bits.tolist(),
             "entropy": float(bits.mean()),
@@ -88,25 +108,28 @@ class RowMaker:
         }
 
 
-def _columns_without_pixels(shard: str, raw: RawSample) -> dict[str, Any]:
+def _columns_without_pixels(shard: str, raw: RawSample, archive: ArchiveConfig) -> dict[str, Any]:
     images = [member for member in raw.members if extension(member.name) in IMAGES]
-    image = (images or raw.members)[0]
-    return _place(shard, raw.key, raw.index, raw.members, image, read_sidecars(raw.data))
+    image = next(iter(images or raw.members), None)
+    return _place(shard, raw, image, read_fields(gather(raw.data, raw.said), archive.fields))
 
 
-def _place(
-    shard: str, key: str, index: int, members: Sequence[Member], image: Member | None, said: dict[str, Any]
-) -> dict[str, Any]:
-    """What a sample is called, where it lies, and what its sidecars say."""
+def _place(shard: str, sample: RawSample | Sample, image: Member | None, said: dict[str, Any]) -> dict[str, Any]:
+    """What a sample is called, where it lies, and what is said of it."""
     footprint = said["footprint"]
     return {
-        "sample_id": sample_id(shard, key),
+        "sample_id": sample_id(shard, sample.key),
         "shard": shard,
-        "index": index,
-        "key": key,
+        "index": sample.index,
+        "key": sample.key,
         "offset": image.offset if image else None,
         "size": image.size if image else None,
-        "members": [{"name": member.name, "offset": member.offset, "size": member.size} for member in members],
+        "members": [
+            {"name": member.name, "offset": member.offset, "size": member.size, "file": member.file}
+            for member in sample.members
+        ],
+        "position": sample.position and list(sample.position),
+        "window": sample.window and dataclasses.asdict(sample.window),
         **said,
         "footprint": footprint and dict(zip(("west", "south", "east", "north"), footprint, strict=True)),
     }

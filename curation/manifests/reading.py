@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from omegaconf import OmegaConf
 
 from curation.config import ArchiveConfig
 from curation.errors import RequestError
@@ -100,7 +101,10 @@ class ManifestReader:
         """How the archive was read when the manifest was made."""
         config = self.header.get("content", {}).get("config", {}).get("archive", {})
         known = {field.name for field in dataclasses.fields(ArchiveConfig)}
-        return ArchiveConfig(**{name: value for name, value in config.items() if name in known})
+        said = {name: value for name, value in config.items() if name in known}
+        found = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ArchiveConfig), said))
+        assert isinstance(found, ArchiveConfig)
+        return found
 
     def table(self, columns: Sequence[str] | None = None, budget: int | None = None) -> pa.Table:
         """All rows at once, sorted by (shard, index).

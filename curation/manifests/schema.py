@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from curation.catalog.schema import WINDOW
 from curation.storage import Folder
 
 KEPT = ("sampled", "required", "nearest")
@@ -38,6 +39,9 @@ MANIFEST_SCHEMA = pa.schema(
         pa.field("label", pa.string()),
         pa.field("rank", pa.int64(), nullable=False),  # the first n are what budget n selects
         pa.field("weight", pa.float64()),  # 1 / inclusion probability
+        pa.field("position", pa.list_(pa.int64())),  # see the catalog
+        pa.field("window", WINDOW),
+        pa.field("radiometry", pa.string()),
     ]
 )
 
@@ -75,7 +79,17 @@ WRITING: dict[str, Any] = {
     "compression": "zstd",
     "column_encoding": {"sample_id": "DELTA_LENGTH_BYTE_ARRAY", "index": "DELTA_BINARY_PACKED"},
     "write_statistics": ["shard", "index", "cluster", "rank"],
-    "use_dictionary": ["source_id", "shard", "scene", "label", "decision", "reason", "cluster", "threshold"],
+    "use_dictionary": [
+        "source_id",
+        "shard",
+        "scene",
+        "label",
+        "radiometry",
+        "decision",
+        "reason",
+        "cluster",
+        "threshold",
+    ],
 }
 
 

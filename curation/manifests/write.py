@@ -47,7 +47,7 @@ from curation.manifests.steps import (
 from curation.selection.sampling import estimate_weight, join_ids
 from curation.storage import Folder
 
-CATALOG = ("index", "key", "offset", "size", "source_id", "entropy", "label")
+CATALOG = ("index", "key", "offset", "size", "source_id", "entropy", "label", "position", "window", "radiometry")
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,10 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from curation.archive.listing import Shard
 from curation.archive.names import IMAGES, PICKLES, SIDECARS, extension, split_name
 from curation.archive.reader import read_shard
 from curation.archive.sample import Member, RawSample, Rejection
+from curation.archive.shards import Shard
 from curation.catalog.store import CatalogStore
 from curation.config import ArchiveConfig
 from curation.errors import AccessError, RequestError

@@ -1,0 +1,230 @@
+"""Which files make a shard, and which files of a shard make a sample."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from curation.archive.names import IMAGES, SIDECARS, extension, is_hidden
+from curation.errors import RequestError
+from curation.storage import FileInfo, listing_digest
+
+if TYPE_CHECKING:
+    from curation.config import ArchiveConfig
+
+_TABLE = re.compile(r"(?:.*[/_.-])?metadata\.parquet", re.IGNORECASE)
+_TOKENS = re.compile(r"[_.\- ]+")
+
+
+@dataclass(frozen=True)
+class Shard:
+    """What one reader reads from its beginning to its end.
+
+    Attributes:
+        root: name of its root.
+        path: below the root, ``/`` between the parts; ``.`` where the root itself is the folder. Of a tar for each of
+            several modalities the first one's.
+        format: ``tar``; ``folder``, of images; ``parquet``; ``zarr``, a store or a zip; ``scene``, to be cut in tiles;
+            ``joined``, a shard for each of several modalities.
+        file: the one file that it is.
+        files: else all of them, sorted: a folder's images and their sidecars, a scene's bands, a store's chunks.
+        bands: of a scene, what each of ``files`` holds: a band, nothing where it has several, ``json`` for a sidecar.
+        parts: of a joined shard, each modality and its shard.
+        said: what a list says of a scene, by the sidecars' names.
+        vectors: version of the precomputed vectors that its rows are made with; empty where pixels are read.
+    """
+
+    root: str
+    path: str
+    format: str
+    file: FileInfo | None = None
+    files: tuple[FileInfo, ...] = ()
+    bands: tuple[str, ...] = ()
+    parts: tuple[tuple[str, Shard], ...] = ()
+    said: Mapping[str, Any] = field(default_factory=dict)
+    vectors: str = ""
+
+    @property
+    def name(self) -> str:
+        """The shard's id: ``<root>/<path below it>``."""
+        return f"{self.root}/{self.path}"
+
+    @property
+    def contents(self) -> tuple[FileInfo, ...]:
+        """Every file of the shard."""
+        return self.files if self.file is None else (self.file,)
+
+    @property
+    def size(self) -> int:
+        """Bytes of all its files."""
+        return sum(file.size for file in self.contents)
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """What differs once the shard's content does: size and version (of several files, a hash over theirs)."""
+        more = {"vectors": self.vectors} if self.vectors else {}
+        if self.said:
+            more["said"] = hashlib.blake2b(json.dumps(self.said, sort_keys=True).encode(), digest_size=16).hexdigest()
+        if self.file is not None:
+            return self.file.fingerprint | more
+        return {"size": self.size, "version": listing_digest(self.files), **more}
+
+
+def shards_of(root: str, files: Iterable[FileInfo], settings: ArchiveConfig | None) -> Iterator[Shard]:
+    """The shards that some files make.
+
+    A tar, a Parquet file and a Zarr store (a folder ``*.zarr``, or a zip) is a
+    shard each. Loose images are the samples of their folder; with
+    ``archive.scene`` they are bands of scenes, and with ``archive.tile.size``
+    too each scene is a shard of its own. Parquet files beside other shards, and
+    those called ``metadata``, are tables.
+
+    Raises:
+        RequestError: a shard lacks one of ``archive.modalities``.
+    """
+    found = list(_plain_shards(root, files, settings))
+    if any(shard.format != "parquet" for shard in found):
+        found = [shard for shard in found if shard.format != "parquet"]
+    modalities = settings.modalities if settings else None
+    yield from _side_by_side(found, modalities) if modalities else found
+
+
+def _plain_shards(root: str, files: Iterable[FileInfo], settings: ArchiveConfig | None) -> Iterator[Shard]:
+    loose: list[FileInfo] = []
+    stores: dict[str, list[FileInfo]] = {}
+    for file in files:
+        kind = extension(file.path)
+        before, zarr, _ = file.path.partition(".zarr/")
+        if zarr:
+            stores.setdefault(f"{before}.zarr", []).append(file)
+        elif any(map(is_hidden, file.path.split("/"))) or file.path.endswith("/"):
+            continue
+        elif kind == "tar":
+            yield Shard(root, file.path, "tar", file)
+        elif kind == "zip":
+            yield Shard(root, file.path, "zarr", file)
+        elif kind == "parquet":
+            if not _TABLE.fullmatch(file.path):
+                yield Shard(root, file.path, "parquet", file)
+        elif kind in IMAGES or kind in SIDECARS:
+            loose.append(file)
+    for path, inside in stores.items():
+        yield Shard(root, path, "zarr", files=tuple(sorted(inside)))
+    if settings is None or settings.scene is None:
+        yield from _folders(root, loose)
+        return
+    for scene, own in sorted(group_scenes(loose, settings.scene).items()):
+        if settings.tile.size is not None:
+            yield Shard(root, scene, "scene", files=tuple(f for _, f in own), bands=tuple(band for band, _ in own))
+    if settings.tile.size is None:
+        yield from _folders_of_scenes(root, loose, settings.scene)
+
+
+def _folders(root: str, loose: Iterable[FileInfo]) -> Iterator[Shard]:
+    """The folders with images directly in them; sidecars are the files of the same stem."""
+    folders: dict[str, list[FileInfo]] = {}
+    for file in loose:
+        folders.setdefault(os.path.dirname(file.path), []).append(file)
+    for path, inside in folders.items():
+        stems = {_stem(file.path) for file in inside if extension(file.path) in IMAGES}
+        if stems:
+            chosen = tuple(sorted(file for file in inside if _stem(file.path) in stems))
+            yield Shard(root, path or ".", "folder", files=chosen)
+
+
+def _folders_of_scenes(root: str, loose: Iterable[FileInfo], scene: str) -> Iterator[Shard]:
+    """Scenes that are samples: those of one folder are a shard."""
+    folders: dict[str, list[FileInfo]] = {}
+    for name, own in group_scenes(loose, scene).items():
+        folders.setdefault(os.path.dirname(name), []).extend(file for _, file in own)
+    for path, inside in folders.items():
+        yield Shard(root, path or ".", "folder", files=tuple(sorted(inside)))
+
+
+# scenes
+
+
+def group_scenes(files: Iterable[FileInfo], scene: str) -> dict[str, list[tuple[str, FileInfo]]]:
+    """The scenes that loose files make, each with its bands in the order of their names.
+
+    Args:
+        files: images and sidecars.
+        scene: ``archive.scene``: ``file``; ``folder``; or a pattern, whose group ``scene`` names the scene and whose
+            group ``band`` the band.
+
+    Returns:
+        A scene's name (a path) to pairs of band and file; the band is empty where a file is the whole scene, ``json``
+        (``cls``, ``txt``) for a sidecar. A scene has at least one image.
+    """
+    scenes: dict[str, list[tuple[str, FileInfo]]] = {}
+    for file in sorted(files):
+        for name, band in _scene_and_band(file.path, scene):
+            scenes.setdefault(name, []).append((band, file))
+    found = {}
+    for name, own in scenes.items():
+        images = [(band, file) for band, file in own if extension(file.path) in IMAGES]
+        if images:
+            sidecars = [(extension(file.path), file) for _, file in own if extension(file.path) in SIDECARS]
+            if scene == "folder":
+                bands = distinct_names([_stem(file.path).rpartition("/")[2] for _, file in images])
+                images = list(zip(bands, (file for _, file in images), strict=True))
+            found[name] = sorted(images) + sidecars
+    return found
+
+
+def _scene_and_band(path: str, scene: str) -> Iterator[tuple[str, str]]:
+    if scene == "file":
+        yield _stem(path), ""
+    elif scene == "folder":
+        yield os.path.dirname(path) or ".", ""
+    elif match := re.search(scene, path):
+        groups = match.groupdict()
+        yield groups["scene"].strip("/"), groups.get("band") or ""
+
+
+def distinct_names(stems: Sequence[str]) -> list[str]:
+    """What tells files of one folder apart: of ``T32_20190416_B02`` and ``T32_20190416_B03``, ``B02`` and ``B03``.
+
+    >>> distinct_names(["T32_B02_10m", "T32_B03_10m"])
+    ['B02', 'B03']
+    """
+    tokens = [_TOKENS.split(stem) for stem in stems]
+    if len(stems) < 2 or len(set(map(len, tokens))) > 1:
+        return list(stems)
+    differing = [i for i, column in enumerate(zip(*tokens, strict=True)) if len(set(column)) > 1]
+    return ["_".join(own[i] for i in differing) for own in tokens]
+
+
+def _stem(path: str) -> str:
+    return path.rpartition(".")[0]
+
+
+# modalities
+
+
+def _side_by_side(shards: Sequence[Shard], modalities: Sequence[str]) -> Iterator[Shard]:
+    """Shards whose paths differ in the folder that names a modality, as one."""
+    groups: dict[str, dict[str, Shard]] = {}
+    for shard in shards:
+        parts = shard.path.split("/")
+        for modality in modalities:
+            if modality in parts:
+                parts[parts.index(modality)] = "*"
+                groups.setdefault("/".join(parts), {})[modality] = shard
+                break
+    for path, own in sorted(groups.items()):
+        missing = [modality for modality in modalities if modality not in own]
+        if missing:
+            other = path.replace("*", missing[0])
+            raise RequestError(
+                f"archive.modalities: {next(iter(own.values())).name} has no counterpart {other}: add it, or "
+                "narrow archive.url by a pattern to the shards that have all modalities"
+            )
+        ordered = tuple((modality, own[modality]) for modality in modalities)
+        contents = tuple(file for _, shard in ordered for file in shard.contents)
+        yield Shard(ordered[0][1].root, ordered[0][1].path, "joined", files=contents, parts=ordered)
