@@ -138,7 +138,7 @@ class ShardEncoder:
         self._report(rows, reported)
         if source.read != rows.raws or rows.read != table.num_rows + quarantined.num_rows:
             raise CurationError(
-                f"{shard.name}: {source.read} samples were read, but {rows.raws} were looked at, and of their {rows.read} "
+                f"{shard.name}: {source.read} samples were read, but {rows.raws} looked at, and of their {rows.read} "
                 f"tiles came {table.num_rows} rows and {quarantined.num_rows} quarantined ones; nothing was published"
             )
         if not self.encoder.needs_pixels:  # the vectors are content too
