@@ -149,7 +149,15 @@ def _write_manifest(archive: Archive, rows: list[dict[str, Any]], draw: np.rando
     rows.sort(key=lambda row: (row["shard"], row["index"]))
     for row, rank in zip(rows, draw.permutation(len(rows)).tolist(), strict=True):
         archive.ranks[row["sample_id"]] = rank
-        row |= {"rank": rank, "cluster": rank % 5, "distance": 0.5, "weight": None if rank % 2 else 2.0}
+        row |= {
+            "position": None,
+            "window": None,
+            "radiometry": "unknown",
+            "rank": rank,
+            "cluster": rank % 5,
+            "distance": 0.5,
+            "weight": None if rank % 2 else 2.0,
+        }
         row |= {"label": f"class{rank % 3}" if rank % 4 else None, "scene": None, "entropy": 5.0, "source_id": None}
     archive.manifest.mkdir(parents=True)
     table = pa.Table.from_pylist([{name: row[name] for name in MANIFEST_SCHEMA.names} for row in rows], MANIFEST_SCHEMA)
