@@ -18,6 +18,7 @@ JOBS = {
     "cluster": "fit centroids over the catalog and assign every sample",
     "select": "draw the manifest from a catalog and its clusters",
     "report": "write the page of a manifest again",
+    "inspect": "URL: what lies there, and a config to begin with",
     "plan": "shards, bytes, expected time and cost; --pilot N measures N shards first",
     "explain": "MANIFEST SAMPLE: which rule decided, and which kept sample stands for it",
     "verify": "MANIFEST [--deep]: hashes and counts; --deep: every kept sample is still readable",

@@ -18,6 +18,7 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 import curation
 from curation.archive.sidecar import FIELDS
@@ -31,6 +32,7 @@ LITERAL = {
     "workspace",
     "catalog.url",
     "archive.scene",
+    "archive.name_pattern",
     "archive.filter",
     "encoder.checkpoint",
     "encoder.path",
@@ -73,6 +75,7 @@ class ArchiveConfig:
     fields: dict[str, str] | None = None
     tables: list[Any] | None = None
     filter: str | None = None
+    name_pattern: str | None = None
     max_pixels: int = 2**27
     max_bad_fraction: float = 0.01
 
@@ -80,7 +83,8 @@ class ArchiveConfig:
         _require(self.layout in (None, "hwc", "chw"), f"archive.layout={self.layout}: choose hwc or chw")
         methods = ("nearest", "bilinear", "cubic")
         _require(self.resampling in methods, f"archive.resampling={self.resampling}: choose {', '.join(methods)}")
-        _check_scene(self.scene)
+        _check_pattern("archive.scene", self.scene, ("file", "folder"), {"scene"})
+        _check_pattern("archive.name_pattern", self.name_pattern, (), set())
         for name in self.fields or {}:
             _require(name in FIELDS, f"archive.fields names {name!r}: choose of {', '.join(FIELDS)}")
         _require(0 <= self.max_bad_fraction <= 1, "archive.max_bad_fraction must lie between 0 and 1")
@@ -284,25 +288,31 @@ class Config:
 
 
 def load_config(overrides: Sequence[str]) -> Config:
-    """Compose the configuration from ``conf/`` and ``key=value`` overrides.
+    """Compose the configuration from ``conf/``, the file of ``config=FILE``, and ``key=value`` overrides.
 
     Raises:
         RequestError: an override is malformed, names no key, or has a value that cannot be.
     """
     parsed: list[str] = []
     literal: dict[str, str | None] = {}
+    described: dict[str, Any] = {}
     for text in overrides:
         key, equals, value = text.partition("=")
         if not equals or not key:
             raise RequestError(f"{text!r} is not key=value")
-        if key in LITERAL:
+        if key == "config":
+            described = _read_file(value)
+        elif key in LITERAL:
             literal[key] = value if value not in ("", "null") else None
         else:
             parsed.append(text)
     try:
         with initialize_config_dir(str(_config_dir()), version_base="1.3"):
             composed = compose("config", overrides=parsed)
-        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), composed))
+        if described:
+            named = [text.partition("=")[0] for text in parsed]
+            described = _without(described, named)
+        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), composed, described))
     except (HydraException, OmegaConfBaseException) as error:
         raise RequestError(_explain(error, parsed)) from error
     assert isinstance(config, Config)
@@ -310,6 +320,29 @@ def load_config(overrides: Sequence[str]) -> Config:
         _set_literal(config, key, path)
     _check_together(config)
     return config
+
+
+def _read_file(path: str) -> dict[str, Any]:
+    """A YAML file of the same structure as ``conf/config.yaml``."""
+    try:
+        found = OmegaConf.to_container(OmegaConf.load(path))
+    except FileNotFoundError as error:
+        raise RequestError(f"config={path}: there is no such file") from error
+    except (OSError, ValueError, YAMLError) as error:
+        raise RequestError(f"config={path} is no YAML file: {' '.join(str(error).split())}") from error
+    if not isinstance(found, dict):
+        raise RequestError(f"config={path}: write keys as in conf/config.yaml, such as archive: {{url: …}}")
+    return {str(name): value for name, value in found.items()}
+
+
+def _without(values: dict[str, Any], keys: Sequence[str]) -> dict[str, Any]:
+    """A nested mapping without the keys that the command line gives."""
+    found = {}
+    for name, value in values.items():
+        below = [key.partition(".")[2] for key in keys if key.partition(".")[0] == name]
+        if "" not in below:
+            found[name] = _without(value, below) if isinstance(value, dict) else value
+    return found
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -380,18 +413,18 @@ def _known_keys() -> list[str]:
     return walk("", to_dict(Config()))
 
 
-def _check_scene(scene: str | None) -> None:
-    if scene in (None, "file", "folder"):
+def _check_pattern(key: str, pattern: str | None, words: tuple[str, ...], needed: set[str]) -> None:
+    """A regular expression with the groups that are needed, or one of some words."""
+    if pattern is None or pattern in words:
         return
     try:
-        groups = set(re.compile(str(scene)).groupindex)
+        groups = set(re.compile(pattern).groupindex)
     except re.error as error:
-        raise RequestError(f"archive.scene={scene} is no regular expression: {error}") from error
-    _require(
-        "scene" in groups,
-        f"archive.scene={scene}: choose file, folder, or a pattern with the groups (?P<scene>…) and, if wanted, "
-        "(?P<band>…)",
-    )
+        raise RequestError(f"{key}={pattern} is no regular expression: {error}") from error
+    asked = " and ".join(f"(?P<{name}>…)" for name in sorted(needed)) or "such as (?P<time>…)"
+    _require(groups >= needed and bool(groups), f"{key}={pattern}: give it the group {asked}")
+    strange = sorted(groups - needed - {"band"} - set(FIELDS))
+    _require(not strange, f"{key} has the group {strange and strange[0]}: choose of {', '.join(FIELDS)}")
 
 
 def _is_interval(row: Any) -> bool:

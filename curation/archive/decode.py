@@ -28,7 +28,7 @@ from curation.archive.image import (
 )
 from curation.archive.names import PICKLES, extension, holds_pixels, split_name
 from curation.archive.sample import Image, Member, RawSample, Sample
-from curation.archive.sidecar import gather, read_fields
+from curation.archive.sidecar import gather, in_name, read_fields
 from curation.archive.tiff import decode_tiff
 from curation.errors import BadSample
 
@@ -45,7 +45,7 @@ def decode(raw: RawSample, settings: ArchiveConfig) -> Sample:
     Raises:
         BadSample: the reason it cannot be used.
     """
-    said = gather(raw.data, raw.said)
+    said = gather(raw.data, {**in_name(raw.key, settings.name_pattern), **raw.said})
     images = _images(raw, settings)
     image = _one_image(images, settings, anyhow=settings.members is not None or bool(raw.images))
     bands = _named(image, settings.band_names)

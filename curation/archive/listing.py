@@ -54,6 +54,15 @@ def list_archive(url: Any, options: Options | None = None, settings: ArchiveConf
     return roots
 
 
+def list_files(url: str, options: Options | None = None) -> list[FileInfo]:
+    """Every file in question below one URL, whatever it is.
+
+    Raises:
+        RequestError: there is nothing.
+    """
+    return _find(url, options)[1]
+
+
 # from what was typed to named URLs
 
 

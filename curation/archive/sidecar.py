@@ -6,6 +6,7 @@ value that cannot be right spoils the sample, as selections by area and time
 would silently miss it.
 """
 
+import itertools
 import json
 import math
 import re
@@ -16,17 +17,6 @@ from typing import Any
 from curation.archive.place import Footprint
 from curation.errors import BadSample
 
-# the name under which `archive.fields` puts a value: the first that is looked at
-_CANONICAL = {
-    **{field: field for field in ("label", "caption", "time", "footprint", "license", "source_id")},
-    **{field: field for field in ("cloud_fraction", "cloud_cover", "incidence_angle", "lon", "lat")},
-}
-_LON, _LAT = ("lon", "longitude", "centre_lon", "center_lon"), ("lat", "latitude", "centre_lat", "center_lat")
-FIELDS = tuple(_CANONICAL)  # what `archive.fields` may name
-
-_NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
-
-
 NAMES = {  # of a field in sidecars, columns and STAC properties; the first that says anything counts
     "label": ("label",),
     "caption": ("caption", "text"),
@@ -35,6 +25,18 @@ NAMES = {  # of a field in sidecars, columns and STAC properties; the first that
     "source_id": ("source_id", "product_id", "scene_id"),
     "incidence_angle": ("incidence_angle", "view:incidence_angle"),
 }
+# the name under which `archive.fields` puts a value: the first that is looked at
+_CANONICAL = {
+    **{field: field for field in ("label", "caption", "time", "footprint", "license", "source_id")},
+    **{field: field for field in ("cloud_fraction", "cloud_cover", "incidence_angle", "lon", "lat")},
+}
+_LON, _LAT = ("lon", "longitude", "centre_lon", "center_lon"), ("lat", "latitude", "centre_lat", "center_lat")
+_PLACE = ("footprint", "bbox", "geometry")
+_CLOUDS = ("cloud_fraction", "cloud_cover", "eo:cloud_cover")
+KNOWN_NAMES = frozenset(itertools.chain(*NAMES.values(), _LON, _LAT, _PLACE, _CLOUDS))  # whatever is looked at
+FIELDS = tuple(_CANONICAL)  # what `archive.fields` may name
+
+_NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
 
 
 def gather(data: Mapping[str, bytes], said: Mapping[str, Any]) -> dict[str, Any]:
@@ -49,6 +51,12 @@ def gather(data: Mapping[str, bytes], said: Mapping[str, Any]) -> dict[str, Any]
         if suffix in files and _first(found, *NAMES[field])[1] is None:
             found[NAMES[field][0]] = _plain(files[suffix], suffix)
     return found
+
+
+def in_name(key: str, pattern: str | None) -> dict[str, Any]:
+    """What a key's own letters say, by ``archive.name_pattern``."""
+    match = re.search(pattern, key) if pattern else None
+    return {field: text for field, text in match.groupdict().items() if text} if match else {}
 
 
 def read_fields(said: Mapping[str, Any], names: Mapping[str, str] | None = None) -> dict[str, Any]:
@@ -150,7 +158,7 @@ def _time(said: Mapping[str, Any]) -> datetime | None:
 
 def _footprint(said: Mapping[str, Any]) -> Footprint | None:
     """West, south, east, north from a box, GeoJSON or WKT polygon, or a point; west > east crosses the antimeridian."""
-    name, value = _first(said, "footprint", "bbox", "geometry")
+    name, value = _first(said, *_PLACE)
     lon, lat = (_first(said, *names)[1] for names in (_LON, _LAT))
     try:
         if value is not None:
@@ -201,7 +209,7 @@ def _points(value: Any) -> Iterator[tuple[float, float]]:
 
 def _clouds(said: Mapping[str, Any]) -> float | None:
     """``cloud_fraction`` from 0 to 1, or ``cloud_cover`` in percent."""
-    name, value = _first(said, "cloud_fraction", "cloud_cover", "eo:cloud_cover")
+    name, value = _first(said, *_CLOUDS)
     if value is None:
         return None
     scale = 1.0 if name == "cloud_fraction" else 100.0

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from curation.archive.decode import conform, decode
 from curation.archive.names import IMAGES, extension
 from curation.archive.sample import Member, RawSample, Rejection, Sample, sample_id
-from curation.archive.sidecar import gather, read_fields
+from curation.archive.sidecar import gather, in_name, read_fields
 from curation.archive.tiling import tiles
 from curation.config import ArchiveConfig
 from curation.errors import BadSample
@@ -110,8 +110,9 @@ class RowMaker:
 
 def _columns_without_pixels(shard: str, raw: RawSample, archive: ArchiveConfig) -> dict[str, Any]:
     images = [member for member in raw.members if extension(member.name) in IMAGES]
+    said = gather(raw.data, {**in_name(raw.key, archive.name_pattern), **raw.said})
     image = next(iter(images or raw.members), None)
-    return _place(shard, raw, image, read_fields(gather(raw.data, raw.said), archive.fields))
+    return _place(shard, raw, image, read_fields(said, archive.fields))
 
 
 def _place(shard: str, sample: RawSample | Sample, image: Member | None, said: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,77 @@
+"""``curate inspect``: someone points it at an archive and gets a config that prunes it."""
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from curation.archive.inspection import find_modalities, find_scene
+from curation.archive.sidecar import in_name, read_fields
+from curation.config import load_config
+from curation.errors import RequestError
+from jobs.inspect import run
+from tests.recipes import encoded, geotiff, npy, write_tar
+
+RNG = np.random.default_rng(3)
+
+
+def band_file(low: int, high: int) -> bytes:
+    return geotiff(RNG.integers(low, high, (1, 40, 40)).astype(np.uint16), None, "0", (12.0, 45.0))
+
+
+def test_scenes_of_single_band_files(tmp_path: Path) -> None:
+    for scene in ("S2A_T32TQR_20190416T100031", "S2A_T32TQR_20190421T100031"):
+        for band, low in (("B02", 900), ("B03", 400)):
+            path = tmp_path / "archive" / scene / f"{scene}_{band}.tif"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(band_file(low, low + 500))
+    (tmp_path / "archive" / "metadata.csv").write_text("key,cloud_cover\n")
+    target = tmp_path / "found.yaml"
+    result = run([str(tmp_path / "archive"), f"config={target}"])
+    assert result["archive"]["scene"] == "folder"
+    assert set(result["bands"]) == {"B02", "B03"}
+    assert result["bands"]["B02"]["min"] >= 900 > result["bands"]["B03"]["max"]
+    assert result["fields"]["footprint"] == 2
+    assert result["tables"] == ["metadata.csv"]
+    config = load_config([f"config={target}", "archive.max_pixels=1000"])
+    assert (config.archive.scene, config.archive.max_pixels) == ("folder", 1000)
+    said = in_name("S2A_T32TQR_20190416T100031", config.archive.name_pattern)
+    assert read_fields(said)["time"] == datetime(2019, 4, 16, 10, 0, 31, tzinfo=UTC)
+    assert "cloud" in target.read_text()
+    with pytest.raises(RequestError, match="is there already"):
+        run([str(tmp_path / "archive"), f"config={target}"])
+
+
+def test_what_differs_or_is_unknown_is_asked(tmp_path: Path) -> None:
+    members = {
+        "a.npy": npy(RNG.normal(size=(2, 9, 9)).astype(np.float32)),
+        "a.json": json.dumps({"platform": "S1A", "orbit": 7}).encode(),
+        "b.png": encoded(np.zeros((8, 8, 3), np.uint8), "PNG"),
+    }
+    write_tar(tmp_path / "x.tar", members.items())
+    result = run([str(tmp_path / "x.tar"), f"config={tmp_path / 'x.yaml'}"])
+    questions = " ".join(result["questions"])
+    assert "Samples differ" in questions and "platform (S1A)" in questions and "gives a time" in questions
+    assert result["other_fields"]["orbit"] == "7"
+
+
+def test_layouts_by_names() -> None:
+    tars = [f"{split}/{m}/shard_{i}.tar" for split in ("train", "val") for m in ("S2L2A", "S1RTC") for i in range(2)]
+    assert find_modalities(tars) == ["S1RTC", "S2L2A"]
+    assert find_modalities(["train/a.tar", "val/a.tar", "b.tar"]) == []
+    pattern = find_scene([f"flat/{scene}_{band}.tif" for scene in ("x_1", "x_2") for band in ("B02", "VV")])
+    assert pattern and "(?P<scene>" in pattern
+    assert find_scene(["a/cat.jpg", "a/dog.jpg"]) is None
+
+
+def test_a_config_file_that_is_none(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="no such file"):
+        load_config([f"config={tmp_path / 'none.yaml'}"])
+    (tmp_path / "list.yaml").write_text("[1, 2")
+    with pytest.raises(RequestError, match="no YAML"):
+        load_config([f"config={tmp_path / 'list.yaml'}"])
+    (tmp_path / "text.yaml").write_text("archive: {no_such_key: 1}")
+    with pytest.raises(RequestError, match="no_such_key"):
+        load_config([f"config={tmp_path / 'text.yaml'}"])
