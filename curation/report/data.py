@@ -97,6 +97,8 @@ class Tile:
     label: str | None
     image: bytes | None
     patch: bytes | None
+    footprint: dict[str, float] | None = None  # of the map's tiles, as their incidence angle
+    incidence_angle: float | None = None
 
     @property
     def kept(self) -> bool:
@@ -539,7 +541,7 @@ def _fetch_all(
     on_map = pc.equal(rows["family"], "point")
     shown, mapped = rows.filter(pc.invert(on_map)), rows.filter(on_map)
     pictures = _fetched(store, shown, ["label", "thumbnail", "patch"])
-    vectors = _fetched(store, mapped, ["label", "embedding"])
+    vectors = _fetched(store, mapped, ["label", "embedding", "footprint", "incidence_angle"])
     tiles: dict[tuple[str, int], list[Tile]] = {}
     for row in shown.to_pylist():
         tiles.setdefault((row["family"], row["slot"]), []).append(_tile(row, pictures[row["sample_id"]]))
@@ -569,7 +571,14 @@ def _fetch(store: CatalogStore, wanted: list[tuple[str, list[int]]], columns: li
 
 def _tile(row: dict[str, Any], extra: dict[str, Any]) -> Tile:
     said = {name: row[name] for name in ROW if name != "index"}
-    return Tile(**said, label=extra["label"], image=extra.get("thumbnail"), patch=extra.get("patch"))
+    return Tile(
+        **said,
+        label=extra["label"],
+        image=extra.get("thumbnail"),
+        patch=extra.get("patch"),
+        footprint=extra.get("footprint"),
+        incidence_angle=extra.get("incidence_angle"),
+    )
 
 
 def _groups(wanted: Wanted, picks: Picks, tiles: dict[tuple[str, int], list[Tile]]) -> list[Group]:

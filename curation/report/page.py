@@ -18,6 +18,7 @@ from curation.manifests.schema import DROPPED, KEPT, REASONS
 from curation.report import data
 from curation.report.data import BINS, BITS, REASON, Figures, Ints, Tile
 from curation.report.gallery import Gallery
+from curation.report.ground import ground_map, incidence_share
 from curation.report.words import count, duration, flat, number, percent, short, size
 from curation.storage import Folder
 
@@ -113,6 +114,8 @@ def _context(name: str, figures: Figures, reads: Mapping[str, Any] | None) -> di
         "mosaics": _mosaics(figures, gallery),
         "clusters": _clusters(figures, gallery),
         "map": _map(figures, labels, scenes),
+        "ground": ground_map(figures.points),
+        "incidence": incidence_share(figures.points),
         "quarantine": _quarantine(figures),
         "reads": reads,
         "omitted": gallery.omitted,
