@@ -23,6 +23,7 @@ WHY = {
     "excluded": "dropped: select.exclude names it, or a sample of its unit",
     "cluster_excluded": "dropped: select.clusters takes cluster {cluster} out",
     "entropy": "dropped: its entropy, {entropy:.4g} bits, is below {threshold:.4g} (or as much, and a hash decided)",
+    "place": "dropped: it shows the place of {duplicate_of}, which is better",
     "duplicate": "dropped: it is a near-duplicate of {duplicate_of}",
     "quota": "dropped: its priority {priority:.6g} is not below {threshold:.6g}, the first that was refused",
     "full": "dropped: the budget was used up before its turn",
@@ -40,8 +41,8 @@ def explain(url: str, sample: str, storage: dict[str, Any] | None = None) -> dic
 
     Returns:
         the decision's columns, ``why`` in words, and ``stands_for_it``: for a dropped sample the kept one that it is a
-        copy of, or else the nearest kept one by embedding in its cluster (``by`` says which). For a quarantined one:
-        where and why it broke.
+        copy or of the place of, or else the nearest kept one by embedding in its cluster (``by`` says which). For a
+        quarantined one: where and why it broke.
 
     Raises:
         RequestError: the manifest decides over no such sample, or over several of that key.
@@ -89,7 +90,7 @@ def _stand_in(manifest: ManifestReader, store: CatalogStore, row: dict[str, Any]
         for group in _groups(manifest)
     )
     for other in kept.filter(pc.equal(kept["sample_id"], row["duplicate_of"] or "")).to_pylist():
-        return {"by": "duplicate", **other}
+        return {"by": row["reason"], **other}
     try:
         own = _embeddings(store, pa.Table.from_pylist([row]))
         distance = np.linalg.norm(_embeddings(store, kept) - own, axis=1)
