@@ -83,6 +83,16 @@ def test_overlaps_are_told_the_largest_first(made: tuple[Workspace, Manifest], t
     assert find_leaks(made[1].url, str(tmp_path / "bench.csv"), overlap=0.5)["overlapping"] == 1
 
 
+def test_a_benchmark_of_points_shares_the_tiles_that_they_lie_in(
+    made: tuple[Workspace, Manifest], tmp_path: Path
+) -> None:
+    row = kept(made)[0]
+    x, y = row["footprint"]["west"] + 0.2, row["footprint"]["south"] + 0.2
+    points = [{"west": x + far, "south": y, "east": x + far, "north": y, "key": "007"} for far in (0.0, 0.5)]
+    result = find_leaks(made[1].url, write_csv(tmp_path / "points.csv", points))
+    assert [(leak["key"], leak["overlap"], leak["overlaps"]) for leak in result["worst"]] == [(row["key"], 1.0, "007")]
+
+
 def test_a_benchmark_without_any_overlap_is_clean(made: tuple[Workspace, Manifest], tmp_path: Path) -> None:
     result = find_leaks(made[1].url, write_csv(tmp_path / "bench.csv", [moved(row, 0.0) for row in others(made)]))
     assert (result["overlapping"], result["leaking"], result["worst"], result["table"]) == (0, 0, [], None)

@@ -218,7 +218,7 @@ def _by_embedding(
             better = highest > best[rows]
             best[rows] = np.where(better, highest, best[rows])
             tile[rows] = np.where(better, first + at, tile[rows])
-    exact = np.einsum("ij,ij->i", own.astype(np.float64), others[tile].astype(np.float64))
+    exact = np.einsum("ij,ij->i", own.astype(np.float64), others[tile].astype(np.float64)).clip(max=1)
     alike = exact >= EMBEDDING_THRESHOLD
     return np.where(alike, exact, np.nan), np.where(alike, tile, -1)
 
@@ -268,16 +268,14 @@ def _benchmark(url: str, storage: dict[str, Any] | None, days: float, content: d
 
 def _tables(url: str, storage: dict[str, Any] | None) -> tuple[pa.Table, list[dict[str, Any]]]:
     """All rows, and what the footers of catalog files say."""
-    head, _, name = url.rstrip("/").rpartition("/")
-    folder = Folder(head or ("/" if url.startswith("/") else "."), storage)
+    folder = Folder(url, storage)
     try:
-        return _table(folder.read(name))
+        return _table(folder.read(""))
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
-        inner = folder.child(name)
-        files = [file.path for file in inner.list() if file.path.endswith(".parquet")]
+        files = [file.path for file in folder.list() if file.path.endswith(".parquet")]
         if not files:
             raise RequestError(f"{public_url(url)}: there is no such table, nor a folder of Parquet files") from error
-    found = [_table(inner.read(path)) for path in files]
+    found = [_table(folder.read(path)) for path in files]
     tables, footers = [table for table, _ in found], [footer for _, some in found for footer in some]
     return pa.concat_tables(tables, promote_options="permissive"), footers
 

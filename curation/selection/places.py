@@ -196,7 +196,7 @@ def area(box: Floats) -> Floats:
 def share(a: Floats, b: Floats) -> Floats:
     """(n,) what footprints a[i] and b[i] share, of the smaller one's area.
 
-    One without area, such as a point, shares all with exactly itself and nothing with others.
+    One without area, such as a point, shares all with what it lies in or on, nothing with others.
     """
     width = np.maximum(np.minimum(a[:, 2], b[:, 2]) - np.maximum(a[:, 0], b[:, 0]), 0)
     if max(a[:, 2].max(initial=0), b[:, 2].max(initial=0)) > 180:  # some cross the antimeridian
@@ -204,8 +204,18 @@ def share(a: Floats, b: Floats) -> Floats:
             width += np.maximum(np.minimum(a[:, 2], b[:, 2] + turn) - np.maximum(a[:, 0], b[:, 0] + turn), 0)
     common = np.radians(width) * _height(np.maximum(a[:, 1], b[:, 1]), np.minimum(a[:, 3], b[:, 3]))
     least = np.minimum(area(a), area(b))
-    part = np.divide(common, least, out=np.zeros_like(least), where=least > 0)
-    return np.where((a == b).all(axis=1), 1, np.minimum(part, 1))
+    part: Floats = np.minimum(np.divide(common, least, out=np.zeros_like(least), where=least > 0), 1)
+    if len(flat := np.flatnonzero(least == 0)):
+        a, b = a[flat], b[flat]
+        part[flat] = ((area(a) == 0) & _inside(a, b)) | ((area(b) == 0) & _inside(b, a))
+    return part
+
+
+def _inside(a: Floats, b: Floats) -> NDArray[np.bool_]:
+    """Which a[i] lie in b[i], edges included."""
+    beyond = (a[:, 0] - b[:, 0]) % 360
+    level = (a[:, 1] >= b[:, 1]) & (a[:, 3] <= b[:, 3])
+    return np.asarray(level & (beyond + a[:, 2] - a[:, 0] <= b[:, 2] - b[:, 0]))
 
 
 def _height(south: Floats, north: Floats) -> Floats:
@@ -230,7 +240,7 @@ def overlapping(a: Floats, b: Floats, least: float = 0) -> tuple[Ints, Ints, Flo
         sweep = _Sweep.over(x, y, np.zeros(len(x), np.int64), np.zeros(len(y), np.int64), np.array([0]))
         for i, j in sweep.pairs():
             part = share(x[i], y[j])
-            enough = (part > 0) & (part >= least - ROUNDING)
+            enough = (part > ROUNDING) & (part >= least - ROUNDING)  # edges that meet share nothing
             i, j = (i[enough], j[enough]) if x is a else (j[enough], i[enough])
             found.append((i, j, part[enough]))
         if a is b:
