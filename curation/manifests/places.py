@@ -1,4 +1,8 @@
-"""Places of the whole archive: `selection.places` over ranges of the Earth, in Ray tasks."""
+"""Places of the whole archive: `selection.places` over ranges of the Earth, in Ray tasks.
+
+A task holds the footprints of one range (about `ROWS_A_PARTITION`, in up to `PARTITIONS` ranges), and one task the
+pairs that all ranges tell: about one a row that falls.
+"""
 
 from itertools import pairwise
 from typing import Any, NamedTuple
