@@ -22,6 +22,7 @@ JOBS = {
     "plan": "shards, bytes, expected time and cost; --pilot N measures N shards first",
     "explain": "MANIFEST SAMPLE: which rule decided, and which kept sample stands for it",
     "verify": "MANIFEST [--deep]: hashes and counts; --deep: every kept sample is still readable",
+    "leakage": "MANIFEST --against TABLE: kept samples that a benchmark has too, by footprint and by embedding",
 }
 HELP = "usage: curate JOB [key=value ...]\n\njobs:\n" + "\n".join(f"  {n:9} {what}" for n, what in JOBS.items())
 

@@ -163,12 +163,32 @@ class ClusterEdits:
 
 
 @dataclass
+class PlaceConfig:
+    """Near-duplicates by place."""
+
+    overlap: float | None = None
+    days: float = 1.0
+    keep: Any = None
+
+    def __post_init__(self) -> None:
+        _require(self.overlap is None or 0 < self.overlap <= 1, "select.place.overlap must lie in (0, 1]")
+        _require(0 < self.days < math.inf, f"select.place.days={self.days:g}: give a number of days above 0")
+        ok = self.keep in (None, "season", "unit") or (type(self.keep) is int and self.keep > 0)
+        _require(ok, f"select.place.keep={self.keep}: choose season, unit, null, or how many of a place stay")
+        _require(
+            self.overlap is not None or self.keep is None,
+            f"select.place.keep={self.keep} needs select.place.overlap: add it, such as select.place.overlap=0.5",
+        )
+
+
+@dataclass
 class SelectConfig:
     """Which samples stay."""
 
     strategy: str = "balanced"
     budget: float = 0.15
     entropy: EntropyConfig = field(default_factory=EntropyConfig)
+    place: PlaceConfig = field(default_factory=PlaceConfig)
     duplicates: bool = True
     balance: float = 0.5
     representativeness: float = 0.0
@@ -193,6 +213,15 @@ class SelectConfig:
         _require(0 <= self.balance <= 1, "select.balance must lie between 0 (proportional) and 1 (uniform)")
         _require(0 <= self.nearest <= 1, "select.nearest must lie between 0 and 1")
         _require(math.isfinite(self.representativeness), "select.representativeness must be finite")
+        _require(
+            self.unit is None or self.place.keep != "unit",
+            f"select.unit={self.unit} and select.place.keep=unit: a sample belongs to one unit, so take one of them",
+        )
+
+    @property
+    def grouped(self) -> str | None:
+        """What a unit of samples is, where they are kept or dropped together."""
+        return "place" if self.place.keep == "unit" else self.unit
 
 
 @dataclass

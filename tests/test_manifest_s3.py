@@ -1,12 +1,14 @@
 """A workspace in object storage, where nothing can be renamed, gets the same manifest."""
 
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 import pytest
 
 from curation.catalog.store import CatalogStore
 from curation.manifests.build import select
 from curation.manifests.explain import explain
+from curation.manifests.leakage import find_leaks
 from curation.manifests.verify import verify
 from curation.storage import Folder
 from tests.s3 import s3_server
@@ -34,6 +36,14 @@ def test_the_manifest_is_the_same_in_object_storage(tmp_path: Path) -> None:
         assert verify(there.url, storage=options)["ok"]
         key = local.samples["key"][0].as_py()
         assert explain(there.url, key, options) == explain(here.url, key)
+        leaks = [find_leaks(there.url, f"{s3.url}/work/catalog/cat/", storage=options)]  # all of the archive
+        leaks.append(find_leaks(here.url, str(tmp_path / "catalog/cat")))
+        assert (
+            folder.read(leaks[0]["table"].removeprefix(f"{s3.url}/work/"))
+            == Path(unquote(urlsplit(leaks[1]["table"]).path)).read_bytes()
+        )
+        assert leaks[0]["worst"] == leaks[1]["worst"]
+        assert leaks[0]["overlapping"] == here.kept
 
 
 def test_a_writer_that_fails_leaves_nothing(tmp_path: Path) -> None:

@@ -26,8 +26,9 @@ from curation.catalog.store import CatalogStore
 from curation.config import SelectConfig
 from curation.errors import CurationError, RequestError
 from curation.manifests import steps
-from curation.manifests.duplicates import find_duplicates
+from curation.manifests.duplicates import find_duplicates, mark
 from curation.manifests.exchange import Layers, exchange, submit
+from curation.manifests.places import Found, find_places, unite
 from curation.manifests.schema import (
     DROPPED,
     FILES_FILE,
@@ -46,6 +47,7 @@ from curation.manifests.steps import PARTITIONS, ROWS_A_PARTITION, Plan, Survey
 from curation.manifests.write import Written, write_part, write_rows
 from curation.selection import counting
 from curation.selection.lists import SampleList, parse_list
+from curation.selection.places import CROWD, Rule
 from curation.selection.quotas import cluster_weights, quotas
 from curation.selection.strategies import STRATEGIES
 from curation.storage import Folder
@@ -88,9 +90,14 @@ def select(
     if settings.entropy.keep is not None:
         selection.cut_entropy(settings.entropy.keep)
         selection.check("the entropy stage leaves")
+    if settings.place.overlap is not None:
+        selection.drop_places(settings.place.overlap)
+        if settings.grouped:
+            selection.settle_units()
+        selection.check("the place stage leaves")
     if settings.duplicates:
         selection.drop_duplicates()
-        if settings.unit:
+        if settings.grouped:
             selection.settle_units()
         selection.check("the near-duplicate stage leaves")
     selection.draw()
@@ -168,6 +175,48 @@ class _Selection:
         self.parts = [[*part, layer] for part, (layer, _) in zip(self.parts, cut, strict=True)]
         self.tell_least_entropy(min(ray.get([least for _, least in cut])))
 
+    def drop_places(self, overlap: float) -> None:
+        """Keep the best of the tiles of one place: of neighbouring days, then of all dates as configured.
+
+        Raises:
+            RequestError: no sample has a footprint.
+        """
+        settings = self.settings.place
+        fallen, found = find_places(self.parts, self.shards, self.shared, Rule(overlap, settings.days))
+        self._warn_of_footprints(found)
+        self.mark(fallen, "place")
+        self.told["place"] = {"copies": found.fallen}
+        if settings.keep is None:
+            return
+        best = settings.keep if isinstance(settings.keep, int) else 1
+        rule = Rule(overlap, season=settings.keep == "season", best=best)
+        fallen, found = find_places(self.parts, self.shards, self.shared, rule)
+        if settings.keep == "unit":
+            self.parts = [[*part, submit(unite, fallen, *part)] for part in self.parts]
+            self.told["place"]["units"] = found.rows - found.fallen
+        else:
+            self.mark(fallen, "place")
+            self.told["place"]["dates"] = found.fallen
+
+    def _warn_of_footprints(self, found: Found) -> None:
+        if not found.tiles:
+            raise RequestError(
+                f"select.place.overlap needs footprints, but none of {found.rows} samples has one: "
+                "add them to the sidecars (docs/formats.md), or take select.place.overlap=null"
+            )
+        if lacking := found.rows - found.tiles:
+            self.warn(f"select.place: {lacking} of {found.rows} samples have no footprint and are of no place")
+        if 2 * found.crowded > found.rows:
+            self.warn(
+                f"select.place: {found.crowded} of {found.rows} samples have exactly the footprint of more than "
+                f"{CROWD} others: where it is a whole scene's, different tiles fall as one place, and "
+                "select.place.overlap=null is right"
+            )
+
+    def mark(self, fallen: Any, reason: str) -> None:
+        """Give rows their reason and who stands for them."""
+        self.parts = [[*part, submit(mark, fallen, reason, *part)] for part in self.parts]
+
     def drop_duplicates(self) -> None:
         """Keep one of each group of near-duplicates."""
         listed = self.centroids["neighbours"].combine_chunks()
@@ -176,9 +225,8 @@ class _Selection:
         own = np.arange(len(lengths), dtype=np.int32)[:, None]
         neighbours = np.repeat(own, width, axis=1)  # itself, where few others are known
         neighbours[np.arange(width) < lengths[:, None]] = listed.flatten().to_numpy()
-        self.parts, self.told["duplicates"] = find_duplicates(
-            self.parts, self.shards, self.shared, self.sizes, neighbours
-        )
+        groups, self.told["duplicates"] = find_duplicates(self.parts, self.shards, self.shared, self.sizes, neighbours)
+        self.mark(groups, "duplicate")
 
     def draw(self) -> None:
         """Order the rows that are left, in their clusters and overall, and rank those within the budget."""
@@ -189,7 +237,7 @@ class _Selection:
             for cluster, factor in (self.settings.clusters.weight or {}).items():
                 factors[cluster] = factor
             weights = cluster_weights(sizes, self.settings.balance, factors)
-            quota = None if self.settings.unit else quotas(weights, sizes, plan.budget, required)
+            quota = None if self.settings.grouped else quotas(weights, sizes, plan.budget, required)
             self.learn(dataclasses.replace(plan, weights=weights, quotas=quota))
             partitions = int(plan.partition.max()) + 1
             self.parts, thresholds = exchange(
@@ -215,7 +263,7 @@ class _Selection:
         if not sum(ordered.kept for ordered in told):
             raise RequestError(
                 f"select.budget={self.settings.budget:g} comes to {self.plan.budget} samples, fewer than "
-                f"the first {self.settings.unit} has: raise it"
+                f"the first {self.settings.grouped} has: raise it"
             )
         refused, last = min(ordered.refused for ordered in told), max(ordered.last for ordered in told)
         if self.plan.strategy.order == "entropy" and np.isfinite(last):
@@ -230,7 +278,7 @@ class _Selection:
         reasons = sum((part.reasons for part in written), Counter())
         kept = self.samples - sum(reasons[reason] for reason in DROPPED)
         self._warn_of_classes(written)
-        if self.settings.unit:
+        if self.settings.grouped:
             self.told["left_free"] = self.plan.budget - kept  # the next unit did not fit
         files = [file, *(part.file for part in written)]
         listing = parquet_bytes(pa.Table.from_pylist([dataclasses.asdict(file) for file in files], schema=FILES_SCHEMA))

@@ -23,8 +23,8 @@ Ranges = list[tuple[int, int]]  # of clusters: first, and the one after the last
 
 def find_duplicates(
     parts: list[Layers], shards: list[Any], plan: Any, sizes: NDArray[np.int64], neighbours: NDArray[np.int32]
-) -> tuple[list[Layers], dict[str, int]]:
-    """Give every duplicate its reason and its representative.
+) -> tuple[Any, dict[str, int]]:
+    """Find every duplicate and its representative.
 
     Args:
         parts: references to each part's rows.
@@ -34,7 +34,7 @@ def find_duplicates(
         neighbours: (K, n) of each cluster.
 
     Returns:
-        the parts with one more layer, and how many duplicates there are and how many an embedding decided.
+        a reference to what `mark` takes, and how many duplicates there are and how many an embedding decided.
     """
     ranges = cluster_ranges(sizes)
     split = [
@@ -47,7 +47,7 @@ def find_duplicates(
     near = ray.put(neighbours)
     across = [submit(_across, near, number, within, ranges, rows) for number in range(len(ranges))]
     groups, found = submit(_groups, within, *across, returns=2)
-    return [[*part, submit(_mark, groups, *part)] for part in parts], ray.get(found)
+    return groups, ray.get(found)
 
 
 def cluster_ranges(sizes: NDArray[np.int64]) -> Ranges:
@@ -108,21 +108,33 @@ def _groups(*pairs: pa.Table) -> tuple[Columns, dict[str, int]]:
     groups = groups_from_pairs(pa.concat_tables(pairs))
     of_upper, of_lower = split_ids(groups["duplicate_of"])
     counts = {"found": groups.num_rows, "by_embedding": int(np.asarray(groups["by_embedding"]).sum())}
-    return {"id": _sortable(*split_ids(groups["sample_id"])), "of_upper": of_upper, "of_lower": of_lower}, counts
+    return {"id": sortable(*split_ids(groups["sample_id"])), "of_upper": of_upper, "of_lower": of_lower}, counts
 
 
-def _mark(groups: Columns, *layers: Columns) -> Columns:
+def mark(groups: Columns, reason: str, *layers: Columns) -> Columns:
+    """A part's reasons and representatives.
+
+    Args:
+        groups: ``id`` of rows that fall, `sortable` and sorted; ``of_upper``, ``of_lower`` of their representatives.
+        reason: why they fall.
+        layers: the part's rows.
+    """
     rows = merge(layers)
-    ids = _sortable(rows["upper"], rows["lower"])
-    place = np.minimum(np.searchsorted(groups["id"], ids), max(len(groups["id"]) - 1, 0))
-    copy = groups["id"][place] == ids if len(groups["id"]) else np.zeros(len(ids), bool)
-    marked = {"reason": np.where(copy & (rows["reason"] == OPEN), CODE["duplicate"], rows["reason"])}
+    copy, place = find(groups["id"], rows)
+    marked = {"reason": np.where(copy & (rows["reason"] == OPEN), CODE[reason], rows["reason"])}
     for name in ("of_upper", "of_lower"):
-        marked[name] = np.zeros(len(ids), np.uint64)
+        marked[name] = rows[name].copy() if name in rows else np.zeros(len(copy), np.uint64)
         marked[name][copy] = groups[name][place[copy]]
     return marked
 
 
-def _sortable(upper: NDArray[np.uint64], lower: NDArray[np.uint64]) -> NDArray[np.bytes_]:
+def find(ids: NDArray[np.bytes_], rows: Columns) -> tuple[NDArray[np.bool_], NDArray[np.intp]]:
+    """Which rows are among sorted ids, and where in them."""
+    own = sortable(rows["upper"], rows["lower"])
+    place = np.minimum(np.searchsorted(ids, own), max(len(ids) - 1, 0))
+    return (ids[place] == own if len(ids) else np.zeros(len(own), bool)), place
+
+
+def sortable(upper: NDArray[np.uint64], lower: NDArray[np.uint64]) -> NDArray[np.bytes_]:
     """Ids as bytes, which NumPy can search."""
     return np.ascontiguousarray(np.stack([upper, lower], 1).astype(">u8")).view("S16").ravel()

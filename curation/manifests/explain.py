@@ -1,14 +1,16 @@
 """Says of one sample what was decided, by which rule and figures, and which kept sample stands for it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from curation.archive.sample import sample_id
+from curation.catalog.schema import catalog_schema
 from curation.catalog.store import CatalogStore
 from curation.errors import AccessError, RequestError
 from curation.manifests.reading import ManifestReader
@@ -23,6 +25,7 @@ WHY = {
     "excluded": "dropped: select.exclude names it, or a sample of its unit",
     "cluster_excluded": "dropped: select.clusters takes cluster {cluster} out",
     "entropy": "dropped: its entropy, {entropy:.4g} bits, is below {threshold:.4g} (or as much, and a hash decided)",
+    "place": "dropped: it shows the place of {duplicate_of}, which is better",
     "duplicate": "dropped: it is a near-duplicate of {duplicate_of}",
     "quota": "dropped: its priority {priority:.6g} is not below {threshold:.6g}, the first that was refused",
     "full": "dropped: the budget was used up before its turn",
@@ -40,14 +43,14 @@ def explain(url: str, sample: str, storage: dict[str, Any] | None = None) -> dic
 
     Returns:
         the decision's columns, ``why`` in words, and ``stands_for_it``: for a dropped sample the kept one that it is a
-        copy of, or else the nearest kept one by embedding in its cluster (``by`` says which). For a quarantined one:
-        where and why it broke.
+        copy or of the place of, or else the nearest kept one by embedding in its cluster (``by`` says which). For a
+        quarantined one: where and why it broke.
 
     Raises:
         RequestError: the manifest decides over no such sample, or over several of that key.
     """
     manifest = ManifestReader(url, storage)
-    store = _catalog(manifest, storage)
+    store = open_catalog(manifest, storage)
     found = _rows(manifest.folder, "sample_id", sample) or _rows(manifest.folder, "key", sample)
     if len(found) > 1:
         ids = ", ".join(f"{row['sample_id']} in {row['shard']}" for row in found[:5])
@@ -89,10 +92,13 @@ def _stand_in(manifest: ManifestReader, store: CatalogStore, row: dict[str, Any]
         for group in _groups(manifest)
     )
     for other in kept.filter(pc.equal(kept["sample_id"], row["duplicate_of"] or "")).to_pylist():
-        return {"by": "duplicate", **other}
+        return {"by": row["reason"], **other}
     try:
-        own = _embeddings(store, pa.Table.from_pylist([row]))
-        distance = np.linalg.norm(_embeddings(store, kept) - own, axis=1)
+        own, others = (
+            vectors(catalog_rows(store, rows, ["embedding"])["embedding"])
+            for rows in (pa.Table.from_pylist([row]), kept)
+        )
+        distance = np.linalg.norm(others - own, axis=1)
     except AccessError:
         return None  # the catalog is no longer there
     if not len(distance):
@@ -107,18 +113,31 @@ def _groups(manifest: ManifestReader) -> Iterator[pa.Table]:
             yield file.read_row_group(number, [*FIGURES, "cluster", "scene", "rank"])
 
 
-def _embeddings(store: CatalogStore, rows: pa.Table) -> Any:
-    """float32 (rows, dim) from the catalog, for rows sorted by shard."""
-    found = [np.empty((0, 1), np.float32)]
+def catalog_rows(store: CatalogStore, rows: pa.Table, columns: Sequence[str]) -> pa.Table:
+    """Columns of the catalog for some rows of a manifest, which are sorted by shard.
+
+    Raises:
+        AccessError: the catalog is not there.
+    """
+    found = [catalog_schema(1).empty_table().select(columns)] if not rows.num_rows else []
     for shard in pc.unique(rows["shard"]).to_pylist():
-        table = store.read(shard, ["index", "embedding"])
+        table = store.read(shard, ["index", *columns])
         wanted = rows.filter(pc.equal(rows["shard"], shard))["index"]
-        vectors = table["embedding"].take(pc.index_in(wanted, value_set=table["index"].combine_chunks()))
-        found.append(np.stack(vectors.to_numpy()).astype(np.float32))
-    return np.concatenate(found[1:] or found)
+        found.append(table.select(columns).take(pc.index_in(wanted, value_set=table["index"].combine_chunks())))
+    return pa.concat_tables(found, promote_options="permissive")
 
 
-def _catalog(manifest: ManifestReader, storage: dict[str, Any] | None) -> CatalogStore:
+def vectors(column: pa.ChunkedArray) -> NDArray[np.float32]:
+    """float32 (rows, dim) of a column of lists of one length.
+
+    Raises:
+        ValueError: they are of several.
+    """
+    flat = pc.list_flatten(column).combine_chunks().to_numpy(zero_copy_only=False)
+    return np.asarray(flat, np.float32).reshape(len(column), -1 if len(column) else 1)
+
+
+def open_catalog(manifest: ManifestReader, storage: dict[str, Any] | None) -> CatalogStore:
     """The catalog that the manifest was drawn from: in the workspace around it, or shared."""
     workspace = manifest.folder.url.rpartition("/manifests/")[0]
     shared = manifest.header["provenance"].get("catalog")

@@ -15,7 +15,7 @@ from curation.catalog.schema import WINDOW
 from curation.storage import Folder
 
 KEPT = ("sampled", "required", "nearest")
-DROPPED = ("excluded", "cluster_excluded", "entropy", "duplicate", "quota")
+DROPPED = ("excluded", "cluster_excluded", "entropy", "place", "duplicate", "quota")
 REASONS = KEPT + DROPPED
 
 HEADER_FILE = "manifest.json"  # written last: its presence means that the rest is there

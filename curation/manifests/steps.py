@@ -1,8 +1,9 @@
 """What the tasks of a selection do with the rows of a part or a partition; `build` says in which order.
 
 Columns of a row on its way: ``upper``, ``lower`` (its id), ``cluster``,
-``distance``, ``reason`` (a code), ``entropy`` where it is asked for; of its
-unit, if there are units: ``unit_upper``, ``unit_lower``, ``stratum``, ``size``
+``distance``, ``reason`` (a code), ``entropy`` where it is asked for;
+``of_upper``, ``of_lower`` once something stands for others; of its unit, if
+there are units: ``unit_upper``, ``unit_lower``, ``stratum``, ``size``
 and the means ``unit_weight``, ``unit_distance``, ``unit_entropy``; of its
 place: ``score``, ``rank``.
 """

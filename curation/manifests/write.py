@@ -147,7 +147,7 @@ def _figures(plan: Plan, rows: Columns, reason: NDArray[np.uint8]) -> dict[str, 
     figures = {"priority": nothing, "threshold": np.where(ordered, limit, np.nan), "weight": nothing}
     if plan.strategy.order != "entropy":
         figures["priority"] = np.where(ordered, row_priority(plan, rows), np.nan)
-    if plan.strategy.order == "draw" and not plan.settings.unit:
+    if plan.strategy.order == "draw" and not plan.settings.grouped:
         weight = np.where(reason == CODE["sampled"], estimate_weight(sampling_weight(plan, rows), limit), np.nan)
         figures["weight"] = np.where(reason == CODE["required"], 1.0, weight)
     figures["threshold"][reason == CODE["entropy"]] = plan.least_entropy

@@ -31,6 +31,7 @@ WHY = {
     "excluded": "named by select.exclude",
     "cluster_excluded": "in a cluster of select.clusters.exclude",
     "entropy": "too little information: below the entropy threshold",
+    "place": "a better tile of its place stays",
     "duplicate": "a better near-duplicate stands for it",
     "quota": "not drawn: its cluster's quota was filled by others",
 }
@@ -190,9 +191,11 @@ def _stages(figures: Figures) -> list[dict[str, Any]]:
     """The way from read to kept: what each stage took, and what was left after it."""
     reasons, read = figures.counts.reasons, figures.readings.read
     taken = {"quarantined": read - figures.readings.samples, **{reason: reasons[reason] for reason in DROPPED}}
+    select = figures.header["content"]["config"]["select"]
     asked = {
         "quarantined": True,
-        "duplicate": figures.header["content"]["config"]["select"]["duplicates"],
+        "place": select.get("place", {}).get("overlap") is not None,
+        "duplicate": select["duplicates"],
         "quota": True,
     }
     left, stages = read, []

@@ -85,11 +85,16 @@ def _areas(table: pa.Table) -> pa.Table:
     areas = {side: table[side].cast(pa.float64()) for side in SIDES}
     for bound in ("start", "end"):
         if bound in table.column_names:
-            moment = table[bound].cast(pa.timestamp("us", tz=getattr(table[bound].type, "tz", None)))
-            if bound == "end" and pa.types.is_date(table[bound].type):
-                moment = pc.add(moment, pa.scalar(DAY - np.timedelta64(1, "us")))
-            areas[bound] = moment.cast(TIME) if moment.type.tz else pc.assume_timezone(moment, "UTC")
+            areas[bound] = moments(table[bound], last=bound == "end")
     return pa.table(areas)
+
+
+def moments(column: pa.ChunkedArray, last: bool = False) -> pa.ChunkedArray:
+    """Times in UTC, which is meant where no zone is given; of a day its first moment, or its last."""
+    moment = column.cast(pa.timestamp("us", tz=getattr(column.type, "tz", None)))
+    if last and pa.types.is_date(column.type):
+        moment = pc.add(moment, pa.scalar(DAY - np.timedelta64(1, "us")))
+    return moment.cast(TIME) if moment.type.tz else pc.assume_timezone(moment, "UTC")
 
 
 def _touches(area: dict[str, float], footprint: dict[str, NDArray[np.float64]]) -> NDArray[np.bool_]:
