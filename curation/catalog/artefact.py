@@ -33,7 +33,7 @@ from curation.errors import AccessError, BadSample, RequestError
 from curation.runtime import limit_threads
 from curation.storage import Folder, is_local, local_path
 
-READER_VERSION = 1  # raise when the same bytes would give other rows
+READER_VERSION = 2  # raise when the same bytes would give other rows
 FIT_SHARDS = 32  # shards sampled at once; more rounds follow while samples are wanting
 FIT_ROUNDS = 8
 FIT_BYTES = 512 << 20  # decoded pixels the fit may hold
