@@ -46,7 +46,7 @@ BLOCK = 50_000  # rows compared with each other at most
 
 RADIUS = 3.2  # distance of two signatures beyond which no patch is compared
 FLAT_LEVEL = 4.0  # how far the mean levels of two tiles without texture may lie apart, of 255
-LEVEL_PER_POWER = 8.0  # and how much more for each squared level of texture (its standard deviation)
+LEVEL_PER_POWER = 80.0  # and how much more for each squared level of texture (its standard deviation)
 MOST_LEVEL = 80.0  # and in all: gain and offset of 15 % each
 SAME_GROUND = 1 / 8  # how far the centres of two flat tiles may lie apart, of their mean extent along that axis
 FLAT_CONTRAST = 1.0  # levels of texture (standard deviation) above which no tile can be flat
