@@ -358,8 +358,8 @@ def _effective(counts: Sequence[int]) -> float:
 CHANGED = {
     "turned": "mirrored or rotated",
     "encoded": "encoded again",
-    "shifted": f"shifted by up to {percent(SHIFT)} of a side",
-    "relit": f"brighter or darker by up to {percent(GAIN)}",
+    "shifted": f"shifted by up to {100 * SHIFT:.0f}\u00a0% of a side",
+    "relit": f"brighter or darker by up to {100 * GAIN:.0f}\u00a0%",
 }
 OTHERS = {"any": "any two tiles", "nearest": "a tile and the one most like it"}
 

@@ -21,9 +21,7 @@ def percent(share: float) -> str:
 
 def interval(low: float, high: float) -> str:
     """Two shares as percentages, with digits enough to tell them from 0 and 100."""
-    return (
-        " to ".join(f"{100 * share:.4g}" if share > 0.9 else f"{100 * share:.2g}" for share in (low, high)) + "\u00a0%"
-    )
+    return " to ".join(f"{100 * share:.2f}".rstrip("0").rstrip(".") for share in (low, high)) + "\u00a0%"
 
 
 def number(value: float | None, digits: int = 2) -> str:
