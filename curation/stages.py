@@ -17,6 +17,7 @@ import ray
 from curation.archive.listing import Root, list_archive
 from curation.catalog.artefact import file_name, portable_encoder
 from curation.catalog.build import BANK, Catalog, build_catalog, check_bad_fraction
+from curation.catalog.calibration import load_calibration, summary
 from curation.clustering.build import build_clusters
 from curation.config import Config, load_config, to_dict
 from curation.encoders import QUALITY
@@ -56,6 +57,9 @@ class Run:
                 f"none of {catalog.counts['read']} samples could be used: each has its reason in "
                 f"{catalog.store.workspace.public('quarantine')}"
             )
+        measured = load_calibration(self.workspace, catalog.store.catalog_id)
+        if measured and self.config.select.duplicates:
+            log.info("%s", summary(measured))
         return catalog
 
     def clusters(self, catalog: Catalog) -> Folder:

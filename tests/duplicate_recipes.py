@@ -71,7 +71,7 @@ def rows(names: Sequence[str], **columns: Any) -> pa.Table:
         "label": pa.string(),
         "caption": pa.string(),
         "time": pa.timestamp("us", tz="UTC"),
-        "footprint": pa.struct([("west", pa.float64())]),
+        "footprint": pa.struct([(side, pa.float64()) for side in ("west", "south", "east", "north")]),
         "license": pa.string(),
         "signature": pa.list_(pa.float32()),
         "patch": pa.binary(),

@@ -101,14 +101,78 @@ def test_tiles_that_overlap_by_half_are_no_copies() -> None:
 
 
 def test_flat_tiles_are_copies_only_at_the_same_level() -> None:
-    rng = np.random.default_rng(3)
     levels = {"dark a": 40, "dark b": 41, "bright a": 60, "bright b": 61}
-    tiles = [
-        (level + rng.normal(0, 1.5, (3, SIDE, SIDE))).round().clip(0, 255).astype(np.uint8) for level in levels.values()
-    ]
+    tiles = [np.full((3, SIDE, SIDE), level, np.uint8) for level in levels.values()]
     tiles.append(np.concatenate([tiles[0][:2], tiles[0][2:] + np.uint8(20)]))  # another colour
     found = groups(find_duplicates(catalog(tiles, [*levels, "bluer"])))
     assert found == {"dark b": "dark a", "bright b": "bright a"}
+
+
+def box(west: float, south: float = 10.0, side: float = 0.01) -> dict[str, float]:
+    return {"west": west, "south": south, "east": west + side - 360 * (west + side > 180), "north": south + side}
+
+
+@pytest.mark.parametrize("clusters", [[0, 0], [0, 1]])
+@pytest.mark.parametrize(
+    ("one", "other", "copies"),
+    [
+        (box(5.0), box(5.0), True),
+        (box(5.0), box(5.001), True),  # shifted by less than a patch can follow
+        (box(5.0), box(5.005), False),  # half of each is the other's
+        (box(5.0), box(5.0, 10.005), False),
+        (box(5.0), box(60.0), False),
+        (box(179.995), box(-179.996 - 0.009), True),  # on the antimeridian, as both sides of it would write it
+        (box(179.995), box(-179.9), False),
+        (box(5.0), None, True),  # nobody knows
+        (None, None, True),
+        (box(5.0, side=0), box(5.0, side=0), True),  # points
+        (box(5.0, side=0), box(5.1, side=0), False),
+    ],
+)
+def test_flat_tiles_of_different_ground_are_no_copies(
+    one: dict[str, float] | None, other: dict[str, float] | None, copies: bool, clusters: list[int]
+) -> None:
+    tiles = [np.full((1, SIDE, SIDE), 50, np.uint8)] * 2
+    table = catalog(tiles, ["a", "b"], footprint=[one, other], cluster=clusters)
+    assert groups(find_duplicates(table, CHAIN)) == ({"b": "a"} if copies else {})
+
+
+def test_texture_counts_more_than_a_footprint() -> None:
+    table = catalog([window(ground(9))] * 2, ["a", "b"], footprint=[box(5.0), box(60.0)])
+    assert groups(find_duplicates(table)) == {"b": "a"}
+
+
+def speckle(rng: np.random.Generator, side: int, looks: int, level: float, texture: float) -> np.ndarray:
+    """Amplitudes of a radar's speckle (Goodman 1976) over even ground, or over hills of one kind."""
+    hills = np.repeat(np.repeat(rng.normal(0, texture, (side // 8, side // 8)), 8, 0), 8, 1)
+    power = np.exp(hills) * rng.gamma(looks, 1 / looks, (side, side))
+    return (level * np.sqrt(power)).round().clip(0, 255).astype(np.uint8)[None]
+
+
+@pytest.mark.parametrize(
+    ("side", "looks", "level", "texture"),
+    [
+        (64, 1, 60, 0.0),
+        (128, 4, 30, 0.0),
+        (256, 1, 90, 0.5),
+        (256, 1, 20, 0.0),
+        (256, 16, 40, 0.0),  # calm water: a fifth of a level in the patch
+        (512, 4, 20, 0.0),  # a tenth
+    ],
+)
+def test_speckle_is_told_from_other_speckle_in_all_orientations(
+    side: int, looks: int, level: float, texture: float
+) -> None:
+    rng = np.random.default_rng(side)
+    tiles = [speckle(rng, side, looks, level, texture) for _ in range(20)]
+    names = [f"{place:02d}.{symmetry}" for place in range(20) for symmetry in range(8)]
+    found = groups(find_duplicates(catalog([turned(t, s) for t in tiles for s in range(8)], names)))
+    group = np.array([found.get(name, name) for name in names])
+    place = np.array([name[:2] for name in names])
+    i, j = np.triu_indices(len(names), 1)
+    same, merged = place[i] == place[j], group[i] == group[j]
+    assert (same & merged).sum() / merged.sum() >= 0.98  # precision
+    assert (same & merged).sum() / same.sum() >= 0.98  # recall
 
 
 def test_a_chain_of_small_steps_does_not_join_its_ends() -> None:
@@ -186,6 +250,15 @@ def test_thousands_of_tiles_of_one_water_are_one_group_and_soon_found() -> None:
     assert time.process_time() - start < 20
     assert set(found.values()) == {"00000"}
     assert len(found) == len(names) - 1
+
+
+def test_thousands_of_tiles_of_one_water_at_known_places_are_soon_passed() -> None:
+    made, data = described(np.full((1, SIDE, SIDE), 50, np.uint8))
+    names, places = [f"{i:05d}" for i in range(6000)], [box(i / 100 - 30, (i % 7) * 0.005) for i in range(6000)]
+    table = rows(names, signature=[list(made)] * len(names), patch=[data] * len(names), footprint=places)
+    start = time.process_time()
+    assert groups(find_duplicates(table)) == {}
+    assert time.process_time() - start < 20
 
 
 def stars(names: list[str], leader: dict[str, str], across: set[frozenset[str]]) -> dict[str, str]:

@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 
 from curation.archive.sample import sample_id
+from curation.catalog.calibration import calibration_path
 from curation.catalog.schema import QUARANTINE_SCHEMA, catalog_schema
 from curation.catalog.store import CatalogStore, parquet_bytes
 from curation.errors import CurationError
@@ -34,6 +35,20 @@ SHARDS, ROWS, CLUSTERS, DIM, PARTS = 5, 80, 9, 8, 2
 ALL = SHARDS * ROWS
 NASTY = "<script>alert(1)</script>&\"' ключ"
 RANGES = np.float32([[0, 255]] * 3)
+CALIBRATION = {
+    "tiles": 123,
+    "placed": 7,
+    "threshold": 0.9,
+    "encoded_as": "JPEG of <quality> 75",
+    "copies": {
+        kind: {"of": 123, "merged": 120, "share": 120 / 123, "low": 0.9308, "high": 0.9917}
+        for kind in ("turned", "encoded", "shifted", "relit")
+    },
+    "others": {
+        "any": {"of": 3075, "merged": 0, "share": 0.0, "low": 0.0, "high": 0.001248, "same_ground": 11},
+        "nearest": {"of": 0, "merged": 0, "share": None, "low": 0.0, "high": 1.0},
+    },
+}
 LABELS = ("forest", "<b>town</b>", "water", None)
 
 
@@ -129,6 +144,8 @@ def make_workspace(root: Path, pixels: bool = True, cut: float | None = 3.0) -> 
         "roots": {"root": "s3://bucket/<archive>"},
         "encoder": {"note": "A test encoder: 5-NN 0.5 on <nothing>."},
     }
+    if pixels:
+        folder.publish(calibration_path("abc"), json.dumps(CALIBRATION).encode())
     header = {"content": content, "provenance": provenance}
     folder.publish("manifests/m1/manifest.json", json.dumps(header).encode())
     workspace = Workspace(folder, store, shards, table, labels)
@@ -381,7 +398,25 @@ def test_vectors_without_pixels_give_a_page_without_tiles(ray_local, tmp_path):
     outline = Outline(page)
     assert outline.tags["img"] == 0
     assert 'id="entropy"' not in page
+    assert 'id="copies"' not in page
     assert 'id="map"' in page
+
+
+def test_how_copies_are_told_is_shown_where_it_was_measured_and_asked_for(workspace, page, tmp_path):
+    text = re.sub(r"<[^>]+>", " ", page[page.index('id="copies"') : page.index('id="dropped"')])
+    text = " ".join(text.replace("\xa0", " ").split())
+    assert "Measured on 123 tiles" in text
+    assert "mirrored or rotated 120 123 97.6 % 93.08 to 99.17 %" in text
+    assert "encoded again (JPEG of &lt;quality&gt; 75) 120 123" in text
+    assert "any two tiles 0 3,075 0 % 0 to 0.12 %" in text
+    assert "the one most like it" not in text  # no such pair
+    assert "7 of the tiles have one" in text
+    assert "11 of the pairs drawn" in text
+    other = workspace.copy(tmp_path / "copy")
+    header = json.loads(other.manifest.read("manifest.json"))
+    header["content"]["config"]["select"]["duplicates"] = False
+    other.manifest.publish("manifest.json", json.dumps(header).encode())
+    assert 'id="copies"' not in other.report()
 
 
 def test_what_reading_costs_is_shown_where_it_is_known(workspace, page):

@@ -27,6 +27,7 @@ from curation.archive.reader import read_shard
 from curation.archive.sample import RawSample, Rejection, Sample
 from curation.archive.shards import Shard
 from curation.archive.tiling import tiles
+from curation.catalog.calibration import calibrate, calibration_path
 from curation.catalog.careful import Subprocess
 from curation.catalog.store import chunks
 from curation.config import ArchiveConfig, Config, to_dict
@@ -127,20 +128,31 @@ def load_or_fit(config: Config, roots: Sequence[Root], workspace: Folder, shared
             data = folder.read(path)
         except FileNotFoundError:
             continue
-        workspace.create(path, data)
+        try:
+            calibration = folder.read(calibration_path(catalog_id(config)))
+        except FileNotFoundError:
+            calibration = None
+        _publish(config, workspace, data, calibration)
         return Artefact.from_bytes(data)
     if shared:
         raise RequestError(
             f"catalog.url={shared.public()} has no encoder artefact beside it ({path}): "
             "its rows were made with another encoder config, or the folder was moved alone"
         )
-    workspace.create(path, _fit(config, roots))
+    _publish(config, workspace, *_fit(config, roots))
     return load_artefact(config, workspace)  # another run may have been first
 
 
 def load_artefact(config: Config, workspace: Folder) -> Artefact:
     """The artefact that the workspace has."""
     return Artefact.from_bytes(workspace.read(_path(config)))
+
+
+def _publish(config: Config, workspace: Folder, artefact: bytes, calibration: bytes | None) -> None:
+    """The artefact last: where it is, nothing is measured again."""
+    if calibration is not None:
+        workspace.create(calibration_path(catalog_id(config)), calibration)
+    workspace.create(_path(config), artefact)
 
 
 def _path(config: Config) -> str:
@@ -169,11 +181,14 @@ def check_bank(config: Config, bank: Root, artefact: Artefact) -> None:
         ) from error
 
 
-def _fit(config: Config, roots: Sequence[Root]) -> bytes:
-    """Sample shards and tiles by hash, then fit in one task, so that the driver holds neither."""
+def _fit(config: Config, roots: Sequence[Root]) -> tuple[bytes, bytes | None]:
+    """Sample shards and tiles by hash, then fit in one task, so that the driver holds neither.
+
+    Returns:
+        The artefact, and the calibration where there are pixels to measure on.
+    """
     if not needs_pixels(config):
-        vectors: bytes = ray.get(_fit_vectors.remote(config))
-        return vectors
+        return ray.get(_fit_vectors.remote(config)), None
     shards = [(root.folder, shard) for root in roots for shard in root.shards]
     shards.sort(key=lambda item: _hash(item[1].name))
     found: list[Any] = []
@@ -201,7 +216,7 @@ def _fit(config: Config, roots: Sequence[Root]) -> bytes:
         bands = tuple(config.archive.bands)
     if config.archive.range and isinstance(config.archive.range[0], list) and len(config.archive.range) != len(bands):
         raise RequestError(f"archive.range has {len(config.archive.range)} pairs for {len(bands)} bands")
-    data: bytes = ray.get(_fit_samples.remote(config, bands, dtype, *found))
+    data: tuple[bytes, bytes] = ray.get(_fit_samples.remote(config, bands, dtype, *found))
     return data
 
 
@@ -272,8 +287,8 @@ def _raw_samples(folder: Folder, shard: Shard, archive: ArchiveConfig, reasons: 
 
 
 @ray.remote(num_cpus=1)
-def _fit_samples(config: Config, bands: tuple[str, ...], dtype: str, *found: list[Sample]) -> bytes:
-    """Fit ranges and encoder on the sampled tiles, in the order of their ids."""
+def _fit_samples(config: Config, bands: tuple[str, ...], dtype: str, *found: list[Sample]) -> tuple[bytes, bytes]:
+    """Fit ranges and encoder on the sampled tiles, in the order of their ids, and measure how copies are told."""
     limit_threads(1)
     samples: list[Sample] = []
     for sample in itertools.chain.from_iterable(found):
@@ -283,7 +298,8 @@ def _fit_samples(config: Config, bands: tuple[str, ...], dtype: str, *found: lis
             continue
     ranges = fixed_ranges(samples, config.archive, dtype)
     arrays = fit_artefact(encoder_config(config), samples, bands, dtype, ranges, int(config.encoder.get("seed", 0)))
-    return Artefact({**arrays, "range": ranges}, bands, dtype).to_bytes()
+    measured = json.dumps(calibrate(samples, ranges), indent=1).encode()
+    return Artefact({**arrays, "range": ranges}, bands, dtype).to_bytes(), measured
 
 
 @ray.remote(num_cpus=1)

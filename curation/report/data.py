@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 import ray
 from numpy.typing import NDArray
 
+from curation.catalog.calibration import load_calibration
 from curation.catalog.store import CatalogStore, chunks
 from curation.errors import CurationError
 from curation.manifests.schema import KEPT, REASONS
@@ -125,6 +126,7 @@ class Figures:
         tiles: (family, slot) -> tiles in order; see ``FAMILIES``.
         points: tiles of the map, without previews; ``places``: (n, 2), their first two principal components;
         ``explained``: those components' share of the variance.
+        calibration: how well copies are told on this archive, if it was measured.
     """
 
     header: dict[str, Any]
@@ -138,6 +140,7 @@ class Figures:
     points: list[Tile]
     places: Floats
     explained: float
+    calibration: dict[str, Any] | None
 
 
 def gather(store: CatalogStore, shards: Sequence[str], clusters: Folder, manifest: Folder) -> Figures:
@@ -187,6 +190,7 @@ def gather(store: CatalogStore, shards: Sequence[str], clusters: Folder, manifes
         points=points,
         places=places,
         explained=explained,
+        calibration=load_calibration(store.workspace, store.catalog_id),
     )
 
 

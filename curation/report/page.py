@@ -13,13 +13,14 @@ import pyarrow as pa
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from numpy.typing import NDArray
 
+from curation.catalog.calibration import GAIN, SHIFT
 from curation.catalog.store import CatalogStore
 from curation.manifests.schema import DROPPED, KEPT, REASONS
 from curation.report import data
 from curation.report.data import BINS, BITS, REASON, Figures, Ints, Tile
 from curation.report.gallery import Gallery
 from curation.report.ground import ground_map, incidence_share
-from curation.report.words import count, duration, flat, number, percent, short, size
+from curation.report.words import count, duration, flat, interval, number, percent, short, size
 from curation.storage import Folder
 
 ROWS = 30  # of a before-and-after table
@@ -83,6 +84,7 @@ def render(name: str, figures: Figures, reads: Mapping[str, Any] | None) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update(n=count, pct=percent, num=number, size=size, time=duration, short=short)
+    environment.globals.update(interval=interval)
     template = environment.get_template("template.html")
     return template.render(_context(name, figures, reads)) + "\n"
 
@@ -111,6 +113,7 @@ def _context(name: str, figures: Figures, reads: Mapping[str, Any] | None) -> di
         "stages": _stages(figures),
         "entropy": _entropy(figures, gallery),
         "balances": balances,
+        "copies": _copies(figures),
         "groups": _groups(figures, gallery),
         "mosaics": _mosaics(figures, gallery),
         "clusters": _clusters(figures, gallery),
@@ -357,6 +360,29 @@ def _effective(counts: Sequence[int]) -> float:
 
 
 # duplicates and mosaics
+
+CHANGED = {
+    "turned": "mirrored or rotated",
+    "encoded": "encoded again",
+    "shifted": f"shifted by up to {100 * SHIFT:.0f}\u00a0% of a side",
+    "relit": f"brighter or darker by up to {100 * GAIN:.0f}\u00a0%",
+}
+OTHERS = {"any": "any two tiles", "nearest": "a tile and the one most like it"}
+
+
+def _copies(figures: Figures) -> dict[str, Any] | None:
+    """How well copies are told on this archive, if they were looked for and it was measured."""
+    measured = figures.calibration
+    if measured is None or not figures.header["content"]["config"]["select"]["duplicates"]:
+        return None
+    changed = {**CHANGED, "encoded": f"encoded again ({measured['encoded_as']})"}
+    return {
+        "tiles": measured["tiles"],
+        "placed": measured["placed"],
+        "same_ground": measured["others"]["any"]["same_ground"],
+        "found": [(changed[kind], row) for kind, row in measured["copies"].items()],
+        "merged": [(OTHERS[kind], row) for kind, row in measured["others"].items() if row["of"]],
+    }
 
 
 def _groups(figures: Figures, gallery: Gallery) -> list[dict[str, Any]]:

@@ -19,6 +19,11 @@ def percent(share: float) -> str:
     return f"{value:.0f}\u00a0%" if value == 0 or value >= 99.95 else f"{value:.1f}\u00a0%"
 
 
+def interval(low: float, high: float) -> str:
+    """Two shares as percentages, with digits enough to tell them from 0 and 100."""
+    return " to ".join(f"{100 * share:.2f}".rstrip("0").rstrip(".") for share in (low, high)) + "\u00a0%"
+
+
 def number(value: float | None, digits: int = 2) -> str:
     """A figure with so many decimals; a dash where there is none."""
     return "–" if value is None or not np.isfinite(value) else f"{value:,.{digits}f}"

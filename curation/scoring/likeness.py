@@ -34,15 +34,21 @@ class Patches:
         self._known[new] = True
         return self._spectra[rows]
 
+    def flat(self, rows: NDArray[np.intp]) -> NDArray[np.bool_]:
+        """Which have less texture than noise, ``(len(rows),)``: any two of them are alike."""
+        half, _, _, noise = _alignment()
+        return np.asarray(_energy(np.abs(self.spectra(rows)).take(half, axis=1)) < noise.sum())
+
 
 def likeness(a: Patches, i: NDArray[np.intp], b: Patches, j: NDArray[np.intp], threshold: float) -> NDArray[np.float64]:
     """Likeness of the patches a[i] and b[j], once aligned: 1 for the same picture, about 0 for unrelated ones.
 
     It is 1 - |a - b|^2 / (|a|^2 + |b|^2 + 2 noise^2) on the ground that both show, norms over
     spatial frequencies f weighted by f^1.5, which gives each octave of a natural image about the
-    same say. Two tiles without texture differ by less than the noise and are alike: their levels
-    must be compared too. Where fewer than 20 frequencies carry the pictures, what lacks to 1 is
-    raised in proportion: one straight coast is much like another.
+    same say. Two tiles without texture differ by less than the noise and are alike: their levels,
+    and where they are known their places, must be compared too. Where fewer than 20 frequencies
+    carry the pictures, what lacks to 1 is raised in proportion: one straight coast is much like
+    another.
 
     The best of 8 symmetries and 81 shifts (up to 1/16 of the tile) is found with both windows in
     the tiles' middle; then the windows are moved onto the common ground.

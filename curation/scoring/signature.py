@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 GRID = 20  # cells a side
 CUTOFF = 7  # highest spatial frequency used, cycles a tile; the blur leaves the next ones too weak
 LEVELS = 3  # band groups whose mean level stands in the patch
-NOISE = 0.5  # what compression does to a cell, in levels of 255 (standard deviation)
+NOISE = 0.05  # what storing pixels as 8-bit numbers does to a cell, in levels of 255 (standard deviation; 64 px tiles)
 
 _HEADER = 4 * (LEVELS + 1)
 PATCH_BYTES = _HEADER + GRID * GRID

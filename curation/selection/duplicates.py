@@ -3,7 +3,9 @@
 A pair is looked at if both rows lie in one cluster or in two clusters of which
 one lists the other among its neighbours. The signature proposes, the patch
 confirms; rows without a patch (vectors brought in from elsewhere) are compared
-with each other by their embeddings, from a stricter threshold. Groups are stars:
+with each other by their embeddings, from a stricter threshold. Two tiles without
+texture look alike wherever they lie: where both footprints are known, these must
+show the same ground. Groups are stars:
 every member was itself confirmed against its representative, so that no chain of
 small steps joins different places.
 
@@ -44,13 +46,16 @@ BLOCK = 50_000  # rows compared with each other at most
 
 RADIUS = 3.2  # distance of two signatures beyond which no patch is compared
 FLAT_LEVEL = 4.0  # how far the mean levels of two tiles without texture may lie apart, of 255
-LEVEL_PER_POWER = 8.0  # and how much more for each squared level of texture (its standard deviation)
+LEVEL_PER_POWER = 80.0  # and how much more for each squared level of texture (its standard deviation)
 MOST_LEVEL = 80.0  # and in all: gain and offset of 15 % each
+SAME_GROUND = 1 / 8  # how far the centres of two flat tiles may lie apart, of their mean extent along that axis
+FLAT_CONTRAST = 1.0  # levels of texture (standard deviation) above which no tile can be flat
 
 STRIPE = 256  # rows whose distances are computed at once
 CHUNK = 2048  # pairs confirmed at once
 PATCHES = 512  # pairs of patches aligned at once
 
+SIDES = ("west", "south", "east", "north")
 COLUMNS = (
     "sample_id",
     "valid_fraction",
@@ -113,6 +118,28 @@ def find_duplicates(rows: pa.Table, neighbours: NDArray[np.int32] | None = None,
     if neighbours is not None:
         pairs = pa.concat_tables([pairs, across_clusters(rows, pairs, neighbours, 0, len(neighbours), limits)])
     return groups_from_pairs(pairs)
+
+
+def similarities(
+    a: pa.Table, i: NDArray[np.intp], b: pa.Table, j: NDArray[np.intp], limits: Limits = Limits()
+) -> NDArray[np.float64]:
+    """How alike the search would find the rows a[i] and b[j], were they to meet in it.
+
+    Args:
+        a: ``sample_id``, ``signature``, ``patch`` and ``footprint`` of `COLUMNS`; every row has a patch.
+        i: ``(n,)`` rows of ``a``.
+        b: as ``a``.
+        j: ``(n,)`` rows of ``b``.
+        limits: similarities from which rows are copies.
+
+    Returns:
+        ``(n,)`` float64; 0 where it would not have looked, and perhaps also below the limit.
+    """
+    one, other = (
+        _with_patches(table.append_column("quality", pa.array(np.zeros(table.num_rows, np.int64))), limits)
+        for table in (a, b)
+    )
+    return np.where(_same_ground(one.ground[i], other.ground[j]), _similarities(one, i, other, j), 0)
 
 
 def halo(neighbours: NDArray[np.int32], first: int, stop: int) -> NDArray[np.int32]:
@@ -255,6 +282,7 @@ class _Rows:
     quality: NDArray[np.int64]
     vectors: NDArray[np.float32]  # signatures, or embeddings of unit length
     patches: likeness.Patches | None
+    ground: NDArray[np.float64]  # (n, 4) of flat tiles, see _flat_ground; NaN where it does not count
     radius: float
     threshold: float
 
@@ -265,9 +293,8 @@ class _Rows:
     def take(self, part: NDArray[np.intp]) -> "_Rows":
         """The rows ``part``, in that order; the spectra of their patches are not taken along."""
         patches = None if self.patches is None else likeness.Patches(self.patches.data[part])
-        return _Rows(
-            self.ids.take(pa.array(part)), self.quality[part], self.vectors[part], patches, self.radius, self.threshold
-        )
+        ids, ground = self.ids.take(pa.array(part)), self.ground[part]
+        return _Rows(ids, self.quality[part], self.vectors[part], patches, ground, self.radius, self.threshold)
 
 
 def _groups(rows: pa.Table) -> Iterator[tuple[int, pa.Table]]:
@@ -286,8 +313,7 @@ def _kinds(group: pa.Table, limits: Limits) -> list[_Rows]:
     kinds = []
     some = group.filter(with_patch)
     if some.num_rows:
-        patches = np.frombuffer(b"".join(some["patch"].to_pylist()), np.uint8).reshape(-1, PATCH_BYTES)
-        kinds.append(_rows(some, _matrix(some["signature"]), likeness.Patches(patches), RADIUS, limits.patch))
+        kinds.append(_with_patches(some, limits))
     some = group.filter(pc.invert(with_patch))
     if some.num_rows:
         vectors = _matrix(some["embedding"])
@@ -297,11 +323,37 @@ def _kinds(group: pa.Table, limits: Limits) -> list[_Rows]:
     return kinds
 
 
+def _with_patches(table: pa.Table, limits: Limits) -> _Rows:
+    patches = np.frombuffer(b"".join(table["patch"].to_pylist()), np.uint8).reshape(-1, PATCH_BYTES)
+    return _rows(table, _matrix(table["signature"]), likeness.Patches(patches), RADIUS, limits.patch)
+
+
 def _rows(
     table: pa.Table, vectors: NDArray[np.float32], patches: likeness.Patches | None, radius: float, threshold: float
 ) -> _Rows:
     ids = table["sample_id"].combine_chunks()
-    return _Rows(ids, table["quality"].to_numpy(), vectors, patches, radius, threshold)
+    ground = _flat_ground(table["footprint"], vectors, patches)
+    return _Rows(ids, table["quality"].to_numpy(), vectors, patches, ground, radius, threshold)
+
+
+def _flat_ground(
+    footprint: pa.ChunkedArray, vectors: NDArray[np.float32], patches: likeness.Patches | None
+) -> NDArray[np.float64]:
+    """Longitude and latitude of the centre, and how far from it either is still the same ``(n, 4)``, in degrees.
+
+    NaN if the tile has texture, or where nobody knows.
+    """
+    ground = np.full((len(vectors), 4), np.nan)
+    if patches is None:
+        return ground
+    faint = np.flatnonzero(vectors[:, -1] < np.log(FLAT_CONTRAST + 2 * NOISE))
+    flat = faint[patches.flat(faint)]
+    place = footprint.combine_chunks().take(pa.array(flat))
+    west, south, east, north = (_floats(pc.struct_field(place, side), np.nan) for side in SIDES)
+    width = np.where(east < west, east + 360, east) - west
+    reach = SAME_GROUND / 2  # the other tile's is added; the shifts that a patch follows lie well within
+    ground[flat] = np.stack([west + width / 2, (south + north) / 2, reach * width, reach * (north - south)], axis=1)
+    return ground
 
 
 def _absorb(rows: _Rows) -> pa.Table:
@@ -323,6 +375,7 @@ def _absorb(rows: _Rows) -> pa.Table:
 
     for start in range(0, n, STRIPE):
         near = _near(rows.vectors[start : start + STRIPE], rows.vectors[start:], rows.radius)
+        _keep_same_ground(near, rows.ground[start : start + STRIPE], rows.ground[start:])
         waiting: list[tuple[int, NDArray[np.intp]]] = []
         pairs = 0
         for i in (start + np.flatnonzero(near.sum(axis=1) > 1)).tolist():  # each is near itself
@@ -348,6 +401,7 @@ def _compare(a: _Rows, leads_a: NDArray[np.bool_], b: _Rows, leads_b: NDArray[np
         for start in range(0, len(in_a), STRIPE):
             near = _near(some_a.vectors[start : start + STRIPE], some_b.vectors, a.radius)
             near &= leads_a[in_a[start : start + STRIPE], None] | leads
+            _keep_same_ground(near, some_a.ground[start : start + STRIPE], some_b.ground)
             i, j = np.nonzero(near)
             i += start
             alike = _similarities(some_a, i, some_b, j)
@@ -391,6 +445,21 @@ def _near(x: NDArray[np.float32], y: NDArray[np.float32], radius: float) -> NDAr
     distance += squares
     limit = radius**2 + 1e-5 * float(squares.max(initial=0) + 1) - np.einsum("ij,ij->i", x, x)
     return np.asarray(distance <= limit[:, None])
+
+
+def _keep_same_ground(near: NDArray[np.bool_], a: NDArray[np.float64], b: NDArray[np.float64]) -> None:
+    """Unmark the pairs of flat tiles that show different ground."""
+    i, j = np.flatnonzero(~np.isnan(a[:, 0])), np.flatnonzero(~np.isnan(b[:, 0]))
+    if len(i) and len(j):
+        near[np.ix_(i, j)] &= _same_ground(a[i, None], b[j])
+
+
+def _same_ground(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Whether what `_flat_ground` gave is of one place, or may be."""
+    lon = np.abs(a[..., 0] - b[..., 0])
+    lon = np.minimum(lon, np.abs(360 - lon))  # across the antimeridian
+    lat = np.abs(a[..., 1] - b[..., 1])
+    return np.asarray(~((lon > a[..., 2] + b[..., 2]) | (lat > a[..., 3] + b[..., 3])))
 
 
 def _similarities(a: _Rows, i: NDArray[np.intp], b: _Rows, j: NDArray[np.intp]) -> NDArray[np.float64]:
@@ -451,7 +520,7 @@ def _matrix(column: pa.ChunkedArray) -> NDArray[np.float32]:
     return np.asarray(flat.to_numpy(zero_copy_only=False), dtype=np.float32).reshape(len(column), -1)
 
 
-def _floats(column: pa.ChunkedArray, missing: float) -> NDArray[np.float64]:
+def _floats(column: pa.ChunkedArray | pa.Array, missing: float) -> NDArray[np.float64]:
     return np.asarray(pc.fill_null(column.cast(pa.float64()), missing).to_numpy())
 
 
