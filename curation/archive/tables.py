@@ -7,6 +7,7 @@ nothing anew.
 
 import difflib
 import hashlib
+import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 
 from curation.archive.filter import compile_filter, names_in
 from curation.errors import RequestError
-from curation.storage import FileInfo, Folder
+from curation.storage import FileInfo, Folder, is_local, local_path
 
 HELD = 4  # tables that a process keeps
 CHUNK = 8 << 20  # bytes hashed at once
@@ -74,10 +75,12 @@ def _open(entry: Any, storage: dict[str, Any] | None) -> Table:
     if not isinstance(entry, dict) or set(entry) != {"path", "key", "on"} or entry["on"] not in JOINS:
         raise RequestError(f"archive.tables: {entry} is not {{path: URL, key: its column, on: key or source_id}}")
     path = str(entry["path"])
-    head, slash, name = path.rpartition("/")
-    folder = Folder(head or ("/" if slash else "."), storage)
+    head, _, name = (local_path(path) if is_local(path) else path).rpartition("/")
+    folder = Folder(head or "/", storage)
     try:
         file = folder.info(name)
+        if folder.local and os.path.isdir(folder.full(name)):
+            raise IsADirectoryError
         with folder.open(file) as source:
             digest = hashlib.blake2b(digest_size=16)
             while data := source.read(CHUNK):

@@ -53,8 +53,9 @@ def boxes(footprint: pa.ChunkedArray) -> Boxes:
     """The catalog's column as numbers; a west above the east crosses the antimeridian."""
     sides = (pc.struct_field(footprint, side).to_numpy() for side in ("west", "south", "east", "north"))
     west, south, east, north = (np.asarray(side, np.float64) for side in sides)
-    width = np.where(east < west, east - west + 360, east - west)
-    return Boxes((west + 180) % 360, np.clip(width, 0, 360), np.clip(south, -90, 90), np.clip(north, -90, 90))
+    with np.errstate(invalid="ignore"):  # infinite is unknown
+        width, west = np.where(east < west, east - west + 360, east - west), (west + 180) % 360
+    return Boxes(west, np.clip(width, 0, 360), np.clip(south, -90, 90), np.clip(north, -90, 90))
 
 
 class Blocks:
