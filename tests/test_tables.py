@@ -5,6 +5,7 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -53,6 +54,18 @@ def test_a_tile_has_what_its_image_has_unless_it_is_named_itself(tmp_path: Path)
     assert lookup(table, ["x"], names)["x"].to_pylist() == [1, 2, 1, None, None]
     (table,) = opened(tmp_path / "t.csv", on="source_id")
     assert lookup(table, ["x"], names)["x"].to_pylist() == [None, 2, 1, None, None]
+
+
+def test_a_table_in_an_object_store(clouds: Path, tmp_path: Path) -> None:
+    store = fsspec.filesystem("memory")
+    pq.write_table(pa.table({"id": ["7"], "cloud_cover": [30], "country": ["NA"]}), tmp_path / "t.parquet")
+    for path in (clouds, tmp_path / "t.parquet"):
+        store.pipe_file(f"/bucket/tables/{path.name}", path.read_bytes())
+        (table,) = pickle.loads(pickle.dumps(opened(f"memory://bucket/tables/{path.name}")))
+        assert lookup(table, ["country"], pa.array(["7", "x"]))["country"].to_pylist() == ["NA", None]
+        assert table.digest == opened(path)[0].digest
+    with pytest.raises(RequestError, match="there is no file memory://bucket/gone.csv"):
+        opened("memory://bucket/gone.csv")
 
 
 @settings(max_examples=30, deadline=None)

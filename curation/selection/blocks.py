@@ -81,12 +81,17 @@ class Blocks:
         """The row of each latitude; what lies on the line between two belongs to the northern one."""
         return np.clip(np.floor((latitude + 90) / 180 * self.rows), 0, self.rows - 1).astype(np.int64)
 
-    def centres(self, where: Boxes) -> tuple[Floats, Floats]:
-        """Latitude and longitude of the centre of the block that each (known) footprint's centre lies in."""
+    def around(self, where: Boxes) -> Ints:
+        """The number of the block that each (known) footprint's centre lies in."""
         row = self.row(where.latitude)
         columns = self.columns[row]
-        column = np.floor((where.west + where.width / 2) / 360 * columns) % columns
-        return (row + 0.5) / self.rows * 180 - 90, (column + 0.5) / columns * 360 - 180
+        return self.first[row] + np.floor((where.west + where.width / 2) / 360 * columns).astype(np.int64) % columns
+
+    def centre(self, number: Ints) -> tuple[Floats, Floats]:
+        """Latitude and longitude of each block's own centre."""
+        row = np.searchsorted(self.first, number, side="right") - 1
+        east = (number - self.first[row] + 0.5) / self.columns[row]
+        return (row + 0.5) / self.rows * 180 - 90, east * 360 - 180
 
 
 def split_codes(where: Boxes, blocks: Blocks, shares: Sequence[float]) -> NDArray[np.uint8]:

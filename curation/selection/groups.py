@@ -61,7 +61,9 @@ def _seasons(month: NDArray[np.int64], where: Boxes) -> pa.Array:
 def _regions(where: Boxes, side: float) -> pa.Array:
     """The cell of equal area that the footprint's centre lies in, by the cell's own centre: latitude, longitude."""
     known = where.known
-    latitude, longitude = Blocks(side).centres(Boxes(*(column[known] for column in where)))
-    texts = np.full(len(known), None, object)
-    texts[known] = [f"{lat:.1f} {lon:.1f}" for lat, lon in zip(latitude, longitude, strict=True)]
-    return pa.array(texts, pa.string())
+    blocks = Blocks(side)
+    numbers, code = np.unique(blocks.around(Boxes(*(column[known] for column in where))), return_inverse=True)
+    names = [f"{latitude:.1f} {longitude:.1f}" for latitude, longitude in zip(*blocks.centre(numbers), strict=True)]
+    codes = np.zeros(len(known), np.int32)
+    codes[known] = code
+    return pa.DictionaryArray.from_arrays(pa.array(codes, mask=~known), pa.array(names, pa.string()))
