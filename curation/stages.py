@@ -93,7 +93,7 @@ class Run:
             "dtype": catalog.artefact.dtype,
             "profiles": list(catalog.profiles),
             "clusters": clusters.base.rpartition("/")[2],
-            "config": _config_without_urls(self.config, self.tables),
+            "config": config_without_urls(self.config, self.tables),
             "counts": catalog.counts,
             "parent": None,
         }
@@ -190,7 +190,7 @@ def _reads(manifest: Folder, sizes: dict[str, int], local: bool) -> dict[str, An
     return plan_reads(rows["shard"], rows["offset"], rows["size"], shard_sizes, LOCAL if local else OBJECT_STORE)
 
 
-def _config_without_urls(config: Config, tables: Sequence[Table]) -> dict[str, Any]:
+def config_without_urls(config: Config, tables: Sequence[Table]) -> dict[str, Any]:
     """The resolved config without where anything lies or runs; of a list, table or checkpoint, its file's name."""
     content = to_dict(config)
     for name in ("workspace", "runtime", "plan"):

@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 
 from curation.archive.filter import compile_filter
 from curation.archive.tables import Table, TableFilter, lookup, open_tables
+from curation.config import load_config
 from curation.errors import RequestError
+from curation.stages import config_without_urls
 
 CSV = "id,cloud_cover,country,note\n007,10,FR,\n7,30,NA,x\n8,,ES,\n,1,FR,\nlast,5,,y\n"
 
@@ -224,3 +226,11 @@ def test_the_digest_is_of_the_expression_and_of_the_tables_it_looks_at(clouds: P
     assert digest("cloud_cover < 20") == first
     clouds.write_text(CSV.replace("30", "31"))
     assert digest("cloud_cover < 20") != first
+
+
+def test_the_manifest_says_which_tables_but_not_where_they_lie(clouds: Path) -> None:
+    config = load_config([f"archive.tables=[{{path: '{clouds}', key: id, on: key}}]"])
+    tables = open_tables(config.archive.tables)
+    said = config_without_urls(config, tables)["archive"]["tables"]
+    assert said == [{"path": clouds.name, "key": "id", "on": "key", "digest": tables[0].digest}]
+    assert config_without_urls(load_config([]), ())["archive"]["tables"] is None
