@@ -172,7 +172,9 @@ class SelectConfig:
         shares = self.splits.values()
         ok = all(0.001 <= share < 1 for share in shares) and sum(shares) < 1 and "" not in self.splits
         _require(ok, f"select.splits={self.splits}: give each a share from 0.001, together below 1")
-        _require(10 <= self.block_km <= 10_000, f"select.block_km={self.block_km:g}: give 10 to 10000")
+        ok = not {"train", "training"} & set(self.splits)
+        _require(ok, "select.splits names what is held out: training is what it leaves")
+        _require(1 <= self.block_km <= 10_000, f"select.block_km={self.block_km:g}: give 1 to 10000")
         _require(50 <= self.region_km <= 10_000, f"select.region_km={self.region_km:g}: give 50 to 10000")
         _require(len(set(self.by)) == len(self.by), f"select.by={self.by}: name each key once")
         _require(

@@ -6,15 +6,17 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 
 from curation.archive.tables import open_tables
 from curation.errors import CurationError, RequestError
 from curation.manifests import build, steps
-from curation.manifests.explain import explain
-from curation.manifests.schema import Manifest
+from curation.manifests.explain import WHY, explain
+from curation.manifests.schema import DROPPED, REASONS, Manifest
 from curation.manifests.verify import verify
+from curation.report import page
 from curation.selection.blocks import EDGE, Blocks, boxes, split_codes
 from curation.selection.groups import group_texts
 from curation.selection.quotas import cluster_weights, quotas
@@ -151,6 +153,22 @@ def test_what_lies_in_a_split_never_enters_not_even_if_required(workspace: Works
     assert everything.kept == int(0.1 * workspace.samples.num_rows + 0.5)  # a share of all that can be read
 
 
+def test_a_split_is_a_list_that_makes_a_manifest_of_its_own(workspace: Workspace, tmp_path: Path) -> None:
+    manifest = workspace.select(splits=SPLITS, block_km=400, budget=60)
+    decisions = ds.dataset(workspace.folder / manifest.folder / "decisions")
+    held_out = decisions.to_table(filter=ds.field("split") == "validation").select(["sample_id"])
+    pq.write_table(held_out, tmp_path / "validation.parquet")
+    own = workspace.select(strategy="random", require=f"{tmp_path}/validation.parquet", budget=len(held_out))
+    kept = workspace.read(own)["sample_id"].to_pylist()
+    assert sorted(kept) == sorted(held_out["sample_id"].to_pylist())
+    assert not set(kept) & set(workspace.read(manifest)["sample_id"].to_pylist())
+
+
+def test_every_reason_is_explained() -> None:
+    assert set(page.WHY) == {"quarantined", *DROPPED}
+    assert set(WHY) == {*REASONS, "within", "full"}
+
+
 def test_a_unit_of_several_splits_is_in_none(workspace: Workspace) -> None:
     code = split_codes(boxes(workspace.samples["footprint"]), Blocks(400), [0.1, 0.2])
     unit = np.array(workspace.samples["source_id"].to_pylist())
@@ -280,7 +298,7 @@ def test_keys_that_make_too_many_groups_or_tell_nothing(
     rows = make_workspace(tmp_path, 2, 10, 2, 1).samples.num_rows
     unknown = make_workspace(tmp_path, 2, 10, 2, 1, time=[None] * rows)
     manifest = unknown.select(by=["month"])
-    assert manifest.warnings == ["select.by=month: nothing tells it of any sample, so that nothing is balanced"]
+    assert manifest.warnings == ["select.by=[month]: nothing tells that of any sample, so that nothing is balanced"]
     assert set(unknown.decisions(manifest)["group"]) == {"?"}
 
 

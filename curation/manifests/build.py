@@ -204,8 +204,9 @@ class _Selection:
         for names in self.groups:
             known.update(ray.get(names))
             steps.check_groups(self.settings, len(known))
-        if known == {groups.UNKNOWN}:
-            self.warn(f"select.by={self.settings.by[0]}: nothing tells it of any sample, so that nothing is balanced")
+        if known == {groups.SEPARATOR.join([groups.UNKNOWN] * len(self.settings.by))}:
+            keys = ", ".join(self.settings.by)
+            self.warn(f"select.by=[{keys}]: nothing tells that of any sample, so that nothing is balanced")
         self.learn(dataclasses.replace(self.plan, groups=tuple(sorted(known))))
         self.told["groups"] = len(known)
         for part, names in zip(self.parts, self.groups, strict=True):
@@ -435,23 +436,17 @@ def _columns(
         columns.add("valid_fraction")
     if settings.max_cloud is not None:
         columns.update({"cloud_fraction", "radiometry"} & set(scalar))
-    named = {"select.by": settings.by, "select.unit": [settings.unit] if settings.unit else []}
-    beside: list[str] = []
-    for option, names in named.items():
-        keys = groups.KEYS if option == "select.by" else {}
-        for name in names:
-            columns.update(keys.get(name, [name] if name in scalar else []))
-            if name in keys or name in scalar:
-                continue
-            if not any(name in table.schema.names and _is_scalar(table.schema.field(name).type) for table in tables):
-                known = [*keys, *scalar, *(column for table in tables for column in table.schema.names)]
-                raise RequestError(
-                    f"{option}={name} is no column of catalog or tables; choose one of {', '.join(known)}"
-                )
-            beside.append(name)
-    joined = columns_by_table(tables, list(dict.fromkeys(beside)), "select")
+    more = [field.name for table in tables for field in table.schema if _is_scalar(field.type)]
+    more = [name for name in more if name not in catalog_schema(1).names]
+    asked = [("select.by", name, groups.KEYS) for name in settings.by]
+    for option, name, keys in [*asked, *([("select.unit", settings.unit, {})] if settings.unit else [])]:
+        if name not in (*keys, *scalar, *more):
+            known = ", ".join([*keys, *scalar, *more])
+            raise RequestError(f"{option}={name} is no column of catalog or tables; choose one of {known}")
+        columns.update(keys.get(name, (name,)))
+    joined = columns_by_table(tables, sorted(columns & set(more)), "select")
     columns.update(table.on for table in joined)
-    return tuple(sorted(columns)), joined
+    return tuple(sorted(columns - set(more))), joined
 
 
 def _is_scalar(kind: pa.DataType) -> bool:

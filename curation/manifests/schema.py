@@ -14,10 +14,7 @@ import pyarrow.parquet as pq
 from curation.storage import Folder
 
 KEPT = ("sampled", "required", "nearest")
-DROPPED = (
-    *("split", "split_edge", "excluded", "cluster_excluded"),
-    *("invalid", "cloud", "entropy", "duplicate", "quota"),
-)  # in the order of the stages
+DROPPED = ("split", "split_edge", "excluded", "cluster_excluded", "invalid", "cloud", "entropy", "duplicate", "quota")
 REASONS = KEPT + DROPPED
 
 HEADER_FILE = "manifest.json"  # written last: its presence means that the rest is there

@@ -46,7 +46,7 @@ from curation.manifests.steps import (
 from curation.selection.sampling import estimate_weight, join_ids
 from curation.storage import Folder
 
-CATALOG = (*("index", "key", "offset", "size", "source_id", "valid_fraction", "cloud_fraction", "entropy", "label"),)
+CATALOG = ("index", "key", "offset", "size", "source_id", "valid_fraction", "cloud_fraction", "entropy", "label")
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ KEYS = {  # catalog columns that each key is told from
 }
 SEASONS = np.array(["winter", "spring", "summer", "autumn"], object)
 UNKNOWN = "?"
+SEPARATOR = " / "
 
 
 def group_texts(by: Sequence[str], rows: pa.Table, region_km: float) -> pa.DictionaryArray:
@@ -28,7 +29,7 @@ def group_texts(by: Sequence[str], rows: pa.Table, region_km: float) -> pa.Dicti
         region_km: side of a region's cell.
     """
     keys = [pc.fill_null(_key(name, rows, region_km).cast(pa.string()), UNKNOWN) for name in by]
-    encoded = pc.dictionary_encode(pc.binary_join_element_wise(*keys, " / "))
+    encoded = pc.dictionary_encode(pc.binary_join_element_wise(*keys, SEPARATOR))
     return encoded.combine_chunks() if isinstance(encoded, pa.ChunkedArray) else encoded
 
 
