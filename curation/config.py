@@ -28,12 +28,12 @@ from curation.storage import check_storage_options
 # Their values are never parsed.
 LITERAL = {
     "archive.url",
+    "archive.filter",
     "references.url",
     "workspace",
     "catalog.url",
     "archive.scene",
     "archive.name_pattern",
-    "archive.filter",
     "encoder.checkpoint",
     "encoder.path",
     "encoder.keys",
@@ -190,7 +190,13 @@ class SelectConfig:
     entropy: EntropyConfig = field(default_factory=EntropyConfig)
     place: PlaceConfig = field(default_factory=PlaceConfig)
     duplicates: bool = True
+    min_valid: float | None = None
+    max_cloud: float | None = None
+    splits: dict[str, float] | None = None  # as weight above
+    block_km: float = 50.0
     balance: float = 0.5
+    by: list[str] = field(default_factory=list)
+    region_km: float = 1000.0
     representativeness: float = 0.0
     nearest: float = 0.5
     exclude: str | None = None
@@ -209,6 +215,23 @@ class SelectConfig:
         _require(
             self.budget < 1 or self.budget == int(self.budget),
             f"select.budget={self.budget:g}: a count of samples is a whole number; a fraction is below 1",
+        )
+        for name in ("min_valid", "max_cloud"):
+            share = getattr(self, name)
+            _require(share is None or 0 <= share <= 1, f"select.{name}={share}: give a share between 0 and 1")
+        self.splits = self.splits or {}
+        shares = self.splits.values()
+        ok = all(0.001 <= share < 1 for share in shares) and sum(shares) < 1 and "" not in self.splits
+        _require(ok, f"select.splits={self.splits}: give each a share from 0.001, together below 1")
+        ok = not {"train", "training"} & set(self.splits)
+        _require(ok, "select.splits names what is held out: training is what it leaves")
+        _require(1 <= self.block_km <= 10_000, f"select.block_km={self.block_km:g}: give 1 to 10000")
+        _require(50 <= self.region_km <= 10_000, f"select.region_km={self.region_km:g}: give 50 to 10000")
+        _require(len(set(self.by)) == len(self.by), f"select.by={self.by}: name each key once")
+        _require(
+            not self.by or self.strategy in ("balanced", "rs_prune"),
+            f"select.strategy={self.strategy} balances nothing, so that it has no use for select.by: "
+            "take balanced or rs_prune, or leave select.by out",
         )
         _require(0 <= self.balance <= 1, "select.balance must lie between 0 (proportional) and 1 (uniform)")
         _require(0 <= self.nearest <= 1, "select.nearest must lie between 0 and 1")
@@ -390,6 +413,10 @@ def _check_together(config: Config) -> None:
         config.encoder.get("name") != "precomputed" or (keep is None and select.strategy != "entropy"),
         "encoder=precomputed reads no pixels, so there is no entropy to select by: "
         "take select.entropy.keep=null and another select.strategy than entropy",
+    )
+    _require(
+        config.archive.filter is None or bool(config.archive.tables),
+        "archive.filter says what tables must say of a sample: add archive.tables=[{path: URL, key: column, on: key}]",
     )
     _require(
         keep is None or not keep < select.budget < 1,

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import ray
 
 from curation.archive.listing import Root, list_archive
+from curation.archive.tables import Table, open_tables
 from curation.catalog.artefact import file_name, portable_encoder
 from curation.catalog.build import BANK, Catalog, build_catalog, check_bad_fraction
 from curation.catalog.calibration import load_calibration, summary
@@ -43,6 +44,7 @@ class Run:
     roots: list[Root]
     bank: Root | None
     resources: Resources
+    tables: tuple[Table, ...] = ()
     begun: float = field(default_factory=time.time)
 
     def catalog(self, encode: bool = True) -> Catalog:
@@ -74,7 +76,8 @@ class Run:
     def manifest(self, catalog: Catalog, clusters: Folder) -> Manifest:
         """The drawn manifest, published."""
         header = {"content": self._content(catalog, clusters), "provenance": self._provenance()}
-        return select(catalog.store, clusters, self.config.select, self.config.seed, self.workspace, header)
+        settings, seed = self.config.select, self.config.seed
+        return select(catalog.store, clusters, settings, seed, self.workspace, header, self.tables)
 
     def report(self, catalog: Catalog, clusters: Folder, manifest: Manifest) -> str:
         """The page's URL."""
@@ -94,7 +97,7 @@ class Run:
             "dtype": catalog.artefact.dtype,
             "profiles": list(catalog.profiles),
             "clusters": clusters.base.rpartition("/")[2],
-            "config": _config_without_urls(self.config),
+            "config": config_without_urls(self.config, self.tables),
             "counts": catalog.counts,
             "parent": None,
         }
@@ -127,6 +130,7 @@ def open_run(arguments: Sequence[str]) -> Iterator[Run]:
     workspace = Folder(config.workspace, config.runtime.storage)
     workspace.check_writable()
     roots = list_archive(config.archive.url, config.runtime.storage, config.archive)
+    tables = open_tables(config.archive.tables, config.runtime.storage)
     if any(root.name == BANK for root in roots):
         raise RequestError(f"archive.url: no root of the archive may be called {BANK!r}: give it another name")
     bank = None
@@ -137,7 +141,7 @@ def open_run(arguments: Sequence[str]) -> Iterator[Run]:
     connected = ray.is_initialized()
     resources = start_ray(config.runtime)
     try:
-        yield Run(config, workspace, roots, bank, resources)
+        yield Run(config, workspace, roots, bank, resources, tables)
     finally:
         if not connected:
             ray.shutdown()
@@ -190,8 +194,8 @@ def _reads(manifest: Folder, sizes: dict[str, int], local: bool) -> dict[str, An
     return plan_reads(rows["shard"], rows["offset"], rows["size"], shard_sizes, LOCAL if local else OBJECT_STORE)
 
 
-def _config_without_urls(config: Config) -> dict[str, Any]:
-    """The resolved config without where anything lies or runs; of a list or checkpoint, its file's name."""
+def config_without_urls(config: Config, tables: Sequence[Table]) -> dict[str, Any]:
+    """The resolved config without where anything lies or runs; of a list, table or checkpoint, its file's name."""
     content = to_dict(config)
     for name in ("workspace", "runtime", "plan"):
         del content[name]
@@ -200,5 +204,7 @@ def _config_without_urls(config: Config) -> dict[str, Any]:
     for name in ("exclude", "require"):
         if content["select"][name]:
             content["select"][name] = file_name(content["select"][name])
+    if tables:
+        content["archive"]["tables"] = [table.identity for table in tables]
     content["encoder"] = portable_encoder(config)
     return content

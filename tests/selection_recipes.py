@@ -1,6 +1,7 @@
 """A small catalog with clusters, as the earlier stages leave them, for the tests of selection and manifests."""
 
 import datetime
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from curation.archive.sample import sample_id
+from curation.archive.tables import Table
 from curation.catalog.schema import QUARANTINE_SCHEMA, catalog_schema
 from curation.catalog.store import CatalogStore
 from curation.config import ClusterEdits, EntropyConfig, SelectConfig
@@ -35,10 +37,12 @@ class Workspace:
     def store(self) -> CatalogStore:
         return CatalogStore(Folder(str(self.folder)), "cat")
 
-    def select(self, seed: int = 0, header: dict[str, Any] = HEADER, **settings: Any) -> Manifest:
+    def select(
+        self, seed: int = 0, header: dict[str, Any] = HEADER, tables: Sequence[Table] = (), **settings: Any
+    ) -> Manifest:
         config = make_settings(**settings)
         folder = Folder(str(self.folder))
-        return select(self.store, folder.child("clusters/c"), config, seed, folder, header)
+        return select(self.store, folder.child("clusters/c"), config, seed, folder, header, tables)
 
     def read(self, manifest: Manifest) -> pa.Table:
         """The kept rows."""

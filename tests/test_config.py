@@ -2,6 +2,7 @@
 
 import pytest
 
+from curation.catalog.artefact import catalog_id
 from curation.config import load_config
 from curation.errors import RequestError
 
@@ -53,6 +54,16 @@ def test_paths_are_taken_as_typed(path):
         ("runtime.max_hours=0", "runtime.max_hours must be positive"),
         ("runtime.max_hours=nan", "runtime.max_hours must be positive"),
         ("catalog.fit_samples=0", "catalog.fit_samples must be positive"),
+        ("select.min_valid=-0.1", "select.min_valid=-0.1: give a share"),
+        ("select.max_cloud=20", "select.max_cloud=20.0: give a share between 0 and 1"),
+        ("select.splits={test: 0.6,validation: 0.4}", "together below 1"),
+        ("select.splits={test: 10}", "together below 1"),
+        ("select.splits=0.1", "select.splits"),
+        ("select.block_km=0.5", "select.block_km=0.5: give 1 to 10000"),
+        ("select.splits={train: 0.8,test: 0.1}", "training is what it leaves"),
+        ("select.region_km=nan", "select.region_km=nan: give 50 to 10000"),
+        ("select.by=[year,year]", "name each key once"),
+        ("archive.filter=cloud_cover < 20", "add archive.tables"),
         ("seed=-1", "seed=-1: give a whole number, 0 or above"),
         ("encoder.seed=-1", "encoder.seed=-1: give a whole number, 0 or above"),
         ("encoder.threads=0", "encoder.threads=0: give a whole number, 1 or above"),
@@ -136,3 +147,23 @@ def test_cluster_edits_and_storage_options_are_dictionaries():
     config = load_config(["select.clusters.weight={3:0.5}", "runtime.storage={s3:{anon:true}}"])
     assert config.select.clusters.weight == {3: 0.5}
     assert config.runtime.storage == {"s3": {"anon": True}}
+
+
+def test_random_and_entropy_compare_themselves_over_everything_and_balance_nothing():
+    for preset in ("random", "entropy"):
+        select = load_config([f"select={preset}"]).select
+        assert (select.min_valid, select.max_cloud) == (None, None)
+        with pytest.raises(RequestError, match="has no use for select.by"):
+            load_config([f"select={preset}", "select.by=[season]"])
+    for preset in ("balanced", "rs_prune"):
+        select = load_config([f"select={preset}", "select.by=[season,region]"]).select
+        assert (select.min_valid, select.max_cloud, select.by) == (0.5, 0.5, ["season", "region"])
+
+
+def test_a_filter_is_taken_as_typed_and_tables_do_not_change_the_catalog():
+    said = "cloud_cover < 20 and country in ['FR', \"ES\"]"
+    tables = "archive.tables=[{path: s3://bucket/clouds.parquet, key: id, on: source_id}]"
+    config = load_config([tables, f"archive.filter={said}"])
+    assert config.archive.filter == said
+    assert config.archive.tables == [{"path": "s3://bucket/clouds.parquet", "key": "id", "on": "source_id"}]
+    assert catalog_id(load_config([tables])) == catalog_id(load_config([]))

@@ -266,7 +266,9 @@ def test_a_budget_below_the_first_unit_is_refused(workspace: Workspace) -> None:
 
 
 def test_a_unit_must_be_a_column(workspace: Workspace) -> None:
-    with pytest.raises(RequestError, match="select.unit=place is no catalog column; choose one of .*source_id"):
+    with pytest.raises(
+        RequestError, match="select.unit=place is no column of catalog or tables; choose one of .*source_id"
+    ):
         workspace.select(unit="place")
 
 

@@ -73,7 +73,7 @@ class Artefact:
 def catalog_id(config: Config) -> str:
     """The hash of what decides a catalog row's content, whichever archive it comes from."""
     archive = to_dict(config.archive)
-    del archive["url"], archive["max_bad_fraction"]
+    del archive["url"], archive["max_bad_fraction"], archive["tables"]
     encoder = portable_encoder(config)
     checkpoint = config.encoder.get("checkpoint")
     if checkpoint:

@@ -8,10 +8,11 @@ so that it does not depend on how rows are spread or in which order tasks end.
 import dataclasses
 import hashlib
 import logging
+import re
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ import pyarrow.parquet as pq
 import ray
 from numpy.typing import NDArray
 
+from curation.archive.tables import Table, columns_by_table
 from curation.catalog.schema import catalog_schema
 from curation.catalog.store import CatalogStore
 from curation.config import SelectConfig
@@ -45,7 +47,7 @@ from curation.manifests.schema import (
 )
 from curation.manifests.steps import PARTITIONS, ROWS_A_PARTITION, Plan, Survey
 from curation.manifests.write import Written, write_part, write_rows
-from curation.selection import counting
+from curation.selection import counting, groups
 from curation.selection.lists import SampleList, parse_list
 from curation.selection.places import CROWD, Rule
 from curation.selection.quotas import cluster_weights, quotas
@@ -59,6 +61,7 @@ LOSS = 0.9  # share of a class that the entropy stage may take before a warning 
 NAMED = 20  # classes in one warning
 DAY = 86_400  # seconds
 AT_ONCE = 64  # counts that wait to be added
+OPTICAL = re.compile("red|green|blue|nir|B[0-9]{1,2}A?")  # what bands are called that clouds hide the ground in
 
 
 def select(
@@ -68,6 +71,7 @@ def select(
     seed: int,
     workspace: Folder,
     header: dict[str, Any],
+    tables: Sequence[Table] = (),
 ) -> Manifest:
     """Decide over every sample, and publish the manifest.
 
@@ -78,15 +82,21 @@ def select(
         seed: of the draws.
         workspace: where ``manifests/<id>`` goes.
         header: what the job knows of ``content`` and ``provenance``; counts, hashes and warnings are added.
+        tables: beside the archive.
 
     Raises:
         RequestError: the archive cannot give what is asked for.
     """
-    selection = _Selection(store, clusters, settings, seed, workspace)
+    selection = _Selection(store, clusters, settings, seed, workspace, tables)
     selection.load()
+    if settings.by:
+        selection.settle_groups()
     if settings.unit:
         selection.settle_units()
-    selection.check("select.exclude and select.clusters leave")
+    selection.check(f"{'select.splits, ' if settings.splits else ''}select.exclude and select.clusters leave")
+    if settings.min_valid is not None or settings.max_cloud is not None:
+        selection.drop_unclear(header["content"].get("bands", []))
+        selection.check("the validity and cloud stage (select.min_valid, select.max_cloud) leaves")
     if settings.entropy.keep is not None:
         selection.cut_entropy(settings.entropy.keep)
         selection.check("the entropy stage leaves")
@@ -108,7 +118,13 @@ class _Selection:
     """A selection under way: references to the rows, and what the driver has learnt of them."""
 
     def __init__(
-        self, store: CatalogStore, clusters: Folder, settings: SelectConfig, seed: int, workspace: Folder
+        self,
+        store: CatalogStore,
+        clusters: Folder,
+        settings: SelectConfig,
+        seed: int,
+        workspace: Folder,
+        tables: Sequence[Table],
     ) -> None:
         self.settings, self.workspace = settings, workspace
         self.paths = [file.path for file in clusters.list("assignments") if file.path.endswith(".parquet")]
@@ -118,6 +134,7 @@ class _Selection:
         lists = {name: _read_list(name, getattr(settings, name), workspace) for name in ("exclude", "require")}
         self.told: dict[str, Any] = {}
         self.warnings: list[str] = []
+        columns, joined = _columns(settings, [listed for listed in lists.values() if listed], tables)
         self.learn(
             Plan(
                 store=store,
@@ -130,7 +147,9 @@ class _Selection:
                 scene=self.centroids["scene"].combine_chunks(),
                 partition=_partitions(self.sizes),
                 lists={name: listed for name, listed in lists.items() if listed},
-                columns=_columns(settings, [listed for listed in lists.values() if listed]),
+                columns=columns,
+                joined=joined,
+                splits=tuple(sorted(settings.splits or {})),
             )
         )
 
@@ -144,10 +163,11 @@ class _Selection:
         Raises:
             RequestError: the budget, the lists or the entropies do not fit the archive.
         """
-        loaded = [submit(steps.load, self.shared, path, returns=3) for path in self.paths]
-        self.parts: list[Layers] = [[rows] for rows, _, _ in loaded]
-        self.shards = [shards for _, shards, _ in loaded]
-        self.surveys: list[Survey] = ray.get([survey for _, _, survey in loaded])
+        loaded = [submit(steps.load, self.shared, path, returns=4) for path in self.paths]
+        self.parts: list[Layers] = [[part[0]] for part in loaded]
+        self.shards = [part[1] for part in loaded]
+        self.surveys: list[Survey] = ray.get([part[2] for part in loaded])
+        self.groups = [part[3] for part in loaded]
         self.samples = sum(survey.rows for survey in self.surveys)
         self.learn(dataclasses.replace(self.plan, budget=check_budget(self.settings.budget, self.samples)))
         if unknown := sum(survey.without_entropy for survey in self.surveys):
@@ -160,6 +180,59 @@ class _Selection:
                 self.warn(f"select.{name}: {listed.name} matches no sample of the archive")
         if both := sum(survey.both for survey in self.surveys):
             self.warn(f"{both} samples are in both select.exclude and select.require: they are excluded")
+        if self.plan.splits:
+            self._check_splits()
+
+    def _check_splits(self) -> None:
+        """Say what the splits could not do.
+
+        Raises:
+            RequestError: no sample has a place.
+        """
+        placed = sum(survey.footprints for survey in self.surveys)
+        if not placed:
+            raise RequestError(
+                "select.splits cuts by place, but no sample of the archive has a footprint: leave it out"
+            )
+        if placed < self.samples:
+            self.warn(f"{self.samples - placed} samples have no footprint: select.splits leaves them to training")
+        counts = np.sum([survey.splits for survey in self.surveys], axis=0)
+        for name, count in zip(self.plan.splits, counts, strict=False):
+            if not count:
+                self.warn(f"no sample lies within a block of select.splits.{name}: try a smaller select.block_km")
+
+    def settle_groups(self) -> None:
+        """Give every group one code for all parts.
+
+        Raises:
+            RequestError: there are too many groups.
+        """
+        known: set[str] = set()
+        for names in self.groups:
+            known.update(ray.get(names))
+            steps.check_groups(self.settings, len(known))
+        if known == {groups.SEPARATOR.join([groups.UNKNOWN] * len(self.settings.by))}:
+            keys = ", ".join(self.settings.by)
+            self.warn(f"select.by=[{keys}]: nothing tells that of any sample, so that nothing is balanced")
+        self.learn(dataclasses.replace(self.plan, groups=tuple(sorted(known))))
+        self.told["groups"] = len(known)
+        for part, names in zip(self.parts, self.groups, strict=True):
+            part.append(submit(steps.code_groups, self.shared, names, *part))
+
+    def drop_unclear(self, bands: Sequence[str]) -> None:
+        """Drop what has too few valid or too many cloudy pixels; ``bands``: of the archive."""
+        for part in self.parts:
+            part.append(submit(steps.drop_unclear, *part))
+        if self.settings.unit:
+            self.settle_units()
+        optical = any("reflectance" in survey.states for survey in self.surveys)
+        optical = optical or any(OPTICAL.fullmatch(band.rpartition(".")[2]) for band in bands)
+        clouded = sum(survey.clouded for survey in self.surveys)
+        if self.settings.max_cloud is not None and optical and not clouded:
+            self.warn(
+                "the data are optical, but nothing tells which samples are cloudy: "
+                f"select.max_cloud={self.settings.max_cloud:g} has dropped none"
+            )
 
     def settle_units(self) -> None:
         """Make the members of each unit share one fate and one place."""
@@ -240,10 +313,7 @@ class _Selection:
             quota = None if self.settings.grouped else quotas(weights, sizes, plan.budget, required)
             self.learn(dataclasses.replace(plan, weights=weights, quotas=quota))
             partitions = int(plan.partition.max()) + 1
-            self.parts, thresholds = exchange(
-                self.parts, partitions, self.shared, steps.send_to_cluster, steps.order_clusters
-            )
-            self.learn(dataclasses.replace(self.plan, threshold=np.concatenate(thresholds)))
+            self.parts, _ = exchange(self.parts, partitions, self.shared, steps.send_to_cluster, steps.order_clusters)
         self.order_all()
 
     def order_all(self) -> None:
@@ -269,7 +339,7 @@ class _Selection:
         if self.plan.strategy.order == "entropy" and np.isfinite(last):
             self.tell_least_entropy(-last)
         elif not self.plan.strategy.clustered and np.isfinite(refused):
-            self.learn(dataclasses.replace(self.plan, threshold=np.array([refused])))
+            self.learn(dataclasses.replace(self.plan, threshold=refused))
 
     def publish(self, header: dict[str, Any]) -> Manifest:
         """Write everything; the header last, since its presence means that the rest is there."""
@@ -278,6 +348,9 @@ class _Selection:
         reasons = sum((part.reasons for part in written), Counter())
         kept = self.samples - sum(reasons[reason] for reason in DROPPED)
         self._warn_of_classes(written)
+        if self.plan.splits:
+            held_out = sum((part.held_out for part in written), Counter())
+            self.told["splits"] = {name: held_out[name] for name in self.plan.splits}
         if self.settings.grouped:
             self.told["left_free"] = self.plan.budget - kept  # the next unit did not fit
         files = [file, *(part.file for part in written)]
@@ -394,17 +467,39 @@ def _excluded_clusters(settings: SelectConfig, number: int) -> NDArray[np.bool_]
     return excluded
 
 
-def _columns(settings: SelectConfig, lists: list[SampleList]) -> tuple[str, ...]:
-    """Catalog columns that decide."""
+def _columns(
+    settings: SelectConfig, lists: list[SampleList], tables: Sequence[Table]
+) -> tuple[tuple[str, ...], dict[Table, tuple[str, ...]]]:
+    """Columns that decide: of the catalog, and of tables.
+
+    Raises:
+        RequestError: there is no such column.
+    """
     columns = {column for listed in lists for column in listed.columns}
+    scalar = [field.name for field in catalog_schema(1) if _is_scalar(field.type)]
     if settings.entropy.keep is not None or STRATEGIES[settings.strategy].order == "entropy":
         columns.add("entropy")
-    if settings.unit:
-        known = [field.name for field in catalog_schema(1) if not pa.types.is_nested(field.type)]
-        if settings.unit not in known:
-            raise RequestError(f"select.unit={settings.unit} is no catalog column; choose one of {', '.join(known)}")
-        columns.add(settings.unit)
-    return tuple(sorted(columns))
+    if settings.splits:
+        columns.add("footprint")
+    if settings.min_valid is not None:
+        columns.add("valid_fraction")
+    if settings.max_cloud is not None:
+        columns.update({"cloud_fraction", "radiometry"} & set(scalar))
+    more = [field.name for table in tables for field in table.schema if _is_scalar(field.type)]
+    more = [name for name in more if name not in catalog_schema(1).names]
+    asked = [("select.by", name, groups.KEYS) for name in settings.by]
+    for option, name, keys in [*asked, *([("select.unit", settings.unit, {})] if settings.unit else [])]:
+        if name not in (*keys, *scalar, *more):
+            known = ", ".join([*keys, *scalar, *more])
+            raise RequestError(f"{option}={name} is no column of catalog or tables; choose one of {known}")
+        columns.update(keys.get(name, (name,)))
+    joined = columns_by_table(tables, sorted(columns & set(more)), "select")
+    columns.update(table.on for table in joined)
+    return tuple(sorted(columns - set(more))), joined
+
+
+def _is_scalar(kind: pa.DataType) -> bool:
+    return not pa.types.is_nested(kind) and not pa.types.is_binary(kind)
 
 
 def _partitions(sizes: NDArray[np.int64]) -> NDArray[np.int16]:

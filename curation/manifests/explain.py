@@ -24,6 +24,10 @@ WHY = {
     "nearest": "kept: it is among the nearest to the centroid of cluster {cluster}",
     "excluded": "dropped: select.exclude names it, or a sample of its unit",
     "cluster_excluded": "dropped: select.clusters takes cluster {cluster} out",
+    "split": "dropped: it lies in a block of the split {split}",
+    "split_edge": "dropped: its footprint (or its unit) touches blocks of different splits",
+    "invalid": "dropped: its valid share {valid_fraction:.4g} is below select.min_valid={threshold:g}",
+    "cloud": "dropped: its cloudy share {cloud_fraction:.4g} is above select.max_cloud={threshold:g}",
     "entropy": "dropped: its entropy, {entropy:.4g} bits, is below {threshold:.4g} (or as much, and a hash decided)",
     "place": "dropped: it shows the place of {duplicate_of}, which is better",
     "duplicate": "dropped: it is a near-duplicate of {duplicate_of}",
@@ -68,7 +72,10 @@ def _why(row: dict[str, Any]) -> str:
         rule = "within"
     if rule == "quota" and row["threshold"] is None:
         rule = "full"
-    return WHY[rule].format(**row)
+    why = WHY[rule].format(**row)
+    if row.get("group") is not None and rule in ("sampled", "nearest", "quota"):
+        why += f" in group {row['group']} of cluster {row['cluster']}"
+    return why
 
 
 def _rows(folder: Folder, column: str, value: str) -> list[dict[str, Any]]:

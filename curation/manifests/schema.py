@@ -15,7 +15,10 @@ from curation.catalog.schema import WINDOW
 from curation.storage import Folder
 
 KEPT = ("sampled", "required", "nearest")
-DROPPED = ("excluded", "cluster_excluded", "entropy", "place", "duplicate", "quota")
+DROPPED = (  # in the order of the stages
+    *("split", "split_edge", "excluded", "cluster_excluded", "invalid", "cloud"),
+    *("entropy", "place", "duplicate", "quota"),
+)
 REASONS = KEPT + DROPPED
 
 HEADER_FILE = "manifest.json"  # written last: its presence means that the rest is there
@@ -55,9 +58,13 @@ DECISIONS_SCHEMA = pa.schema(
         pa.field("reason", pa.string(), nullable=False),  # one of REASONS
         pa.field("cluster", pa.int32(), nullable=False),
         pa.field("distance", pa.float32(), nullable=False),
+        pa.field("group", pa.string()),  # the values of select.by
+        pa.field("split", pa.string()),  # of select.splits; null: training, or none
+        pa.field("valid_fraction", pa.float32()),
+        pa.field("cloud_fraction", pa.float32()),
         pa.field("entropy", pa.float32()),
         pa.field("priority", pa.float64()),  # the smallest are kept; null where nothing was drawn
-        pa.field("threshold", pa.float64()),  # first refused priority of its cluster; for "entropy", the least kept
+        pa.field("threshold", pa.float64()),  # first refused priority of its stratum, or what its stage demands
         pa.field("duplicate_of", pa.string()),  # sample_id of the representative of its group
         pa.field("rank", pa.int64()),
         pa.field("weight", pa.float64()),
@@ -89,6 +96,8 @@ WRITING: dict[str, Any] = {
         "reason",
         "cluster",
         "threshold",
+        "group",
+        "split",
     ],
 }
 

@@ -1,28 +1,32 @@
 """What the tasks of a selection do with the rows of a part or a partition; `build` says in which order.
 
 Columns of a row on its way: ``upper``, ``lower`` (its id), ``cluster``,
-``distance``, ``reason`` (a code), ``entropy`` where it is asked for;
-``of_upper``, ``of_lower`` once something stands for others; of its unit, if
-there are units: ``unit_upper``, ``unit_lower``, ``stratum``, ``size``
+``distance``, ``reason`` (a code); where they are asked for ``entropy``,
+``split`` (see `selection.blocks`), ``group`` (a code) and ``unclear`` (the reason
+that the validity and cloud stage has); ``of_upper``, ``of_lower`` once something
+stands for others; of its unit, if there are units: ``unit_upper``, ``unit_lower``, ``stratum``, ``size``
 and the means ``unit_weight``, ``unit_distance``, ``unit_entropy``; of its
-place: ``score``, ``rank``.
+place: ``score``, ``threshold``, ``rank``.
 """
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from curation.archive.tables import Table, lookup
 from curation.catalog.schema import catalog_schema
 from curation.catalog.store import CatalogStore
 from curation.config import SelectConfig
-from curation.errors import CurationError
+from curation.errors import CurationError, RequestError
 from curation.manifests.exchange import Columns, merge
 from curation.manifests.schema import REASONS
 from curation.selection import counting, units
+from curation.selection.blocks import EDGE, Blocks, boxes, split_codes
+from curation.selection.groups import group_texts
 from curation.selection.lists import SampleList
 from curation.selection.sampling import distance_weight, priority, split_ids, uniform
 from curation.selection.strategies import STRATEGIES, Items, Strategy, cluster_order, overall_order, spread_order
@@ -34,6 +38,7 @@ OPEN = np.uint8(len(REASONS))  # no rule has decided yet
 ROWS_A_PARTITION = 1 << 19
 PARTITIONS = 128  # at most: pieces must not become so small that the driver would hold them
 SPLITS = 64  # shard names that a part tells of itself, at most
+GROUPS = 1 << 16  # at most: the driver knows their names
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,9 @@ class Plan:
         partition: (K,) of clusters.
         lists: ``exclude`` and ``require``, where there are such.
         columns: of the catalog, that the steps before the last need.
+        joined: columns of tables, that they need too.
+        splits: names, in the order of their codes.
+        groups: names, in the order of their codes.
         entropy_prefix: how far the keys of `entropy_keys` are kept.
         weights: (K,) of the clusters.
         quotas: (K,) of the clusters, None where units are cut overall.
@@ -55,8 +63,7 @@ class Plan:
         bin_partition: (65536,) of the scores' bins, below 0 beyond the budget.
         before: (partitions,) rows in the partitions before each.
         least_entropy: of what was kept for its entropy.
-        threshold: (K,) the first refused priority of each cluster, or one for all where there are no clusters; NaN
-            where nothing was refused.
+        threshold: the first refused priority where there are no clusters; NaN where nothing was refused.
     """
 
     store: CatalogStore
@@ -70,6 +77,9 @@ class Plan:
     partition: NDArray[np.int16]
     lists: dict[str, SampleList]
     columns: tuple[str, ...]
+    joined: dict[Table, tuple[str, ...]]
+    splits: tuple[str, ...]
+    groups: tuple[str, ...] = ()
     entropy_prefix: tuple[int, ...] = ()
     weights: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
     quotas: NDArray[np.int64] | None = None
@@ -77,7 +87,7 @@ class Plan:
     bin_partition: NDArray[np.int16] = field(default_factory=lambda: np.empty(0, np.int16))
     before: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
     least_entropy: float = np.nan
-    threshold: NDArray[np.float64] = field(default_factory=lambda: np.full(1, np.nan))
+    threshold: float = np.nan
 
     @property
     def strategy(self) -> Strategy:
@@ -101,6 +111,10 @@ class Survey:
         without_entropy: of these, where entropy is asked for.
         matched: rows that each list names.
         both: rows that both lists name.
+        clouded: rows whose cloudy share is known, where it is asked for.
+        states: of radiometry, likewise.
+        footprints: rows that have one, where there are splits.
+        splits: rows of each split, then of training.
         shards: some shard names and how many rows each stands for, up to the next.
     """
 
@@ -109,10 +123,18 @@ class Survey:
     matched: dict[str, int]
     both: int
     shards: list[tuple[str, int]]
+    clouded: int = 0
+    states: frozenset[str] = frozenset()
+    footprints: int = 0
+    splits: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
 
 
-def load(plan: Plan, path: str) -> tuple[Columns, Shards, Survey]:
-    """Read a part of the assignments, and from the catalog what the rules ask for."""
+def load(plan: Plan, path: str) -> tuple[Columns, Shards, Survey, list[str]]:
+    """Read a part of the assignments, and from the catalog and the tables what the rules ask for.
+
+    Returns:
+        the part's rows; its shards; what the driver learns; the names of its groups, in the order of their codes here.
+    """
     columns = ["sample_id", "shard", "cluster", "distance"]
     table = pq.read_table(pa.BufferReader(plan.clusters.read(path)), columns=columns, read_dictionary=["shard"])
     upper, lower = split_ids(table["sample_id"])
@@ -121,8 +143,10 @@ def load(plan: Plan, path: str) -> tuple[Columns, Shards, Survey]:
     rows["reason"] = np.where(plan.excluded[rows["cluster"]], CODE["cluster_excluded"], OPEN)
     del table
     named = {name: np.zeros(len(upper), bool) for name in ("require", "exclude")}
+    told: dict[str, Any] = {}
+    groups: list[str] = []
     if plan.columns:
-        catalog = read_catalog(plan.store, shards, plan.columns)
+        catalog = _with_tables(plan, read_catalog(plan.store, shards, plan.columns))
         if "entropy" in plan.columns:
             rows["entropy"] = catalog["entropy"].to_numpy()
         if plan.settings.unit:
@@ -130,14 +154,86 @@ def load(plan: Plan, path: str) -> tuple[Columns, Shards, Survey]:
         named |= {name: listed.match(catalog) for name, listed in plan.lists.items()}
         rows["reason"][named["require"]] = CODE["required"]
         rows["reason"][named["exclude"]] = CODE["excluded"]
+        if plan.settings.by:
+            rows["group"], groups = _groups(plan.settings, catalog)
+        told = _judge(plan, catalog, rows)
     survey = Survey(
         rows=len(upper),
         without_entropy=int(np.isnan(rows["entropy"]).sum()) if "entropy" in rows else 0,
         matched={name: int(named[name].sum()) for name in plan.lists},
         both=int((named["require"] & named["exclude"]).sum()),
         shards=_some(shards),
+        **told,
     )
-    return rows, shards, survey
+    return rows, shards, survey, groups
+
+
+def _with_tables(plan: Plan, catalog: pa.Table) -> pa.Table:
+    """The rows with what the tables say of them."""
+    for table, columns in plan.joined.items():
+        found = lookup(table, columns, catalog[table.on])
+        for name in columns:
+            catalog = catalog.append_column(name, found[name])
+    return catalog
+
+
+def _groups(settings: SelectConfig, catalog: pa.Table) -> tuple[NDArray[np.int32], list[str]]:
+    """The group of every row, as a code, and the names that the codes stand for.
+
+    Raises:
+        RequestError: there are too many.
+    """
+    texts = group_texts(settings.by, catalog, settings.region_km)
+    check_groups(settings, len(texts.dictionary))
+    return texts.indices.to_numpy(), texts.dictionary.to_pylist()
+
+
+def check_groups(settings: SelectConfig, number: int) -> None:
+    """Refuse more groups than can be balanced.
+
+    Raises:
+        RequestError: they are.
+    """
+    if number > GROUPS:
+        keys = ", ".join(settings.by)
+        raise RequestError(f"select.by=[{keys}] makes more than {GROUPS} groups: take fewer or coarser keys")
+
+
+def code_groups(plan: Plan, names: list[str], *layers: Columns) -> Columns:
+    """The groups of a part by the codes that hold for all parts."""
+    codes = {name: code for code, name in enumerate(plan.groups)}
+    return {"group": np.array([codes[name] for name in names], np.int32)[merge(layers)["group"]]}
+
+
+def _judge(plan: Plan, catalog: pa.Table, rows: Columns) -> dict[str, Any]:
+    """Give the rows their split, and the reason that the validity and cloud stage would have; tell what was seen."""
+    told: dict[str, Any] = {}
+    settings = plan.settings
+    if plan.splits:
+        where = boxes(catalog["footprint"])
+        shares = [(settings.splits or {})[name] for name in plan.splits]
+        rows["split"] = split_codes(where, Blocks(settings.block_km), shares)
+        rows["reason"] = _reason_of_split(plan, rows["split"], rows["reason"])
+        told["footprints"] = int(where.known.sum())
+        told["splits"] = np.bincount(rows["split"], minlength=EDGE + 1)[: len(shares) + 1]
+    if settings.min_valid is not None or settings.max_cloud is not None:
+        rows["unclear"] = np.full(len(rows["reason"]), OPEN)
+    if settings.max_cloud is not None:
+        cloud = catalog["cloud_fraction"].to_numpy()
+        rows["unclear"][cloud > np.float32(settings.max_cloud)] = CODE["cloud"]
+        told["clouded"] = int((~np.isnan(cloud)).sum())
+        if "radiometry" in catalog.column_names:
+            told["states"] = frozenset(catalog["radiometry"].drop_null().unique().to_pylist())
+    if settings.min_valid is not None:
+        valid = catalog["valid_fraction"].to_numpy()
+        rows["unclear"][valid < np.float32(settings.min_valid)] = CODE["invalid"]
+    return told
+
+
+def _reason_of_split(plan: Plan, split: NDArray[np.uint8], reason: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """What lies in a split, or across several, falls before all other rules."""
+    reason = np.where(split < len(plan.splits), CODE["split"], reason)
+    return np.where(split == EDGE, CODE["split_edge"], reason)
 
 
 def read_catalog(store: CatalogStore, shards: Shards, columns: tuple[str, ...]) -> pa.Table:
@@ -217,6 +313,8 @@ def _item_columns(plan: Plan, rows: Columns) -> Columns:
     }
     if "size" in rows:
         columns |= {name: rows[name] for name in ("unit_upper", "unit_lower", "size")}
+    if "group" in rows:
+        columns["group"] = rows["group"]
     return columns
 
 
@@ -229,9 +327,20 @@ def _members(rows: Columns) -> units.Members | None:
 def _items(rows: Columns, members: units.Members | None) -> Items:
     if members is None:
         rows = rows | {"size": np.ones(len(rows["upper"]), np.int64)}
-        return Items(*(rows[name] for name in ("stratum", "priority", "required", "upper", "lower", "size")))
+        names = ("stratum", "priority", "required", "upper", "lower", "size")
+        return Items(*(rows[name] for name in names))._replace(group=rows.get("group"))
     names = ("stratum", "priority", "required", "unit_upper", "unit_lower", "size")
-    return Items(*(rows[name][members.leaders] for name in names))
+    group = rows["group"][members.leaders] if "group" in rows else None
+    return Items(*(rows[name][members.leaders] for name in names))._replace(group=group)
+
+
+# validity and clouds
+
+
+def drop_unclear(*layers: Columns) -> Columns:
+    """Reasons after the validity and cloud stage, which required rows pass."""
+    rows = merge(layers)
+    return {"reason": np.where(rows["reason"] == OPEN, rows["unclear"], rows["reason"])}
 
 
 # entropy
@@ -267,6 +376,7 @@ def send_to_unit(plan: Plan, rows: Columns) -> tuple[Columns, NDArray[np.integer
     columns = {name: rows[name] for name in names} | {"weight": sampling_weight(plan, rows)}
     if plan.strategy.order == "entropy":
         columns["entropy"] = rows["entropy"]
+    columns |= {name: rows[name] for name in ("split", "group") if name in rows}
     partitions = np.uint64(plan.partition.max() + 1)
     return columns, (rows["unit_upper"] % partitions).astype(np.int16)
 
@@ -275,8 +385,9 @@ def settle_units(plan: Plan, number: int, rows: Columns) -> tuple[Columns, None]
     """What a unit's members decide together.
 
     Excluded if one is; required if one is; else in the running while one is, so
-    that a unit falls only where each of its samples would. It stands in the
-    cluster that most of them are in.
+    that a unit falls only where each of its samples would; but one whose samples
+    lie in different splits can be in none. It stands in the cluster, and in the
+    group, that most of them are in.
     """
     members = units.group((rows["unit_upper"], rows["unit_lower"]), (rows["upper"], rows["lower"]))
     reason = rows["reason"]
@@ -291,6 +402,12 @@ def settle_units(plan: Plan, number: int, rows: Columns) -> tuple[Columns, None]
     }
     if "entropy" in rows:
         of_unit["unit_entropy"] = units.mean(members, rows["entropy"])
+    if "group" in rows:
+        of_unit["group"] = units.majority(members, rows["group"])
+    if "split" in rows:
+        one = units.every(members, rows["split"] == rows["split"][members.leaders][members.unit])
+        of_unit["split"] = np.where(one, rows["split"][members.leaders], EDGE)
+        reason = _reason_of_split(plan, of_unit["split"][members.unit], reason)
     return {"reason": reason, **{name: column[members.unit] for name, column in of_unit.items()}}, None
 
 
@@ -314,8 +431,8 @@ def send_to_cluster(plan: Plan, rows: Columns) -> tuple[Columns, NDArray[np.inte
     return columns, np.where(running(rows), plan.partition[columns["stratum"]], -1)
 
 
-def order_clusters(plan: Plan, number: int, rows: Columns) -> tuple[Columns, NDArray[np.float64]]:
-    """The score of every row, from its place in its cluster; the thresholds of the partition's clusters are told."""
+def order_clusters(plan: Plan, number: int, rows: Columns) -> tuple[Columns, None]:
+    """The score of every row, from its place in its cluster, and the first refused priority of its stratum."""
     members = _members(rows)
     items = _items(rows, members)
     made: Columns = {}
@@ -323,10 +440,10 @@ def order_clusters(plan: Plan, number: int, rows: Columns) -> tuple[Columns, NDA
         distance = rows["distance"] if members is None else rows["distance"][members.leaders]
         made["priority"], made["near"] = spread_order(items, distance.astype(np.float64), plan.settings.nearest)
         items = items._replace(priority=made["priority"])
-    made["score"], threshold = cluster_order(items, plan.weights, plan.quotas)
+    made["score"], made["threshold"] = cluster_order(items, plan.weights, plan.quotas, plan.settings.balance)
     if members is not None:
         made = {name: column[members.unit] for name, column in made.items()}
-    return made, threshold[plan.partition == number]
+    return made, None
 
 
 # the order of all

@@ -42,12 +42,14 @@ from curation.manifests.steps import (
     read_catalog,
     row_priority,
     sampling_weight,
-    stratum,
 )
 from curation.selection.sampling import estimate_weight, join_ids
 from curation.storage import Folder
 
-CATALOG = ("index", "key", "offset", "size", "source_id", "entropy", "label", "position", "window", "radiometry")
+CATALOG = (
+    *("index", "key", "offset", "size", "position", "window", "source_id", "label"),
+    *("valid_fraction", "cloud_fraction", "entropy", "radiometry"),
+)
 
 
 @dataclass(frozen=True)
@@ -58,12 +60,14 @@ class Written:
         reasons: rows by reason.
         classes: rows of each class (the label, else the scene of the cluster), where entropy decides.
         calm: of these, rows that fell for their entropy.
+        held_out: rows of each split.
     """
 
     file: File
     reasons: Counter[str]
     classes: Counter[str]
     calm: Counter[str]
+    held_out: Counter[str]
 
 
 def write_part(
@@ -100,6 +104,8 @@ def write_part(
         "reason": _texts(reason, REASONS),
         "rank": pa.array(rows["rank"], mask=~kept),
         "duplicate_of": _representatives(rows),
+        "split": _names(rows.get("split"), plan.splits, len(reason)),
+        "group": _names(rows.get("group"), plan.groups, len(reason)),
     }
     data = parquet_bytes(_table(columns, DECISIONS_SCHEMA))
     file = File(decisions_path(number), len(data), hashlib.sha256(data).hexdigest(), len(reason))
@@ -107,7 +113,9 @@ def write_part(
     counts = Counter({name: int((reason == code).sum()) for name, code in CODE.items()})
     judged = "entropy" in plan.columns
     classes = _classes(columns, np.full(len(reason), judged))
-    written = Written(file, counts, classes, _classes(columns, judged & (reason == CODE["entropy"])))
+    calm = _classes(columns, judged & (reason == CODE["entropy"]))
+    held_out = Counter({name: int(pc.sum(pc.equal(columns["split"], name)).as_py() or 0) for name in plan.splits})
+    written = Written(file, counts, classes, calm, held_out)
     return [written, *_ranges(_table(columns, MANIFEST_SCHEMA), np.flatnonzero(kept), shards, splits)]
 
 
@@ -142,7 +150,7 @@ def _check_ids(ids: pa.Array, shards: Shards, keys: pa.ChunkedArray) -> None:
 def _figures(plan: Plan, rows: Columns, reason: NDArray[np.uint8]) -> dict[str, NDArray[np.float64]]:
     """Priority, threshold and weight; NaN where there is none."""
     nothing = np.full(len(reason), np.nan)
-    limit = plan.threshold[stratum(plan, rows)]
+    limit = rows.get("threshold", plan.threshold)
     ordered = np.isin(reason, [CODE[name] for name in ("sampled", "nearest", "quota")])
     figures = {"priority": nothing, "threshold": np.where(ordered, limit, np.nan), "weight": nothing}
     if plan.strategy.order != "entropy":
@@ -151,6 +159,8 @@ def _figures(plan: Plan, rows: Columns, reason: NDArray[np.uint8]) -> dict[str, 
         weight = np.where(reason == CODE["sampled"], estimate_weight(sampling_weight(plan, rows), limit), np.nan)
         figures["weight"] = np.where(reason == CODE["required"], 1.0, weight)
     figures["threshold"][reason == CODE["entropy"]] = plan.least_entropy
+    for name, demanded in (("invalid", plan.settings.min_valid), ("cloud", plan.settings.max_cloud)):
+        figures["threshold"][reason == CODE[name]] = demanded
     return figures
 
 
@@ -172,6 +182,13 @@ def _classes(columns: dict[str, Any], of: NDArray[np.bool_]) -> Counter[str]:
 def _texts(codes: NDArray[Any], texts: Sequence[str]) -> pa.Array:
     """An Arrow string array by position in ``texts``."""
     return pa.DictionaryArray.from_arrays(pa.array(codes.astype(np.int32)), pa.array(texts)).cast(pa.string())
+
+
+def _names(codes: NDArray[Any] | None, names: Sequence[str], rows: int) -> pa.Array:
+    """The name that each code stands for; null beyond the names, and without codes."""
+    if codes is None:
+        return pa.nulls(rows, pa.string())
+    return pa.array(names, pa.string()).take(pa.array(codes.astype(np.int32), mask=codes >= len(names)))
 
 
 def _table(columns: dict[str, Any], schema: pa.Schema) -> pa.Table:

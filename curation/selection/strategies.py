@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from curation.selection.quotas import seat_quotient
+from curation.selection.quotas import cluster_weights, seat_quotient
 from curation.selection.sampling import Floats, Words, line_up
 
 Ints = NDArray[np.int64]
@@ -48,6 +48,7 @@ class Items(NamedTuple):
         required: these go before all others.
         upper, lower: the id, which decides ties.
         size: samples in it.
+        group: that it is balanced over within its cluster; ``None`` where there are no groups.
     """
 
     stratum: NDArray[np.int32]
@@ -56,33 +57,59 @@ class Items(NamedTuple):
     upper: Words
     lower: Words
     size: Ints
+    group: NDArray[np.int32] | None = None
+
+    def by_group(self) -> NDArray[np.int32]:
+        """(n,) a number for each cluster and group."""
+        if self.group is None:
+            return self.stratum
+        both = self.stratum.astype(np.int64) << 32 | self.group
+        number: NDArray[np.int32] = np.unique(both, return_inverse=True)[1].astype(np.int32)
+        return number
 
 
-def cluster_order(items: Items, weights: Floats, quotas: Ints | None) -> tuple[Floats, Floats]:
+def cluster_order(items: Items, weights: Floats, quotas: Ints | None, balance: float = 0.0) -> tuple[Floats, Floats]:
     """The score of every item for `overall_order`, from its place in its cluster.
+
+    A cluster's seats go to its groups by the rule that gave them to the clusters,
+    one after the other, so that no group loses one when its cluster gets more.
 
     Args:
         items: whole clusters.
         weights: (K,) of the clusters, see `quotas.cluster_weights`.
         quotas: (K,) samples that each cluster keeps; ``None`` where units must be cut overall.
+        balance: of the groups in their cluster, likewise.
 
     Returns:
         score: (n,) the negative quotient of the item's seat, -inf for required ones, NaN beyond the quota.
-        threshold: (K,) the first refused priority of each cluster, NaN where nothing was refused.
+        threshold: (n,) the first refused priority of its cluster and group, NaN where nothing was refused.
     """
-    order, start = line_up(items.stratum, np.where(items.required, -np.inf, items.priority), items.upper, items.lower)
-    strata, size = items.stratum[order], items.size[order]
-    end = np.cumsum(size)
-    before = end - size
-    before -= before[start]
-    score, threshold = np.empty(len(order)), np.full(len(weights), np.nan)
-    score[order] = np.where(items.required[order], -np.inf, -seat_quotient(weights[strata], before, size))
+    strata = items.by_group()
+    first = np.where(items.required, -np.inf, items.priority)
+    order, start = line_up(strata, first, items.upper, items.lower)
+    if items.group is not None:
+        share = cluster_weights(np.bincount(strata, items.size), balance)
+        worth = np.empty(len(order))
+        worth[order] = -seat_quotient(share[strata[order]], _before(items, order, start), items.size[order])
+        worth[items.required] = -np.inf
+        order, start = line_up(items.stratum, worth, items.group.astype(np.uint64), items.upper, items.lower)
+    clusters, before = items.stratum[order], _before(items, order, start)
+    score, threshold = np.empty(len(order)), np.full(strata.max(initial=-1) + 1, np.nan)
+    score[order] = np.where(
+        items.required[order], -np.inf, -seat_quotient(weights[clusters], before, items.size[order])
+    )
     if quotas is not None:
-        refused = before >= quotas[strata]
-        score[order[refused]] = np.nan
-        first = refused & (before == quotas[strata])
-        threshold[strata[first]] = items.priority[order[first]]
-    return score, threshold
+        refused = order[before >= quotas[clusters]]
+        score[refused] = np.nan
+        threshold[strata[refused[::-1]]] = items.priority[refused[::-1]]  # the last one written is the first refused
+    return score, threshold[strata]
+
+
+def _before(items: Items, order: Ints, start: Ints) -> Ints:
+    """Samples before each of ``order``, from its start."""
+    size = items.size[order]
+    before = np.cumsum(size) - size
+    return before - before[start]
 
 
 def overall_order(items: Items, score: Floats, first: int, budget: int) -> tuple[Ints, float]:
@@ -120,7 +147,7 @@ def spread_order(items: Items, distance: Floats, nearest: float) -> tuple[Floats
     first of the even spread are in, whatever n is; no draw is involved.
 
     Args:
-        items: whole clusters.
+        items: whole clusters; each of their groups is spread on its own.
         distance: (n,) to the centroid.
         nearest: share of every quota that goes to the nearest, 0 to 1.
 
@@ -128,6 +155,7 @@ def spread_order(items: Items, distance: Floats, nearest: float) -> tuple[Floats
         priority: (n,), the smallest first; of no meaning for required items.
         near: (n,) whether nearness was the better claim.
     """
+    items = items._replace(stratum=items.by_group())
     strata, counts = np.unique(items.stratum[~items.required], return_counts=True)
     size = np.ones(max(items.stratum.max(initial=0) + 1, 1), np.int64)
     size[strata] = counts
