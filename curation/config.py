@@ -19,8 +19,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import curation
+from curation.archive.listing import root_names
 from curation.errors import RequestError
-from curation.storage import check_storage_options
+from curation.storage import check_storage_names, check_storage_options
 
 # Their values are never parsed.
 LITERAL = {
@@ -289,6 +290,8 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 def _check_together(config: Config) -> None:
     """What no key can tell alone."""
+    if config.runtime.storage and config.archive.url is not None:  # else a manifest names the roots
+        check_storage_names(config.runtime.storage, root_names(config.archive.url))
     mode, select, keep = config.cluster.references, config.select, config.select.entropy.keep
     _require(
         config.references.url is not None or mode not in ("frozen", "seed"),

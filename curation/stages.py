@@ -120,7 +120,7 @@ def open_run(arguments: Sequence[str]) -> Iterator[Run]:
     config = load_config(arguments)
     config.require("archive.url", "workspace")
     assert config.workspace
-    workspace = Folder(config.workspace, config.runtime.storage)
+    workspace = Folder(config.workspace, config.runtime.storage, "workspace")
     workspace.check_writable()
     roots = list_archive(config.archive.url, config.runtime.storage)
     if any(root.name == BANK for root in roots):

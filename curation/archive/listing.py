@@ -10,9 +10,17 @@ from fsspec.utils import glob_translate
 
 from curation.archive.names import IMAGES, SIDECARS, extension, is_text, printable
 from curation.errors import AccessError, RequestError
-from curation.storage import FileInfo, Folder, is_local, listing_digest, local_path, public_url, retry
-
-Options = dict[str, dict[str, Any]]
+from curation.storage import (
+    FileInfo,
+    Folder,
+    Options,
+    is_local,
+    listing_digest,
+    local_path,
+    options_for,
+    public_url,
+    retry,
+)
 
 _MAGIC = re.compile(r"[*?\[]")
 
@@ -77,7 +85,7 @@ def list_archive(url: Any, options: Options | None = None) -> list[Root]:
         url: one literal URL of a folder, a shard, or a glob (``*``, ``?``,
             ``[…]``, ``**``), as typed; a list of them, or a mapping of names to
             them; also the text ``[a, b]`` or ``{name: url}`` where no such path exists.
-        options: per protocol, what its file system is made with.
+        options: per protocol, root or place, what its file system is made with.
 
     Returns:
         The roots in the order given; unnamed ones are ``root0``, ``root1``, ….
@@ -86,9 +94,14 @@ def list_archive(url: Any, options: Options | None = None) -> list[Root]:
         RequestError: no such path, no shard there, no credentials, or two shards of one id.
         AccessError: the store does not answer.
     """
-    roots = [_list_root(name, one, options) for name, one in _named(url)]
+    roots = [_list_root(name, one, options_for(options, name, one)) for name, one in _named(url)]
     _check_ids(roots)
     return roots
+
+
+def root_names(url: Any) -> list[str]:
+    """What the roots that ``url`` names are called."""
+    return [name for name, _ in _named(url)]
 
 
 # from what was typed to named URLs
