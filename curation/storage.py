@@ -250,13 +250,15 @@ class Folder:
         self._forget()
         return _file_info(path, retry(lambda: self.fs.info(self.full(path)), self.public(path)))
 
-    def open(self, file: FileInfo, random: bool = False) -> BinaryIO:
+    def open(self, file: FileInfo, random: bool = False, ahead: Sequence[tuple[int, int]] = ()) -> BinaryIO:
         """A seekable reader of a listed file that gives all its listed bytes or raises :class:`AccessError`.
 
         Args:
             file: as it was listed; bytes of another version are refused.
             random: it is read here and there (Parquet, TIFF): what is asked for is fetched, and not
                 ``CHUNK`` bytes ahead.
+            ahead: ranges that a random reader will be asked for (the column chunks of some row groups):
+                a remote file's are fetched now, as by :meth:`read_ranges`, and held.
         """
         if self.local:
             try:
@@ -264,7 +266,7 @@ class Folder:
             except OSError as error:
                 raise AccessError(f"{self.public(file.path)}: {error.strerror}") from error
         if random:
-            return cast(BinaryIO, _RandomReader(self, file))
+            return cast(BinaryIO, _RandomReader(self, file, ahead))
         return io.BufferedReader(_SequentialReader(self, file), buffer_size=1 << 16)
 
     def read_range(self, path: str, start: int, stop: int, version: str = "") -> bytes:
@@ -596,8 +598,9 @@ class _RandomReader(_RemoteReader):
 
     HELD = 16  # blocks
 
-    def __init__(self, folder: Folder, file: FileInfo) -> None:
+    def __init__(self, folder: Folder, file: FileInfo, ahead: Sequence[tuple[int, int]]) -> None:
         super().__init__(folder, file)
+        self.ahead = dict(zip(ahead, folder.read_ranges(file.path, ahead, file.version), strict=True))
         self.tail = max(0, file.size - BLOCK)
         self.blocks: dict[int, bytes] = {}
 
@@ -606,6 +609,9 @@ class _RandomReader(_RemoteReader):
         return self.fetch(start, self.file.size)
 
     def get(self, start: int, stop: int) -> bytes:
+        for (first, last), data in self.ahead.items():
+            if first <= start and stop <= last:
+                return data[start - first : stop - first]
         if stop - start >= BLOCK and start != self.tail:
             return self.fetch(start, stop)
         data = b""

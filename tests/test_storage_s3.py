@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -235,15 +236,24 @@ def test_two_columns_of_a_parquet_cost_their_bytes(s3: S3, proxy: Watched) -> No
     s3.client.put_object(Bucket=s3.bucket, Key="table.parquet", Body=sink.getvalue())
     folder = folder_of(s3, proxy)
     info, want = folder.info("table.parquet"), 20 * 2 * 100_000
-    tables, cost = [], []
-    for is_random in (False, True):
-        proxy.seen.clear()
-        with folder.open(info, random=is_random) as file:
-            tables.append(pq.ParquetFile(file).read(columns=["B02", "B08"]))
+    cost = []
+
+    def measure(file: BinaryIO, metadata: pq.FileMetaData | None = None) -> pq.FileMetaData:
+        parquet = pq.ParquetFile(file, metadata=metadata)
+        assert parquet.read(columns=["B02", "B08"]) == pq.read_table(sink, columns=["B02", "B08"])
         cost.append((len(proxy.gets()), sum(one.size for one in proxy.gets())))
-    assert tables[0] == tables[1] == pq.read_table(sink, columns=["B02", "B08"])
-    assert cost[0][1] > 10 * want
+        proxy.seen.clear()
+        return parquet.metadata
+
+    proxy.seen.clear()
+    measure(folder.open(info))
+    metadata = measure(folder.open(info, random=True))
+    columns = [metadata.row_group(group).column(column) for group in range(20) for column in (2, 8)]
+    chunks = [(one.data_page_offset, one.data_page_offset + one.total_compressed_size) for one in columns]
+    measure(folder.open(info, random=True, ahead=chunks), metadata)
+    assert cost[0][1] > 10 * want  # from wherever a column chunk begins, to the end of 8 MiB
     assert cost[1][0] == 41 and cost[1][1] < 1.1 * want  # the footer, and each column chunk
+    assert cost[2][0] == 20 and cost[2][1] < want + 20 * GAP  # both of a row group at once, no footer
 
 
 def test_a_random_reader_reads_as_a_file_does(s3: S3, proxy: Watched) -> None:
