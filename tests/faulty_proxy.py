@@ -17,6 +17,8 @@ from aiohttp import ClientSession, web
 
 from tests.s3 import S3
 
+CLIENT = web.AppKey("client", ClientSession)
+
 
 @dataclass(frozen=True)
 class Seen:
@@ -70,7 +72,7 @@ def make_app(backend: str, fault: Fault, seen: list[Seen] | None = None) -> web.
         if wrong == "internal":
             status, data = 500, b"<Error><Code>InternalError</Code></Error>"
         elif wrong != "unavailable":
-            async with request.app["client"].request(
+            async with request.app[CLIENT].request(
                 request.method, backend + request.raw_path, data=body, headers=headers, allow_redirects=False
             ) as answer:
                 status, data = answer.status, await answer.read()
@@ -93,9 +95,9 @@ def make_app(backend: str, fault: Fault, seen: list[Seen] | None = None) -> web.
         return web.Response(status=status, headers=keep, body=data)
 
     async def client(app: web.Application):
-        app["client"] = ClientSession(auto_decompress=False)
+        app[CLIENT] = ClientSession(auto_decompress=False)
         yield
-        await app["client"].close()
+        await app[CLIENT].close()
 
     app = web.Application(client_max_size=1 << 30)
     app.cleanup_ctx.append(client)

@@ -30,7 +30,7 @@ from tests.kept import write_archive, write_header
 from tests.s3 import S3, s3_server
 
 IMAGE = b"an image, for all that listings know"
-PAGE = 50  # keys in a page of a listing here; 1000 elsewhere
+PAGE = 20  # keys in a page of a listing here; 1000 elsewhere
 DATA = np.random.default_rng(0).bytes(3 << 20)
 
 
@@ -271,7 +271,7 @@ def test_a_random_reader_reads_as_a_file_does(s3: S3, proxy: Watched) -> None:
 
 
 def test_ten_thousand_objects_take_a_request_a_page(s3: S3, proxy: Watched) -> None:
-    count = 4 * PAGE - 20
+    count = 4 * PAGE - 8
     for i in range(count):
         s3.client.put_object(Bucket=s3.bucket, Key=f"many/{i % 3}/{i}.png", Body=IMAGE)
     (root,) = list_archive(f"{s3.url}/many", proxy.storage)
