@@ -1,13 +1,15 @@
 """S3 as the pipeline uses it: s3fs with one loop of retries a request, and reads that say which version they are of.
 
-As they come, botocore retries inside s3fs, which retries inside its caller:
-an endpoint that is down was asked 125 times, with random pauses, and of the
-answers with status 500 s3fs retries none. Here botocore and s3fs ask once.
+As they come, botocore retries inside s3fs, which retries inside its caller: a
+store that answered SlowDown was asked 125 times in 215 seconds for one range,
+with random pauses. Here botocore and s3fs ask once.
 """
 
 import asyncio
+import inspect
 from typing import Any
 
+from aiobotocore.session import AioSession
 from botocore.exceptions import ClientError, ConnectionError
 from fsspec.asyn import sync_wrapper
 from s3fs import S3FileSystem
@@ -21,13 +23,20 @@ _CONNECTIONS = 32  # kept open by a process: several readers of eight requests e
 
 
 class S3(S3FileSystem):  # type: ignore[misc] # s3fs has no types
-    """A client for one set of options; its credentials are found by botocore in the process that uses it."""
+    """A client for one set of options; its credentials are found by botocore in the process that uses it.
+
+    Raises:
+        TypeError: there is no such option.
+    """
 
     retries = 1
 
     def __init__(self, config_kwargs: dict[str, Any] | None = None, **options: Any) -> None:
         config = {"max_pool_connections": _CONNECTIONS, "retries": {"total_max_attempts": 1}, **(config_kwargs or {})}
         super().__init__(config_kwargs=config, **options)
+        inspect.signature(AioSession).bind(
+            **self.kwargs
+        )  # what s3fs does not know goes there, but only when it connects
 
     async def _call_s3(self, method: str, *akwarglist: Any, **kwargs: Any) -> Any:
         """Any request of s3fs: pages of a listing and parts of an upload are retried one by one."""

@@ -123,6 +123,11 @@ def test_a_profile_that_is_not_there_is_a_wrong_request(s3: S3) -> None:
         list_archive(f"{s3.url}/x", {"s3": {"profile": "eas"}})
 
 
+def test_an_option_that_s3_does_not_know_is_a_wrong_request() -> None:
+    with pytest.raises(RequestError, match="cannot open s3://bucket: .*'requester_pay'"):
+        Folder("s3://bucket", {"s3": {"requester_pay": True}})
+
+
 @pytest.mark.usefixtures("profiles")
 def test_each_worker_has_its_own_identity(s3: S3, proxy: Watched) -> None:
     profile = Folder(s3.url, {"s3": {"profile": "esa"}})
