@@ -21,9 +21,10 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 import curation
+from curation.archive.listing import root_names
 from curation.archive.sidecar import FIELDS
 from curation.errors import RequestError
-from curation.storage import check_storage_options
+from curation.storage import check_storage_names, check_storage_options
 
 # Their values are never parsed.
 LITERAL = {
@@ -404,6 +405,8 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 def _check_together(config: Config) -> None:
     """What no key can tell alone."""
+    if config.runtime.storage and config.archive.url is not None:  # else a manifest names the roots
+        check_storage_names(config.runtime.storage, root_names(config.archive.url))
     mode, select, keep = config.cluster.references, config.select, config.select.entropy.keep
     _require(
         config.references.url is not None or mode not in ("frozen", "seed"),

@@ -127,7 +127,7 @@ def open_run(arguments: Sequence[str]) -> Iterator[Run]:
     config = load_config(arguments)
     config.require("archive.url", "workspace")
     assert config.workspace
-    workspace = Folder(config.workspace, config.runtime.storage)
+    workspace = Folder(config.workspace, config.runtime.storage, "workspace")
     workspace.check_writable()
     roots = list_archive(config.archive.url, config.runtime.storage, config.archive)
     tables = open_tables(config.archive.tables, config.runtime.storage)

@@ -1,9 +1,10 @@
-"""Folders under fsspec URLs: whole-file reads, atomic writes, sequential reads that never drop bytes.
+"""Folders under fsspec URLs: atomic writes, and reads of files, streams and ranges that never drop or mix bytes.
 
 All input and output of the pipeline goes through :class:`Folder`, so that a
 local disk and an object store behave alike: a file is complete or absent.
 """
 
+import bisect
 import hashlib
 import io
 import json
@@ -12,22 +13,30 @@ import re
 import stat
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO, TypeVar, cast
 from urllib.parse import unquote
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from curation.errors import AccessError, RequestError
+from curation.errors import AccessError, CurationError, RequestError
 
 T = TypeVar("T")
+Options = dict[str, dict[str, Any]]
 
 CHUNK = 8 << 20  # bytes a sequential reader asks for at once
-TRIES = 5  # attempts at a remote operation before it counts as an access error
+BLOCK = 1 << 16  # bytes that a random reader asks for at least; as many as pyarrow wants of a file's end
+GAP = 1 << 19  # ranges that lie closer are fetched together: about what a request costs (50 ms, 100 MB/s, 8 in flight)
+IN_FLIGHT = 8  # requests at once of one call
+TRIES = 8  # attempts at a remote operation before it counts as an access error
+PLACES = ("workspace", "references", "catalog")  # what storage options are given for by name, besides roots
+
+_clients: dict[tuple[Any, ...], Any] = {}  # one a process, protocol and options: its connections are kept open
 
 _SECRET_NAMES = {"key", "username"}
 _SECRET_PARTS = re.compile(
@@ -88,14 +97,57 @@ def check_storage_options(options: dict[str, Any]) -> None:
     """Refuse secrets in the config, at any depth: they would end up in files and logs.
 
     Raises:
-        RequestError: an option looks like a credential, or a protocol's options are no mapping.
+        RequestError: an option looks like a credential, or what a protocol or root is given is no mapping.
     """
-    for protocol, values in options.items():
+    for name, values in options.items():
         if not isinstance(values, dict):
             raise RequestError(
-                f"runtime.storage.{protocol} is no mapping: write runtime.storage={{{protocol}: {{option: value}}}}"
+                f"runtime.storage.{name} is no mapping: write runtime.storage={{{name}: {{option: value}}}}"
             )
-        _refuse_secrets(f"runtime.storage.{protocol}", values)
+        _refuse_secrets(f"runtime.storage.{name}", values)
+
+
+def check_storage_names(options: Mapping[str, Any] | None, roots: Iterable[str]) -> None:
+    """Refuse options that would never be used.
+
+    Args:
+        options: per protocol, root or place of :data:`PLACES`.
+        roots: what the roots of the archive are called.
+
+    Raises:
+        RequestError: a name is none of these; the message has the choices.
+    """
+    names = [*roots, *PLACES]
+    for name in options or {}:
+        if name not in names and name.split("::")[0] not in fsspec.available_protocols():
+            raise RequestError(
+                f"storage options are given for {name!r}, which is no protocol (s3, gs, …) and no root: "
+                f"choose a protocol, or one of {', '.join(names)}"
+            )
+
+
+def options_for(options: Options | None, name: str, url: str) -> Options:
+    """The options to open ``url`` with, as :class:`Folder` takes them.
+
+    Args:
+        options: per protocol, root or place.
+        name: of the root or place that lies at ``url``; its own options go over its protocol's.
+        url: where it lies.
+    """
+    options = options or {}
+    if is_local(url) or name not in options:
+        return options
+    protocol = url.split("://", 1)[0]
+    return {**options, protocol: _merge(options.get(protocol, {}), options[name])}
+
+
+def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """Both mappings; where both have a mapping at a key, these are merged as well."""
+    merged = dict(below)
+    for key, value in above.items():
+        both = isinstance(value, dict) and isinstance(below.get(key), dict)
+        merged[key] = _merge(below[key], value) if both else value
+    return merged
 
 
 def _refuse_secrets(where: str, value: Any) -> None:
@@ -122,11 +174,15 @@ class Folder:
 
     Args:
         url: a path, ``file://…``, ``s3://…`` or whatever fsspec knows.
-        options: per protocol, what its fsspec file system is made with (``{"s3": {"endpoint_url": …}}``).
+        options: per protocol, what its fsspec file system is made with (``{"s3": {"endpoint_url": …}}``);
+            also per root or place, for ``name``.
+        name: of the root or place that lies there; its own options go over its protocol's.
+
+    Pickled are URL and options: whoever unpickles it finds credentials of its own.
     """
 
-    def __init__(self, url: str, options: dict[str, dict[str, Any]] | None = None) -> None:
-        self.options = options or {}
+    def __init__(self, url: str, options: Options | None = None, name: str = "") -> None:
+        self.options = options_for(options, name, url)
         self.local = is_local(url)
         if self.local:
             self.base = local_path(url)
@@ -135,8 +191,8 @@ class Folder:
         else:
             protocol = url.split("://", 1)[0]
             try:
-                self.fs = fsspec.filesystem(protocol, **self.options.get(protocol, {}))
-            except (ValueError, ImportError) as error:
+                self.fs = _client(protocol, self.options.get(protocol, {}))
+            except (ValueError, TypeError, ImportError) as error:
                 raise RequestError(f"cannot open {public_url(url)}: {error}") from error
             self.url = url.rstrip("/")
             self.base = self.fs._strip_protocol(self.url).rstrip("/")
@@ -180,7 +236,7 @@ class Folder:
         """
         if self.local:
             return Path(self.full(path)).read_bytes()
-        return bytes(retry(lambda: self.fs.cat_file(self.full(path)), self.public(path)))
+        return retry(lambda: self._fetch(path)[0], self.public(path))
 
     def info(self, path: str) -> FileInfo:
         """Size and version of one file, asked afresh.
@@ -194,30 +250,106 @@ class Folder:
         self._forget()
         return _file_info(path, retry(lambda: self.fs.info(self.full(path)), self.public(path)))
 
-    def open(self, file: FileInfo) -> BinaryIO:
-        """A seekable reader of a listed file that gives all its listed bytes or raises :class:`AccessError`."""
+    def open(self, file: FileInfo, random: bool = False, ahead: Sequence[tuple[int, int]] = ()) -> BinaryIO:
+        """A seekable reader of a listed file that gives all its listed bytes or raises :class:`AccessError`.
+
+        Args:
+            file: as it was listed; bytes of another version are refused.
+            random: it is read here and there (Parquet, TIFF): what is asked for is fetched, and not
+                ``CHUNK`` bytes ahead.
+            ahead: ranges that a random reader will be asked for (the column chunks of some row groups):
+                a remote file's are fetched now, as by :meth:`read_ranges`, and held.
+        """
         if self.local:
             try:
                 return open(self.full(file.path), "rb")
             except OSError as error:
                 raise AccessError(f"{self.public(file.path)}: {error.strerror}") from error
-        return io.BufferedReader(_RangeReader(self, file), buffer_size=1 << 16)
+        if random:
+            return cast(BinaryIO, _RandomReader(self, file, ahead))
+        return io.BufferedReader(_SequentialReader(self, file), buffer_size=1 << 16)
 
-    def read_range(self, path: str, start: int, stop: int) -> bytes:
-        """The bytes from ``start`` up to ``stop``; fewer than that many is an access error."""
+    def read_range(self, path: str, start: int, stop: int, version: str = "") -> bytes:
+        """The bytes from ``start`` up to ``stop``.
 
-        def fetch() -> bytes:
-            if self.local:
-                with open(self.full(path), "rb") as file:
-                    file.seek(start)
-                    data = file.read(stop - start)
-            else:
-                data = bytes(self.fs.cat_file(self.full(path), start=start, end=stop))
+        Args:
+            path: of the file.
+            start: first byte.
+            stop: the byte after the last.
+            version: of the file as it was listed, to be held against that of the bytes.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            AccessError: fewer came, every time; or the file is not of that version.
+        """
+        return self._read_range(path, start, stop, version)[0]
+
+    def read_ranges(self, path: str, ranges: Sequence[tuple[int, int]], version: str = "") -> list[bytes]:
+        """The bytes of several ranges ``(start, stop)`` of one file, in the order asked for.
+
+        Remote ranges that lie closer than ``GAP`` are fetched by one request of ``CHUNK`` bytes or little more,
+        ``IN_FLIGHT`` at once; each is checked for its length and retried alone.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            AccessError: as :meth:`read_range`; also if the file is replaced between two requests.
+        """
+        spans = list(ranges) if self.local else _coalesce(ranges)
+
+        def read(span: tuple[int, int]) -> tuple[bytes, str]:
+            return self._read_range(path, *span, version)
+
+        if self.local or len(spans) < 2:
+            parts = [read(span) for span in spans]
+        else:
+            with ThreadPoolExecutor(min(IN_FLIGHT, len(spans))) as pool:
+                parts = list(pool.map(read, spans))
+        if len({found for data, found in parts if data}) > 1:
+            raise self._changed(path)
+        if self.local:
+            return [data for data, _ in parts]
+        starts = [start for start, _ in spans]
+        given = []
+        for start, stop in ranges:
+            i = bisect.bisect_right(starts, start) - 1
+            given.append(parts[i][0][start - starts[i] : stop - starts[i]])
+        return given
+
+    def _read_range(self, path: str, start: int, stop: int, version: str) -> tuple[bytes, str]:
+        """A range's bytes, checked, and the version that they are of."""
+        if start == stop:
+            return b"", version
+
+        def read() -> tuple[bytes, str]:
+            data, found = self._fetch(path, start, stop)
+            if version and found and found != version:
+                raise self._changed(path)
             if len(data) != stop - start:
                 raise OSError(f"{len(data)} bytes came where {stop - start} were asked for")
-            return data
+            return data, found
 
-        return retry(fetch, self.public(path), tries=1 if self.local else TRIES)
+        return retry(read, self.public(path), tries=self._tries)
+
+    def _fetch(self, path: str, start: int | None = None, stop: int | None = None) -> tuple[bytes, str]:
+        """Ask once for a file's bytes, all or a range; also their version, empty where the store does not tell."""
+        if self.local:
+            with open(self.full(path), "rb") as file:
+                file.seek(start or 0)
+                return file.read(-1 if stop is None else stop - (start or 0)), str(os.fstat(file.fileno()).st_mtime_ns)
+        if not hasattr(self.fs, "fetch"):
+            return bytes(self.fs.cat_file(self.full(path), start=start, end=stop)), ""
+        try:
+            data, version = self.fs.fetch(self.full(path), start, stop)
+        except EOFError as error:
+            raise self._changed(path) from error
+        return data, version
+
+    def _changed(self, path: str) -> AccessError:
+        return AccessError(f"{self.public(path)}: it changed after it was listed; run again")
+
+    @property
+    def _tries(self) -> int:
+        return 1 if self.local else TRIES
 
     def list(self, path: str = "", recursive: bool = True) -> list[FileInfo]:
         """Every file below ``path`` (or directly in it), links followed, sorted; paths are relative to this folder.
@@ -288,7 +420,10 @@ class Folder:
             retry(lambda: self.fs.pipe_file(self.full(path), data), self.public(path))
 
     def create(self, path: str, data: bytes) -> bool:
-        """Write a file whole unless there is one; whether it was written."""
+        """Write a file whole unless there is one; whether it was written.
+
+        Where a remote store's answer was lost, a file of ours may pass for another's.
+        """
         if self.local:
             temporary = self._write_temporary(path, data)
             try:
@@ -327,7 +462,20 @@ class Folder:
                 upload.discard()
                 upload.closed = True  # nothing may finish it any more
                 raise
-            retry(upload.close, self.public(path), tries=1)
+            self._finish(upload, path)
+
+    def _finish(self, upload: Any, path: str) -> None:
+        size = upload.tell()
+        try:
+            retry(upload.close, self.public(path), tries=1)  # its requests are retried one by one
+        except FileNotFoundError as error:  # the last request was repeated, for its first answer was lost
+            if self.info(path).size != size:
+                raise AccessError(f"{self.public(path)}: its upload was lost") from error
+        except AccessError:
+            upload.discard()
+            raise
+        finally:
+            upload.closed = True
 
     def move(self, path: str, target: str) -> None:
         """Give a file another path, in the place of what was there."""
@@ -360,7 +508,7 @@ class Folder:
             AccessError: it could not be removed.
         """
         try:
-            retry(lambda: self.fs.rm_file(self.full(path)), self.public(path), tries=1 if self.local else TRIES)
+            retry(lambda: self.fs.rm_file(self.full(path)), self.public(path), tries=self._tries)
         except FileNotFoundError:
             pass
 
@@ -393,13 +541,12 @@ class Folder:
         return os.path.join(folder, f".{uuid.uuid4().hex}.tmp")
 
 
-class _RangeReader(io.RawIOBase):
-    """Sequential reads of a remote file in large ranges, each checked for its length."""
+class _RemoteReader(io.RawIOBase):
+    """A remote file as a seekable stream; how bytes are fetched is the subclass's."""
 
     def __init__(self, folder: Folder, file: FileInfo) -> None:
         self.folder, self.file = folder, file
         self.position = 0
-        self.start, self.chunk = 0, b""
 
     def readable(self) -> bool:
         return True
@@ -416,16 +563,100 @@ class _RangeReader(io.RawIOBase):
         return self.position
 
     def readinto(self, buffer: Any) -> int:
-        if self.position >= self.file.size:
+        stop = min(self.position + len(buffer), self.file.size)
+        if self.position >= stop:
             return 0
-        if not self.start <= self.position < self.start + len(self.chunk):
-            stop = min(self.file.size, self.position + CHUNK)
-            self.start, self.chunk = self.position, self.folder.read_range(self.file.path, self.position, stop)
-        begin = self.position - self.start
-        data = self.chunk[begin : begin + len(buffer)]
+        data = self.get(self.position, stop)
         buffer[: len(data)] = data
         self.position += len(data)
         return len(data)
+
+    def get(self, start: int, stop: int) -> bytes:
+        """The bytes from ``start``, some of them at least."""
+        raise NotImplementedError
+
+    def fetch(self, start: int, stop: int) -> bytes:
+        """All bytes from ``start`` up to ``stop``, of the listed version."""
+        return self.folder._read_range(self.file.path, start, stop, self.file.version)[0]
+
+
+class _SequentialReader(_RemoteReader):
+    """Fetches ``CHUNK`` bytes from wherever it is read, and gives what follows out of them."""
+
+    def __init__(self, folder: Folder, file: FileInfo) -> None:
+        super().__init__(folder, file)
+        self.start, self.chunk = 0, b""
+
+    def get(self, start: int, stop: int) -> bytes:
+        if not self.start <= start < self.start + len(self.chunk):
+            self.start, self.chunk = start, self.fetch(start, min(self.file.size, start + CHUNK))
+        return self.chunk[start - self.start : stop - self.start]
+
+
+class _RandomReader(_RemoteReader):
+    """Fetches exactly what it is asked for, but the last ``BLOCK`` bytes and short reads by blocks, which it keeps."""
+
+    HELD = 16  # blocks
+
+    def __init__(self, folder: Folder, file: FileInfo, ahead: Sequence[tuple[int, int]]) -> None:
+        super().__init__(folder, file)
+        self.ahead = dict(zip(ahead, folder.read_ranges(file.path, ahead, file.version), strict=True))
+        self.tail = max(0, file.size - BLOCK)
+        self.blocks: dict[int, bytes] = {}
+
+    def readall(self) -> bytes:
+        start, self.position = min(self.position, self.file.size), self.file.size
+        return self.fetch(start, self.file.size)
+
+    def get(self, start: int, stop: int) -> bytes:
+        for (first, last), data in self.ahead.items():
+            if first <= start and stop <= last:
+                return data[start - first : stop - first]
+        if stop - start >= BLOCK and start != self.tail:
+            return self.fetch(start, stop)
+        data = b""
+        while start < stop:
+            begin = self.tail if start >= self.tail else start // BLOCK * BLOCK
+            end = self.file.size if begin == self.tail else min(begin + BLOCK, self.tail)
+            data += self._block(begin, end)[start - begin : stop - begin]
+            start = end
+        return data
+
+    def _block(self, begin: int, end: int) -> bytes:
+        if begin not in self.blocks:
+            if len(self.blocks) == self.HELD:
+                del self.blocks[min(self.blocks, key=lambda start: start == self.tail)]  # the oldest, never the tail
+            self.blocks[begin] = self.fetch(begin, end)
+        return self.blocks[begin]
+
+
+def _coalesce(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """What to fetch for ``ranges``, sorted and disjoint; a span grows to ``CHUNK`` bytes at most by joining."""
+    spans: list[tuple[int, int]] = []
+    for start, stop in sorted(ranges):
+        if spans:
+            first, last = spans[-1]
+            together = max(last, stop)
+            if start < last or (start - last <= GAP and together - first <= CHUNK):
+                spans[-1] = first, together
+                continue
+        spans.append((start, stop))
+    return spans
+
+
+def _client(protocol: str, options: dict[str, Any]) -> Any:
+    """The file system for these options; of S3 one a process, for all threads."""
+    if protocol not in ("s3", "s3a"):
+        return fsspec.filesystem(protocol, **options)
+    from curation.s3 import S3  # takes half a second, and not everybody needs it
+
+    key = os.getpid(), json.dumps(options, sort_keys=True, default=repr)
+    return _clients.get(key) or _clients.setdefault(key, S3(**options, skip_instance_cache=True))
+
+
+def pause(attempt: int) -> float:
+    """Seconds to wait after a failed attempt (0, 1, …): 0.2, 0.4, …, 10 at most; the same every time."""
+    return min(0.2 * 2.0**attempt, 10.0)
 
 
 def retry(call: Callable[[], T], name: str, tries: int = TRIES) -> T:
@@ -433,19 +664,22 @@ def retry(call: Callable[[], T], name: str, tries: int = TRIES) -> T:
 
     Raises:
         AccessError: it failed every time, or for want of permission.
+        RequestError: the profile that was asked for is not there.
     """
     for attempt in range(tries):
         try:
             return call()
-        except (FileNotFoundError, FileExistsError):
+        except (FileNotFoundError, FileExistsError, CurationError):
             raise
         except Exception as error:  # noqa: BLE001 - every client library has its own network errors
             denied = isinstance(error, PermissionError) or "Credentials" in type(error).__name__
+            said = " ".join(str(error).split())  # one line
+            if type(error).__name__ == "ProfileNotFound":
+                raise RequestError(f"{name}: {said}: write it to the AWS config file, or name another") from error
             if denied or attempt == tries - 1:
-                said = " ".join(str(error).split())  # one line
                 why = "no credentials, or no permission" if denied else f"{type(error).__name__}: {said}"
                 raise AccessError(f"{name}: {why}") from error
-            time.sleep(0.2 * 2**attempt)
+            time.sleep(pause(attempt))
     raise AssertionError("tries is at least 1")
 
 

@@ -57,8 +57,11 @@ def free_port() -> int:
 
 
 @contextmanager
-def s3_server(bucket: str = "bucket") -> Iterator[S3]:
-    """Start a server, point ``AWS_*`` at its credentials (child processes too), and make a bucket."""
+def s3_server(bucket: str = "bucket", **settings: str) -> Iterator[S3]:
+    """Start a server, point ``AWS_*`` at its credentials (child processes too), and make a bucket.
+
+    ``settings`` are moto's own, as it takes them from the environment.
+    """
     port = free_port()
     before = {name: os.environ.get(name) for name in ENVIRONMENT}
     os.environ.update(ENVIRONMENT)
@@ -66,6 +69,7 @@ def s3_server(bucket: str = "bucket") -> Iterator[S3]:
         [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
+        env=os.environ | settings,
     )
     try:
         server = S3(f"http://127.0.0.1:{port}", bucket)

@@ -118,6 +118,20 @@ def test_names_are_no_patterns(name: str, kind: str, s3: S3, tmp_path: Path) -> 
     store.discard("")
 
 
+def test_ranges_of_a_local_file(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    path.write_bytes(bytes(range(100)))
+    folder = Folder(str(tmp_path))
+    file = folder.info("x")
+    assert folder.read_ranges("x", [(90, 100), (0, 3), (5, 5)], file.version) == [bytes(range(90, 100)), b"\0\1\2", b""]
+    assert folder.open(file, random=True, ahead=[(0, 3)]).read() == path.read_bytes()
+    with pytest.raises(AccessError, match="10 bytes came where 11 were asked for"):
+        folder.read_range("x", 90, 101)
+    os.utime(path, (1, 1))
+    with pytest.raises(AccessError, match="x: it changed after it was listed"):
+        folder.read_ranges("x", [(0, 3)], file.version)
+
+
 def test_a_link_to_nothing_is_named(tmp_path: Path) -> None:
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep" / "gone.tar").symlink_to("nowhere")

@@ -82,12 +82,9 @@ def _suffix(file: FileInfo) -> str:
 
 def _read(folder: Folder, file: FileInfo) -> bytes:
     try:
-        data = folder.read(file.path)
+        return folder.read_range(file.path, 0, file.size, file.version)
     except FileNotFoundError as error:
         raise AccessError(f"{folder.public(file.path)}: it vanished after it was listed") from error
-    if len(data) != file.size:
-        raise AccessError(f"{folder.public(file.path)}: {len(data)} bytes came where the listing said {file.size}")
-    return data
 
 
 def _ahead(calls: Sequence[Callable[[], RawSample | Rejection]]) -> Iterator[RawSample | Rejection]:

@@ -13,12 +13,10 @@ from fsspec.utils import glob_translate
 from curation.archive.names import IMAGES, SIDECARS, extension, is_shard, is_text, printable
 from curation.archive.shards import Shard, shards_of
 from curation.errors import AccessError, RequestError
-from curation.storage import FileInfo, Folder, is_local, local_path, public_url, retry
+from curation.storage import FileInfo, Folder, Options, is_local, local_path, options_for, public_url, retry
 
 if TYPE_CHECKING:
     from curation.config import ArchiveConfig
-
-Options = dict[str, dict[str, Any]]
 
 _MAGIC = re.compile(r"[*?\[]")
 
@@ -39,7 +37,7 @@ def list_archive(url: Any, options: Options | None = None, settings: ArchiveConf
         url: one literal URL of a folder, a shard, or a glob (``*``, ``?``,
             ``[…]``, ``**``), as typed; a list of them, or a mapping of names to
             them; also the text ``[a, b]`` or ``{name: url}`` where no such path exists.
-        options: per protocol, what its file system is made with.
+        options: per protocol, root or place, what its file system is made with.
         settings: how files make shards; ``None``: by the defaults.
 
     Returns:
@@ -49,7 +47,7 @@ def list_archive(url: Any, options: Options | None = None, settings: ArchiveConf
         RequestError: no such path, no shard there, no credentials, or two shards of one id.
         AccessError: the store does not answer.
     """
-    roots = [_list_root(name, one, options, settings) for name, one in _named(url)]
+    roots = [_list_root(name, one, options_for(options, name, one), settings) for name, one in _named(url)]
     _check_ids(roots)
     return roots
 
@@ -60,7 +58,12 @@ def list_files(url: str, options: Options | None = None) -> list[FileInfo]:
     Raises:
         RequestError: there is nothing.
     """
-    return _find(url, options)[1]
+    return _find(url, options_for(options, "root0", url))[1]
+
+
+def root_names(url: Any) -> list[str]:
+    """What the roots that ``url`` names are called."""
+    return [name for name, _ in _named(url)]
 
 
 # from what was typed to named URLs

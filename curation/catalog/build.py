@@ -77,8 +77,8 @@ def build_catalog(
         IncompleteError: shards could not be read, or ``runtime.max_hours`` is over.
     """
     assert config.workspace
-    workspace = Folder(config.workspace, config.runtime.storage)
-    shared = Folder(config.catalog.url, config.runtime.storage) if config.catalog.url else None
+    workspace = Folder(config.workspace, config.runtime.storage, "workspace")
+    shared = Folder(config.catalog.url, config.runtime.storage, "catalog") if config.catalog.url else None
     artefact = load_or_fit(config, roots, workspace, shared)
     store = CatalogStore(workspace, catalog_id(config), shared)
     listed = [(root.folder, shard) for root in (*roots, *([bank] if bank else [])) for shard in root.shards]

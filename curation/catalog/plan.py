@@ -147,8 +147,10 @@ def _pilot(config: Config, roots: Sequence[Root], count: int, probe: Probe) -> t
     ]
     resources = start_ray(config.runtime)
     assert config.workspace
-    shared = Folder(config.catalog.url, config.runtime.storage) if config.catalog.url else None
-    load_or_fit(config, roots, Folder(config.workspace, config.runtime.storage), shared)  # on all shards, as a run does
+    shared = Folder(config.catalog.url, config.runtime.storage, "catalog") if config.catalog.url else None
+    load_or_fit(
+        config, roots, Folder(config.workspace, config.runtime.storage, "workspace"), shared
+    )  # on all shards, as a run does
     start = time.perf_counter()
     catalog = build_catalog(config, part, None, resources)
     seconds = time.perf_counter() - start
@@ -165,7 +167,7 @@ def _done(config: Config) -> set[str]:
     """Names of the shards that have a catalog file already (whether it is current, only the run checks)."""
     if config.workspace is None:
         return set()
-    folder = Folder(config.workspace, config.runtime.storage).child(f"catalog/{catalog_id(config)}")
+    folder = Folder(config.workspace, config.runtime.storage, "workspace").child(f"catalog/{catalog_id(config)}")
     return {file.path.removesuffix(".parquet") for file in folder.list()} if folder.exists() else set()
 
 

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from curation.catalog.schema import FOOTER, QUARANTINE_SCHEMA
 from curation.errors import AccessError
-from curation.storage import Folder, retry
+from curation.storage import Folder
 
 
 def parquet_bytes(table: pa.Table, metadata: dict[str, Any] | None = None) -> bytes:
@@ -104,9 +104,7 @@ class CatalogStore:
         self.own.publish(self.path(shard), parquet_bytes(rows, footer))
 
     def _open(self, folder: Folder, path: str) -> Any:
-        if folder.local:
-            return open(folder.full(path), "rb")
-        return retry(lambda: folder.fs.open(folder.full(path), "rb"), folder.public(path))
+        return folder.open(folder.info(path), random=True)
 
 
 def chunks(items: Sequence[Any], size: int) -> Iterable[Sequence[Any]]:

@@ -43,7 +43,7 @@ def explain(url: str, sample: str, storage: dict[str, Any] | None = None) -> dic
     Args:
         url: of ``manifest.json``.
         sample: an id or a key.
-        storage: per protocol, fsspec options.
+        storage: fsspec options per protocol, root or place, as ``runtime.storage``.
 
     Returns:
         the decision's columns, ``why`` in words, and ``stands_for_it``: for a dropped sample the kept one that it is a
@@ -149,7 +149,9 @@ def open_catalog(manifest: ManifestReader, storage: dict[str, Any] | None) -> Ca
     workspace = manifest.folder.url.rpartition("/manifests/")[0]
     shared = manifest.header["provenance"].get("catalog")
     return CatalogStore(
-        Folder(workspace, storage), manifest.header["content"]["catalog"], Folder(shared, storage) if shared else None
+        Folder(workspace, storage, "workspace"),
+        manifest.header["content"]["catalog"],
+        Folder(shared, storage, "catalog") if shared else None,
     )
 
 

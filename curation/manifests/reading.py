@@ -24,7 +24,7 @@ from omegaconf import OmegaConf
 from curation.config import ArchiveConfig
 from curation.errors import RequestError
 from curation.manifests.schema import HEADER_FILE, MANIFEST_SCHEMA, ROWS_FILE, content_id
-from curation.storage import Folder, is_local, local_path
+from curation.storage import Folder, check_storage_names, is_local, local_path
 
 GROUPS_HELD = 4  # Parquet row groups that a reader keeps
 
@@ -56,7 +56,7 @@ class ManifestReader:
 
     Args:
         url: of its ``manifest.json``, its ``manifest.parquet``, the folder of both, or of ``latest.json``.
-        storage: per protocol, fsspec options.
+        storage: fsspec options per protocol, root or place, as ``runtime.storage``.
 
     Attributes:
         header: ``manifest.json`` (``content`` and ``provenance``).
@@ -72,13 +72,14 @@ class ManifestReader:
     def __init__(self, url: str, storage: dict[str, dict[str, Any]] | None = None) -> None:
         self.storage = storage
         self.url = _folder_url(url, storage)  # not latest.json: other processes must open the same manifest
-        self.folder = Folder(self.url, storage)
+        self.folder = Folder(self.url, storage, "workspace")
         self._process = -1
         self._opened: Any = None
         self._groups: OrderedDict[int, pa.Table] = OrderedDict()
         try:
             self.header: dict[str, Any] = json.loads(self.folder.read(HEADER_FILE))
             self.id = content_id(self.header["content"])
+            check_storage_names(storage, self.header.get("provenance", {}).get("roots", {}))
             file = self._file()
         except (FileNotFoundError, NotADirectoryError) as error:
             raise RequestError(
@@ -190,9 +191,10 @@ class ManifestReader:
     def _file(self) -> pq.ParquetFile:
         """The open file of this process: a worker that was forked must not share its parent's connection."""
         if self._process != os.getpid():
-            folder = Folder(self.folder.url, self.storage)
-            source: Any = folder.full(ROWS_FILE) if folder.local else folder.open(folder.info(ROWS_FILE))
-            self._opened, self._process = pq.ParquetFile(source), os.getpid()
+            folder = Folder(self.folder.url, self.storage, "workspace")
+            remote = not folder.local
+            source: Any = folder.open(folder.info(ROWS_FILE), random=True) if remote else folder.full(ROWS_FILE)
+            self._opened, self._process = pq.ParquetFile(source, pre_buffer=remote), os.getpid()
         return self._opened
 
 
@@ -204,7 +206,7 @@ def _folder_url(url: str, storage: dict[str, dict[str, Any]] | None) -> str:
     if tail != "latest.json":
         return f"{head}/{tail}"
     try:
-        return f"{head}/{json.loads(Folder(head, storage).read(tail))['id']}"
+        return f"{head}/{json.loads(Folder(head, storage, 'workspace').read(tail))['id']}"
     except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
         raise RequestError(f"there is no latest manifest at {url}") from error
 

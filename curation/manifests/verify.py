@@ -34,7 +34,7 @@ def verify(
     Args:
         url: of ``manifest.json``.
         deep: also read and decode every kept sample out of the archive.
-        storage: per protocol, fsspec options.
+        storage: fsspec options per protocol, root or place, as ``runtime.storage``.
         roots: root name to URL, where the archive has moved since.
 
     Returns:

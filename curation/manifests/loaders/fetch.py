@@ -71,7 +71,7 @@ class Fetcher:
         manifest: what is kept.
         members: ``image``: only the image member of each sample; ``all``: every file of its key.
         roots: root name to URL, in place of what the manifest's provenance says.
-        storage: per protocol, fsspec options.
+        storage: fsspec options per protocol, root or place, as ``runtime.storage``.
 
     Raises:
         RequestError: ``members`` is neither.
@@ -134,7 +134,7 @@ class Fetcher:
         if name not in self.urls:
             raise RequestError(f"the manifest does not say where its root {name!r} lies: give roots={{{name!r}: URL}}")
         if name not in self.folders:
-            self.folders[name] = Folder(self.urls[name], self.storage)
+            self.folders[name] = Folder(self.urls[name], self.storage, name)
         return self.folders[name]
 
     def _members(self, shard: str, kept: list[dict[str, Any]]) -> list[list[Member]] | None:
@@ -162,9 +162,9 @@ def _is_safe(name: str) -> bool:
 def _catalog(manifest: ManifestReader, storage: dict[str, Any] | None) -> CatalogStore | None:
     """The catalog that the manifest was drawn from, where its workspace is still around it or it was a shared one."""
     name = manifest.header["content"].get("catalog")
-    workspace = Folder(manifest.folder.url.rpartition("/")[0].rpartition("/")[0] or "/", storage)
+    workspace = Folder(manifest.folder.url.rpartition("/")[0].rpartition("/")[0] or "/", storage, "workspace")
     url = manifest.header.get("provenance", {}).get("catalog")
-    shared = Folder(url, storage) if url else None
+    shared = Folder(url, storage, "catalog") if url else None
     if name is None or not (workspace.exists(f"catalog/{name}") or (shared and shared.exists(name))):
         return None
     return CatalogStore(workspace, name, shared)

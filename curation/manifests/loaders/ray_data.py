@@ -41,7 +41,7 @@ def ray_dataset(
         budget: only the first that many samples by ``rank``.
         members: ``all`` or ``image``, as of :class:`curation.manifests.loaders.stream.SampleStream`.
         roots: root name to URL, where the archive has moved.
-        storage: per protocol, fsspec options.
+        storage: fsspec options per protocol, root or place, as ``runtime.storage``.
         seed: of the order.
         epoch: of the order too.
         shuffle: shuffle the shards, and the samples within each as by a buffer of that many; across shards

@@ -31,7 +31,7 @@ class SampleStream:
         members: ``all``: every image and sidecar of a sample; ``image``: only the image member that the
             manifest speaks of, which needs fewer bytes and no catalog.
         roots: root name to URL, where the archive has moved since the manifest was made.
-        storage: per protocol, fsspec options.
+        storage: fsspec options per protocol, root or place, as ``runtime.storage``.
         seed: of the order.
         shuffle: samples in the shuffle buffer; the shards are shuffled too. 0: the manifest's order.
         rank, world_size: which part of the epoch; by default as ``torch.distributed`` or the environment
