@@ -16,14 +16,14 @@ import numpy as np
 from omegaconf import OmegaConf
 
 from curation.archive.decode import decode
-from curation.archive.listing import Options, Root, list_archive, list_files
+from curation.archive.listing import Root, list_archive, list_files
 from curation.archive.names import IMAGES, SHARDS, extension
 from curation.archive.reader import read_shard
 from curation.archive.sample import RawSample, Rejection, Sample, sample_id
 from curation.archive.sidecar import KNOWN_NAMES, gather
 from curation.config import ArchiveConfig, TileConfig
 from curation.errors import BadSample, RequestError
-from curation.storage import FileInfo
+from curation.storage import FileInfo, Options
 
 SHARDS_LOOKED_AT = 3
 SAMPLES_A_SHARD = 16
