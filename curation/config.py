@@ -20,6 +20,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import curation
+from curation.archive.clouds import check_detector
+from curation.archive.radiometry import KINDS as RADIOMETRIES
+from curation.archive.radiometry import UNITS
 from curation.archive.sidecar import FIELDS
 from curation.errors import RequestError
 from curation.storage import check_storage_options
@@ -55,6 +58,57 @@ class TileConfig:
 
 
 @dataclass
+class RadiometryConfig:
+    """What the numbers of the archive mean, and what they become."""
+
+    kind: Any = None
+    offset: Any = "auto"
+    scale: float = 10000
+    units: str = "auto"
+    conflict: str = "refuse"
+    looks: int = 4
+    found: dict[str, Any] | None = None  # by the fit, for decoding; nobody sets it
+
+    def __post_init__(self) -> None:
+        kinds = list(self.kind.values()) if isinstance(self.kind, dict) else [self.kind] if self.kind else []
+        ok = all(kind in RADIOMETRIES for kind in kinds)
+        choose = f"choose {' or '.join(RADIOMETRIES)}, or {{modality: kind}}"
+        _require(ok, f"archive.radiometry.kind={self.kind}: {choose}")
+        ok = self.offset == "auto" or type(self.offset) is int
+        _require(ok, f"archive.radiometry.offset={self.offset}: give auto, 0 or -1000")
+        _require(0 < self.scale < math.inf, "archive.radiometry.scale must be positive")
+        units = ("auto", *UNITS)
+        _require(self.units in units, f"archive.radiometry.units={self.units}: choose {', '.join(units)}")
+        conflicts = ("refuse", "fix", "ignore")
+        ok = self.conflict in conflicts
+        _require(ok, f"archive.radiometry.conflict={self.conflict}: choose {', '.join(conflicts)}")
+        _require(self.looks > 0, "archive.radiometry.looks must be positive")
+
+
+@dataclass
+class CloudsConfig:
+    """Which bands tell clouds, and what their values mean."""
+
+    band: str | None = None
+    values: list[int] | None = None
+    bits: list[int] | None = None
+    above: float | None = None
+    detector: str | None = None
+    found: str | None = None  # the classes of `cloud_mask`, by the fit; nobody sets it
+
+    def __post_init__(self) -> None:
+        rules = [name for name in ("values", "bits", "above") if getattr(self, name) is not None]
+        _require(len(rules) < 2, f"archive.clouds: of {' and '.join(rules)} give one")
+        _require(self.band is None or bool(rules), "archive.clouds.band needs archive.clouds.values, bits or above")
+        _require(self.band is not None or not rules, "archive.clouds.values, bits and above need archive.clouds.band")
+        ok = all(0 <= bit < 32 for bit in self.bits or [])
+        _require(ok, f"archive.clouds.bits={self.bits}: bits are numbered from 0 to 31")
+        _require(
+            self.detector in (None, "omnicloudmask"), f"archive.clouds.detector={self.detector}: choose omnicloudmask"
+        )
+
+
+@dataclass
 class ArchiveConfig:
     """How the shards are read; see ``conf/config.yaml`` for each key."""
 
@@ -69,6 +123,8 @@ class ArchiveConfig:
     tile: TileConfig = field(default_factory=TileConfig)
     grid: str | None = None
     resampling: str = "bilinear"
+    radiometry: RadiometryConfig = field(default_factory=RadiometryConfig)
+    clouds: CloudsConfig = field(default_factory=CloudsConfig)
     modalities: list[str] | None = None
     fields: dict[str, str] | None = None
     tables: list[Any] | None = None
@@ -319,6 +375,7 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 def _check_together(config: Config) -> None:
     """What no key can tell alone."""
+    check_detector(config.archive.clouds.detector)
     mode, select, keep = config.cluster.references, config.select, config.select.entropy.keep
     _require(
         config.references.url is not None or mode not in ("frozen", "seed"),

@@ -165,9 +165,10 @@ class ShardEncoder:
 def row_maker(config: Config, artefact: Artefact, encoder: Encoder) -> RowMaker:
     """The row maker that goes with an encoder and its artefact."""
     common = (
-        config.archive,
+        artefact.settled(config.archive),
         artefact.bands,
         artefact.dtype,
+        artefact.radiometry,
         artefact.arrays.get("range", np.zeros((0, 2), np.float32)),
     )
     if isinstance(encoder, Precomputed):
