@@ -364,6 +364,8 @@ def load_config(overrides: Sequence[str]) -> Config:
     assert isinstance(config, Config)
     for key, path in literal.items():
         _set_literal(config, key, path)
+    if config.encoder.get("name") == "joined":
+        config.encoder["parts"] = _parts(config.encoder)
     _check_together(config)
     return config
 
@@ -391,6 +393,34 @@ def _check_together(config: Config) -> None:
         f"select.budget={select.budget:g} is more than the entropy stage leaves, select.entropy.keep={keep}: "
         "lower select.budget, or raise select.entropy.keep (null: no cut)",
     )
+
+
+def _parts(encoder: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The parts of ``encoder=joined``, each with its defaults."""
+    parts, weights = encoder["parts"], encoder["weights"]
+    _require(
+        isinstance(parts, dict) and bool(parts),
+        "encoder=joined needs encoder.parts={name: {name: random_conv, bands: […]}, …}",
+    )
+    may = [path.stem for path in sorted((_config_dir() / "encoder").glob("*.yaml"))]
+    may = [name for name in may if name not in ("joined", "precomputed")]
+    made = {}
+    for part, said in parts.items():
+        name = said.get("name") if isinstance(said, dict) else None
+        _require(name in may, f"encoder.parts.{part}.name={name}: choose one of {', '.join(may)}")
+        defaults = OmegaConf.to_container(OmegaConf.load(_config_dir() / "encoder" / f"{name}.yaml"))
+        assert isinstance(defaults, dict)
+        known: dict[str, Any] = {**{str(key): value for key, value in defaults.items()}, "bands": None}
+        for key, value in said.items():
+            _require(key in known, f"encoder.parts.{part}: unknown key {key!r} for {name}")
+            ok = key not in ("batch", "threads", "seed") or (type(value) is int and value >= (key != "seed"))
+            _require(ok, f"encoder.parts.{part}.{key}={value}: give a whole number")
+        _require("." not in str(part), f"encoder.parts.{part}: a part's name has no dot")
+        made[str(part)] = {**known, **said}
+    ok = weights is None or (isinstance(weights, dict) and all(name in made for name in weights))
+    ok = ok and all(type(w) in (int, float) and 0 < w < math.inf for w in (weights or {}).values())
+    _require(ok, f"encoder.weights={weights}: give positive numbers for parts of {', '.join(made)}")
+    return made
 
 
 def _config_dir() -> Path:

@@ -52,7 +52,7 @@ LOOKED_AT = 4096  # pixels of a tile at most
 NAMED = 3  # shards that a message names
 
 REFLECTANCE = (0.0, 0.6)  # fixed range: leaves and sand in the infrared reach 0.6; only snow and cloud lie above
-CO_POLAR, CROSS_POLAR, OTHER = (-25.0, 5.0), (-32.0, -2.0), (-30.0, 5.0)  # dB; the last where the band has no such name
+POWERS = {"co": (-25.0, 5.0), "cross": (-32.0, -2.0), None: (-30.0, 5.0)}  # dB, by polarisation
 
 _BASELINE = ("processing_baseline", "s2:processing_baseline", "PROCESSING_BASELINE", "processing:version")
 _PRODUCT = ("product_id", "s2:product_uri", "s2:product_id", "PRODUCT_URI", "source_id", "product", "title", "id")
@@ -97,6 +97,23 @@ def state(bands: Sequence[str], dtype: str, settings: RadiometryConfig) -> str |
     return ", ".join(named) or None
 
 
+def band_state(band: str, radiometry: str) -> str:
+    """What one band's numbers mean, out of the state of all."""
+    for one in radiometry.split(", "):
+        prefix, colon, name = one.rpartition(": ")
+        if not colon or band.startswith(f"{prefix}."):
+            return name
+    return "unknown"
+
+
+def polarisation(band: str) -> str | None:
+    """``co`` (VV, HH) or ``cross`` (VH, HV), by a radar band's name."""
+    name = band.rpartition(".")[2].lower()
+    if "vv" in name or "hh" in name:
+        return "co"
+    return "cross" if "vh" in name or "hv" in name else None
+
+
 def in_decibels(bands: Sequence[str], settings: RadiometryConfig) -> NDArray[np.bool_]:
     """``(bands,)``, True where the numbers will be decibels."""
     found = np.zeros(len(bands), bool)
@@ -113,9 +130,7 @@ def fixed_range(bands: Sequence[str], dtype: str, settings: RadiometryConfig) ->
             if part.kind == "sentinel2":
                 found[i] = REFLECTANCE
             elif _units(part, settings) != "digital":
-                name = bands[i].rpartition(".")[2].lower()
-                co, cross = any(p in name for p in ("vv", "hh")), any(p in name for p in ("vh", "hv"))
-                found[i] = CO_POLAR if co else CROSS_POLAR if cross else OTHER
+                found[i] = POWERS[polarisation(bands[i])]
     return found
 
 
@@ -214,7 +229,7 @@ def _is_dn(values: NDArray[Any]) -> bool:
 
 
 def _darkness(values: NDArray[Any], bands: Sequence[str]) -> tuple[float, bool]:
-    """Of ``(bands, n)``: the percentile of the darkest band, and whether less 1000 the darkest pixels would be ground."""
+    """Of ``(bands, n)``: the percentile of the darkest band, and whether the darkest less 1000 would be ground."""
     floor = values.min(axis=0)
     dark = float(np.percentile(floor, 1))
     red, blue = find_band("red", bands), find_band("blue", bands)

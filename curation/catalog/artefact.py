@@ -116,17 +116,10 @@ def catalog_id(config: Config) -> str:
     """The hash of what decides a catalog row's content, whichever archive it comes from."""
     archive = to_dict(config.archive)
     del archive["url"], archive["max_bad_fraction"]
-    encoder = portable_encoder(config)
-    checkpoint = config.encoder.get("checkpoint")
-    if checkpoint:
-        encoder["checkpoint"] = checkpoint  # a hub tag counts whole
-    if checkpoint and is_local(checkpoint) and Path(local_path(checkpoint)).is_file():
-        with open(local_path(checkpoint), "rb") as file:  # the content counts, not what it is called
-            encoder["checkpoint"] = hashlib.file_digest(file, "sha256").hexdigest()
     content = {
         "reader": READER_VERSION,
         "archive": archive,
-        "encoder": encoder,
+        "encoder": _weighed(config.encoder),
         "thumbnails": config.catalog.thumbnails,
         "fit_samples": config.catalog.fit_samples,
     }
@@ -135,11 +128,28 @@ def catalog_id(config: Config) -> str:
 
 def portable_encoder(config: Config) -> dict[str, Any]:
     """The encoder's config with the names of files in the place of where they lie."""
-    encoder = dict(config.encoder)
+    return _portable(config.encoder)
+
+
+def _portable(encoder: dict[str, Any]) -> dict[str, Any]:
+    made = dict(encoder)
     for name in ("checkpoint", "path", "keys"):
-        if encoder.get(name):
-            encoder[name] = file_name(encoder[name])
-    return encoder
+        if made.get(name):
+            made[name] = file_name(made[name])
+    return made | (
+        {"parts": {name: _portable(part) for name, part in made["parts"].items()}} if "parts" in made else {}
+    )
+
+
+def _weighed(encoder: dict[str, Any]) -> dict[str, Any]:
+    """The encoder's config with the content of its weights in the place of their names."""
+    made, checkpoint = _portable(encoder), encoder.get("checkpoint")
+    if checkpoint:
+        made["checkpoint"] = checkpoint  # a hub tag counts whole
+    if checkpoint and is_local(checkpoint) and Path(local_path(checkpoint)).is_file():
+        with open(local_path(checkpoint), "rb") as file:  # the content counts, not what it is called
+            made["checkpoint"] = hashlib.file_digest(file, "sha256").hexdigest()
+    return made | ({"parts": {n: _weighed(part) for n, part in encoder["parts"].items()}} if "parts" in made else {})
 
 
 def file_name(url: str) -> str:
