@@ -130,7 +130,11 @@ def omnicloudmask(monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray]:
     calls: list[np.ndarray] = []
 
     def predict_from_array(
-        input_array: np.ndarray, patch_size: int = 1000, patch_overlap: int = 300, inference_device: str | None = None
+        input_array: np.ndarray,
+        patch_size: int = 1000,
+        patch_overlap: int = 300,
+        inference_device: str | None = None,
+        model_version: float | None = None,
     ) -> np.ndarray:
         assert input_array.ndim == 3 and len(input_array) == 3 and min(input_array.shape[1:]) >= 32
         assert patch_overlap < patch_size <= min(input_array.shape[1:])

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from curation.archive.names import find_band, holds_pixels
 from curation.archive.sample import Image
-from curation.errors import RequestError
+from curation.errors import AccessError, RequestError
 
 if TYPE_CHECKING:
     from curation.config import CloudsConfig
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 Bools = NDArray[np.bool_]
 
 DETECTOR_LEAST = 50  # pixels a side below which omnicloudmask has too little to go by; smaller tiles are mirrored
+DETECTOR_VERSION = 4.0  # of its weights: named, so that a new release does not change what is cloud
 DETECTED = (1, 2, 3)  # of its classes thick cloud, thin cloud, cloud shadow; 0 is clear
 
 
@@ -171,6 +172,9 @@ def detect(pixels: NDArray[Any], mask: Bools, bands: Sequence[str]) -> Bools | N
 
     Returns:
         ``(height, width)``, or ``None`` where a band is missing.
+
+    Raises:
+        AccessError: its weights could not be had.
     """
     chosen = [at for name in ("red", "green", "nir") if (at := find_band(name, bands)) is not None]
     if len(chosen) < 3:
@@ -181,5 +185,10 @@ def detect(pixels: NDArray[Any], mask: Bools, bands: Sequence[str]) -> Bools | N
     room = [(0, 0), (0, max(0, DETECTOR_LEAST - height)), (0, max(0, DETECTOR_LEAST - width))]
     padded = np.pad(seen, room, "symmetric")
     side = min(1000, *padded.shape[1:])
-    found = predict(padded, patch_size=side, patch_overlap=min(300, side // 2), inference_device="cpu")
+    how = {"patch_size": side, "patch_overlap": min(300, side // 2), "inference_device": "cpu"}
+    try:
+        found = predict(padded, model_version=DETECTOR_VERSION, **how)
+    except OSError as error:  # what downloads raise
+        text = " ".join(str(error).split())[:200]
+        raise AccessError(f"archive.clouds.detector: the weights of omnicloudmask cannot be had: {text}") from error
     return np.isin(np.asarray(found).reshape(padded.shape[1:])[:height, :width], DETECTED) & mask

@@ -213,23 +213,22 @@ def check_bank(config: Config, bank: Root, artefact: Artefact) -> None:
         return
     archive = artefact.settled(_without_detector(config.archive))
     undecided = replace(archive, radiometry=replace(archive.radiometry, found=None))
+    advice = "use a bank of the same bands, dtype and radiometry, or ask for the shared bands with archive.bands=[…]"
     for settings in (undecided, archive):  # what its numbers say, then what becomes of them
         draw = (bank.folder, bank.shards[0], settings, BANK_TILES, FIT_BYTES)
         drawn: Any = _sample_shard.remote(*draw)
         task, reasons, seen = _survived(draw, drawn)
-        if settings is undecided:
-            wrong = contradiction([told for one in seen for told in one.evidence], archive.radiometry)
         if not seen:
             raise RequestError(f"no readable sample in the reference bank {bank.folder.public()}: {_first(reasons)}")
-    try:
-        if wrong is not None:
-            raise BadSample("decode", "WrongRadiometry", wrong)
-        conform(ray.get(task)[0], artefact.bands, artefact.dtype, artefact.radiometry)
-    except BadSample as error:
-        raise RequestError(
-            f"the reference bank {bank.folder.public()} does not match the archive ({error.message}); "
-            "use a bank of the same bands, dtype and radiometry, or ask for the shared bands with archive.bands=[…]"
-        ) from error
+        try:
+            if settings is archive:
+                conform(ray.get(task)[0], artefact.bands, artefact.dtype, artefact.radiometry)
+            elif wrong := contradiction([told for one in seen for told in one.evidence], archive.radiometry):
+                raise BadSample("decode", "WrongRadiometry", wrong)
+        except BadSample as error:
+            raise RequestError(
+                f"the reference bank {bank.folder.public()} does not match the archive ({error.message}); {advice}"
+            ) from error
 
 
 @dataclass(frozen=True)
