@@ -21,7 +21,10 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 import curation
+from curation.archive.clouds import check_detector
 from curation.archive.listing import root_names
+from curation.archive.radiometry import KINDS as RADIOMETRIES
+from curation.archive.radiometry import UNITS
 from curation.archive.sidecar import FIELDS
 from curation.errors import RequestError
 from curation.storage import check_storage_names, check_storage_options
@@ -58,6 +61,57 @@ class TileConfig:
 
 
 @dataclass
+class RadiometryConfig:
+    """What the numbers of the archive mean, and what they become."""
+
+    kind: Any = None
+    offset: Any = "auto"
+    scale: float = 10000
+    units: str = "auto"
+    conflict: str = "refuse"
+    looks: int = 4
+    found: dict[str, Any] | None = None  # by the fit, for decoding; nobody sets it
+
+    def __post_init__(self) -> None:
+        kinds = list(self.kind.values()) if isinstance(self.kind, dict) else [self.kind] if self.kind else []
+        ok = all(kind in RADIOMETRIES for kind in kinds)
+        choose = f"choose {' or '.join(RADIOMETRIES)}, or {{modality: kind}}"
+        _require(ok, f"archive.radiometry.kind={self.kind}: {choose}")
+        ok = self.offset == "auto" or type(self.offset) is int
+        _require(ok, f"archive.radiometry.offset={self.offset}: give auto, 0 or -1000")
+        _require(0 < self.scale < math.inf, "archive.radiometry.scale must be positive")
+        units = ("auto", *UNITS)
+        _require(self.units in units, f"archive.radiometry.units={self.units}: choose {', '.join(units)}")
+        conflicts = ("refuse", "fix", "ignore")
+        ok = self.conflict in conflicts
+        _require(ok, f"archive.radiometry.conflict={self.conflict}: choose {', '.join(conflicts)}")
+        _require(self.looks > 0, "archive.radiometry.looks must be positive")
+
+
+@dataclass
+class CloudsConfig:
+    """Which bands tell clouds, and what their values mean."""
+
+    band: str | None = None
+    values: list[int] | None = None
+    bits: list[int] | None = None
+    above: float | None = None
+    detector: str | None = None
+    found: str | None = None  # the classes of `cloud_mask`, by the fit; nobody sets it
+
+    def __post_init__(self) -> None:
+        rules = [name for name in ("values", "bits", "above") if getattr(self, name) is not None]
+        _require(len(rules) < 2, f"archive.clouds: of {' and '.join(rules)} give one")
+        _require(self.band is None or bool(rules), "archive.clouds.band needs archive.clouds.values, bits or above")
+        _require(self.band is not None or not rules, "archive.clouds.values, bits and above need archive.clouds.band")
+        ok = all(0 <= bit < 32 for bit in self.bits or [])
+        _require(ok, f"archive.clouds.bits={self.bits}: bits are numbered from 0 to 31")
+        _require(
+            self.detector in (None, "omnicloudmask"), f"archive.clouds.detector={self.detector}: choose omnicloudmask"
+        )
+
+
+@dataclass
 class ArchiveConfig:
     """How the shards are read; see ``conf/config.yaml`` for each key."""
 
@@ -72,6 +126,8 @@ class ArchiveConfig:
     tile: TileConfig = field(default_factory=TileConfig)
     grid: str | None = None
     resampling: str = "bilinear"
+    radiometry: RadiometryConfig = field(default_factory=RadiometryConfig)
+    clouds: CloudsConfig = field(default_factory=CloudsConfig)
     modalities: list[str] | None = None
     fields: dict[str, str] | None = None
     tables: list[Any] | None = None
@@ -371,6 +427,8 @@ def load_config(overrides: Sequence[str]) -> Config:
     assert isinstance(config, Config)
     for key, path in literal.items():
         _set_literal(config, key, path)
+    if config.encoder.get("name") == "joined":
+        config.encoder["parts"] = _parts(config.encoder)
     _check_together(config)
     return config
 
@@ -407,6 +465,7 @@ def _check_together(config: Config) -> None:
     """What no key can tell alone."""
     if config.runtime.storage and config.archive.url is not None:  # else a manifest names the roots
         check_storage_names(config.runtime.storage, root_names(config.archive.url))
+    check_detector(config.archive.clouds.detector)
     mode, select, keep = config.cluster.references, config.select, config.select.entropy.keep
     _require(
         config.references.url is not None or mode not in ("frozen", "seed"),
@@ -426,6 +485,34 @@ def _check_together(config: Config) -> None:
         f"select.budget={select.budget:g} is more than the entropy stage leaves, select.entropy.keep={keep}: "
         "lower select.budget, or raise select.entropy.keep (null: no cut)",
     )
+
+
+def _parts(encoder: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The parts of ``encoder=joined``, each with its defaults."""
+    parts, weights = encoder["parts"], encoder["weights"]
+    _require(
+        isinstance(parts, dict) and bool(parts),
+        "encoder=joined needs encoder.parts={name: {name: random_conv, bands: […]}, …}",
+    )
+    may = [path.stem for path in sorted((_config_dir() / "encoder").glob("*.yaml"))]
+    may = [name for name in may if name not in ("joined", "precomputed")]
+    made = {}
+    for part, said in parts.items():
+        name = said.get("name") if isinstance(said, dict) else None
+        _require(name in may, f"encoder.parts.{part}.name={name}: choose one of {', '.join(may)}")
+        defaults = OmegaConf.to_container(OmegaConf.load(_config_dir() / "encoder" / f"{name}.yaml"))
+        assert isinstance(defaults, dict)
+        known: dict[str, Any] = {**{str(key): value for key, value in defaults.items()}, "bands": None}
+        for key, value in said.items():
+            _require(key in known, f"encoder.parts.{part}: unknown key {key!r} for {name}")
+            ok = key not in ("batch", "threads", "seed") or (type(value) is int and value >= (key != "seed"))
+            _require(ok, f"encoder.parts.{part}.{key}={value}: give a whole number")
+        _require("." not in str(part), f"encoder.parts.{part}: a part's name has no dot")
+        made[str(part)] = {**known, **said}
+    ok = weights is None or (isinstance(weights, dict) and all(name in made for name in weights))
+    ok = ok and all(type(w) in (int, float) and 0 < w < math.inf for w in (weights or {}).values())
+    _require(ok, f"encoder.weights={weights}: give positive numbers for parts of {', '.join(made)}")
+    return made
 
 
 def _config_dir() -> Path:

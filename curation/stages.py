@@ -7,7 +7,7 @@ import platform
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
@@ -95,9 +95,13 @@ class Run:
             "artefact": catalog.artefact.sha256,
             "bands": list(catalog.artefact.bands),
             "dtype": catalog.artefact.dtype,
+            "radiometry": catalog.artefact.radiometry,
+            "speckle_entropy": list(catalog.artefact.speckle_entropy),
             "profiles": list(catalog.profiles),
             "clusters": clusters.base.rpartition("/")[2],
-            "config": config_without_urls(self.config, self.tables),
+            "config": config_without_urls(
+                replace(self.config, archive=catalog.artefact.settled(self.config.archive)), self.tables
+            ),
             "counts": catalog.counts,
             "parent": None,
         }

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -154,11 +155,44 @@ def test_a_bare_file_that_might_need_quick_gelu_is_warned_of(tmp_path, caplog):
 
 
 def test_the_bands_behind_red_green_and_blue():
-    assert rgb_bands(RGB, ("B02", "B03", "B04", "B08")) == (2, 1, 0)
-    assert rgb_bands(("B08", "B04", "B03"), ("B02", "B03", "B04", "B08")) == (3, 2, 1)
-    assert rgb_bands(RGB, ("VV",)) == (0, 0, 0)
+    nothing = (None, None, None)
+    assert rgb_bands(RGB, ("B02", "B03", "B04", "B08")) == ((2, 1, 0), nothing)
+    assert rgb_bands(("b08", "B04", "B03"), ("B02", "B03", "B04", "B08")) == ((3, 2, 1), nothing)
+    assert rgb_bands(RGB, ("S1GRD.vv", "S2L2A.B02", "S2L2A.B03", "S2L2A.B04")) == ((3, 2, 1), nothing)
+    assert rgb_bands(RGB, ("VV",)) == ((0, 0, 0), nothing)
+    assert rgb_bands(["VV", "VH", "VV - VH"], ("S1GRD.vv", "S1GRD.vh")) == ((0, 1, 0), (None, None, 1))
+    assert rgb_bands(["a-b", "b", "a"], ("a-b", "a", "b")) == ((0, 2, 1), nothing)  # a band may be called so
     with pytest.raises(RequestError, match=r"encoder\.rgb: no band 'red'; name three of VV, VH"):
         rgb_bands(RGB, ("VV", "VH"))
+
+
+def test_reflectance_is_brightened_and_radar_gets_false_colours(tmp_path):
+    """As the model's own preprocessing of the composite as an 8-bit picture."""
+    path = save(tmp_path / "a.pt", clip_model().state_dict(), "plain")
+    eight = tiles(height=32, width=32)
+    plain, _ = made(clip_config(path))
+    for bands, state, rgb, values in (
+        (("B02", "B03", "B04"), "reflectance", RGB, (eight / 255 * 0.4)[:, ::-1]),
+        (("vv", "vh"), "db", ["VV", "VH", "VV-VH"], None),
+    ):
+        if values is None:
+            vv, vh = eight[:, 0] / 255 * 25 - 25, eight[:, 1] / 255 * 25 - 32
+            values = np.stack([vv, vh], axis=1)
+            eight = np.stack([eight[:, 0], eight[:, 1], np.clip((vv - vh) / 15, 0, 1) * 255], axis=1)
+        one = replace(sample(values[0].astype(np.float32), bands), radiometry=state)
+        config, ranges = clip_config(path, rgb=rgb, rgb_range=None), np.tile(np.float32([-50, 50]), (len(bands), 1))
+        artefact = fit_artefact(config, [one], bands, "float32", ranges, 0)
+        encoder = build_encoder(config, artefact, bands, "float32", "cpu", 1)
+        pixels = values.astype(np.float32)
+        prepared = encoder.prepare(one)
+        np.testing.assert_allclose(prepared, eight[0] / 255, atol=1e-5)
+        np.testing.assert_allclose(
+            embed(encoder, pixels, bands), embed(plain, np.rint(eight).astype(np.uint8)), atol=2e-2
+        )
+    with pytest.raises(RequestError, match="only for dB its range is known"):
+        fit_artefact(clip_config(path, rgb=["a", "b", "a-b"]), [], ("a", "b"), "float32", ranges, 0)
+    given = fit_artefact(clip_config(path, rgb_range=[0, 0.3]), [], RGB, "float32", BYTE, 0)
+    np.testing.assert_allclose(given["rgb_range"], [[0, 0.3]] * 3)
 
 
 def test_reflectances_are_scaled_by_the_fixed_range(tmp_path):

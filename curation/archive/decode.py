@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from curation.archive.clouds import detect, mask_values, read_masks, take_masks
 from curation.archive.grid import resample
 from curation.archive.image import (
     RGB,
@@ -27,9 +28,11 @@ from curation.archive.image import (
     decode_png,
 )
 from curation.archive.names import PICKLES, extension, holds_pixels, split_name
+from curation.archive.radiometry import clean, declared_offset, in_units
 from curation.archive.sample import Image, Member, RawSample, Sample
 from curation.archive.sidecar import gather, in_name, read_fields
 from curation.archive.tiff import decode_tiff
+from curation.archive.tiling import cloudy
 from curation.errors import BadSample
 
 if TYPE_CHECKING:
@@ -46,21 +49,31 @@ def decode(raw: RawSample, settings: ArchiveConfig) -> Sample:
         BadSample: the reason it cannot be used.
     """
     said = gather(raw.data, {**in_name(raw.key, settings.name_pattern), **raw.said})
-    images = _images(raw, settings)
+    images, masks = take_masks(_images(raw, settings), settings.clouds)
+    if not images:
+        raise bad_image(f"no image in it but masks: {', '.join(masks)}"[:200], "NoImage")
     image = _one_image(images, settings, anyhow=settings.members is not None or bool(raw.images))
-    bands = _named(image, settings.band_names)
-    pixels = _settle(image.pixels)
+    if settings.band_names is not None:
+        named, more = take_masks({"": replace(image, bands=_named(image, settings.band_names))}, settings.clouds)
+        image, masks = named.get("", image), masks | more
+    bands, pixels = image.bands, _settle(image.pixels)
+    shape = (pixels.shape[1], pixels.shape[2])
+    flags = {name: _mask_to_grid(name, mask, image, shape) for name, mask in masks.items()}
+    clouds, unseen = read_masks(flags, settings.clouds)
+    if clouds is None and settings.clouds.detector is not None:
+        clouds = detect(pixels, _mask(pixels, image.mask, image.nodata), bands)
     if settings.bands is not None and tuple(settings.bands) != bands:
         pixels, bands = _select(pixels, bands, tuple(settings.bands)), tuple(settings.bands)
     mask = _mask(pixels, image.mask, image.nodata if settings.nodata is None else settings.nodata)
+    mask = mask if unseen is None else mask & ~unseen
     if not mask.any():
         raise bad_image("no pixel is valid", "NoValidPixels")
     fields = read_fields(said, settings.fields)
-    there = image.place.footprint(*pixels.shape[1:]) if image.place else None
+    there = image.place.footprint(*shape) if image.place else None
     if raw.window is not None:  # what is said of a scene is not true of a tile
         fields |= {"footprint": there, "cloud_fraction": None}
     fields["footprint"] = fields["footprint"] or there
-    return Sample(
+    sample = Sample(
         key=raw.key + (raw.window.suffix if raw.window else ""),
         index=raw.index,
         pixels=pixels,
@@ -71,16 +84,34 @@ def decode(raw: RawSample, settings: ArchiveConfig) -> Sample:
         position=raw.position,
         window=raw.window,
         place=image.place,
+        clouds=clouds,
+        radiometry=str(said.get("radiometry") or "unknown"),
+        hints={
+            "offset": declared_offset({**said, "source_id": fields["source_id"]}),
+            "cloud_values": mask_values(flags),
+        },
         **fields,
     )
+    sample = in_units(clean(sample, settings.radiometry), settings.radiometry)
+    if clouds is not None:  # what pixels tell counts for more than what is said
+        sample.cloud_fraction = cloudy(clouds, sample.mask)
+    return sample
 
 
-def conform(sample: Sample, bands: tuple[str, ...], dtype: str) -> Sample:
+def conform(sample: Sample, bands: tuple[str, ...], dtype: str, radiometry: str | None = None) -> Sample:
     """The sample with exactly these bands, in this order; a grey 8-bit one may stand for red, green, blue.
 
+    Args:
+        sample: as decoded.
+        bands: those that it must come to.
+        dtype: of its numbers.
+        radiometry: the state that its numbers must have; ``None``: any.
+
     Raises:
-        BadSample: ``WrongBands`` or ``WrongDtype``, it has others.
+        BadSample: ``WrongBands``, ``WrongDtype`` or ``WrongRadiometry``, it has others.
     """
+    if radiometry is not None and sample.radiometry != radiometry:
+        raise bad_image(f"its numbers are {sample.radiometry}, the archive's are {radiometry}", "WrongRadiometry")
     if str(sample.pixels.dtype) != dtype:
         raise bad_image(f"its numbers are {sample.pixels.dtype}, the archive's are {dtype}", "WrongDtype")
     if sample.bands == bands:
@@ -215,6 +246,17 @@ def _to_grid(suffix: str, image: Image, grid: Image, method: str) -> tuple[NDArr
     if own == shape:
         return image.pixels, mask
     return resample(image.pixels, mask, (shape[0], shape[1]), method)
+
+
+def _mask_to_grid(name: str, mask: Image, image: Image, shape: tuple[int, int]) -> NDArray[Any]:
+    """A mask band's values ``(height, width)`` on the grid of the pixels, each the nearest."""
+    if not _same_ground(mask, image):
+        raise bad_image(f"{name} does not cover the same ground as the other bands", "BandMismatch")
+    values = mask.pixels
+    if values.shape[1:] != shape:
+        values, _ = resample(values, np.ones(values.shape[1:], bool), shape, "nearest")
+    flat: NDArray[Any] = values[0]
+    return flat
 
 
 def _same_ground(image: Image, other: Image) -> bool:

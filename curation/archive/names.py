@@ -1,11 +1,19 @@
 """What a member's name says: its key, its suffix, and whether it holds pixels or says something about them."""
 
 import re
+from collections.abc import Sequence
 
 IMAGES = frozenset({"jpg", "jpeg", "png", "tif", "tiff", "npy", "webp", "bmp", "jp2"})
 SIDECARS = frozenset({"json", "cls", "txt"})
 SHARDS = frozenset({"tar", "parquet", "zip"})
 PICKLES = frozenset({"pkl", "pickle", "pt", "pth", "pyd", "joblib"})
+
+ALIASES = {  # of bands by what they see, in the names of Sentinel-2
+    "red": ("red", "b04", "b4"),
+    "green": ("green", "b03", "b3"),
+    "blue": ("blue", "b02", "b2"),
+    "nir": ("nir", "b08", "b8", "b8a"),
+}
 
 _UNSAFE = re.compile(r"[/\\]|(?:.*[/\\])?\.\.(?:[/\\]|$)", re.DOTALL)
 
@@ -59,3 +67,19 @@ def holds_pixels(suffix: str, members: list[str] | None) -> bool:
 def matters(suffix: str, members: list[str] | None) -> bool:
     """Whether a member is used: it holds pixels or is a sidecar."""
     return suffix.lower() in SIDECARS or holds_pixels(suffix, members)
+
+
+def find_band(name: str, bands: Sequence[str]) -> int | None:
+    """Where a band is: exactly so called, else in any case, else without a modality (``S2L2A.B04``), else by an alias.
+
+    >>> find_band("red", ["S1GRD.vv", "S2L2A.B04"])
+    1
+    """
+    if name in bands:
+        return list(bands).index(name)
+    lowered = [band.lower() for band in bands]
+    for alias in ALIASES.get(name.lower(), (name.lower(),)):
+        for have in (lowered, [band.rpartition(".")[2] for band in lowered]):
+            if alias in have:
+                return have.index(alias)
+    return None

@@ -135,6 +135,7 @@ class Sample:
         cloud_fraction: cloudy share of the valid pixels, 0 to 1, where the data say so.
         incidence_angle: degrees.
         radiometry: what the numbers mean (``unknown`` where nothing says).
+        hints: what the fit looks at besides: ``offset``, declared for Sentinel-2 DN; ``cloud_values`` of a cloud mask.
     """
 
     key: str
@@ -157,3 +158,4 @@ class Sample:
     cloud_fraction: float | None = None
     incidence_angle: float | None = None
     radiometry: str = "unknown"
+    hints: dict[str, Any] = field(default_factory=dict)

@@ -8,9 +8,11 @@ import hashlib
 import heapq
 import itertools
 import json
+import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,38 +23,71 @@ import safetensors.numpy
 from numpy.typing import NDArray
 from ray.exceptions import WorkerCrashedError
 
+from curation.archive.clouds import MEANING, classes
 from curation.archive.decode import conform, decode
 from curation.archive.listing import Root
+from curation.archive.radiometry import (
+    Evidence,
+    audit,
+    contradiction,
+    evidence,
+    fixed_range,
+    in_decibels,
+    in_units,
+    state,
+)
 from curation.archive.reader import read_shard
 from curation.archive.sample import RawSample, Rejection, Sample
 from curation.archive.shards import Shard
 from curation.archive.tiling import tiles
-from curation.catalog.calibration import calibrate, calibration_path
+from curation.catalog.calibration import CALIBRATION, calibrate
 from curation.catalog.careful import Subprocess
 from curation.catalog.store import chunks
 from curation.config import ArchiveConfig, Config, to_dict
 from curation.encoders.base import fit_artefact
 from curation.errors import AccessError, BadSample, RequestError
 from curation.runtime import limit_threads
+from curation.scoring.speckle import equivalent_looks, multilook, speckle_entropy
 from curation.storage import Folder, is_local, local_path
 
-READER_VERSION = 2  # raise when the same bytes would give other rows
+log = logging.getLogger("curation")
+
+ARTEFACT, AUDIT = "artefact.safetensors", "audit.json"  # beside them calibration.CALIBRATION
+READER_VERSION = 3  # raise when the same bytes would give other rows
 FIT_SHARDS = 32  # shards sampled at once; more rounds follow while samples are wanting
 FIT_ROUNDS = 8
+BANK_TILES = 64  # of the reference bank, looked at before it is used
 FIT_BYTES = 512 << 20  # decoded pixels the fit may hold
 
 
 @dataclass(frozen=True)
 class Artefact:
-    """The fitted arrays (``range`` float32 (bands, 2) and the encoder's own), the bands and the dtype."""
+    """What was fitted.
+
+    Attributes:
+        arrays: ``range``, float32 (bands, 2), and the encoder's own.
+        bands: names.
+        dtype: of the numbers that encoders see.
+        radiometry: what these numbers mean.
+        found: what decoding needs besides the config: ``radiometry`` by modality, ``clouds`` the classes of a mask.
+        speckle_entropy: of radar's bands, what speckle alone has; ``None`` of others. Empty where there is no radar.
+    """
 
     arrays: dict[str, NDArray[Any]]
     bands: tuple[str, ...]
     dtype: str
+    radiometry: str = "unknown"
+    found: dict[str, Any] = field(default_factory=dict)
+    speckle_entropy: tuple[float | None, ...] = ()
+
+    def settled(self, archive: ArchiveConfig) -> ArchiveConfig:
+        """How to decode, with what was found."""
+        return settled(archive, self.found.get("radiometry", {}), self.found.get("clouds"))
 
     def to_bytes(self) -> bytes:
         """The artefact as a safetensors file."""
-        about = json.dumps({"bands": self.bands, "dtype": self.dtype})
+        names = ("bands", "dtype", "radiometry", "found", "speckle_entropy")
+        about = json.dumps({name: getattr(self, name) for name in names})
         return safetensors.numpy.save(
             {name: np.ascontiguousarray(array) for name, array in self.arrays.items()}, metadata={"curation": about}
         )
@@ -62,7 +97,8 @@ class Artefact:
         """Read what :meth:`to_bytes` wrote."""
         length = int.from_bytes(data[:8], "little")
         about = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["curation"])
-        return cls(safetensors.numpy.load(data), tuple(about["bands"]), about["dtype"])
+        about |= {name: tuple(about[name]) for name in ("bands", "speckle_entropy")}
+        return cls(safetensors.numpy.load(data), **about)
 
     @cached_property
     def sha256(self) -> str:
@@ -70,21 +106,23 @@ class Artefact:
         return hashlib.sha256(self.to_bytes()).hexdigest()
 
 
+def settled(archive: ArchiveConfig, radiometry: dict[str, Any], clouds: str | None) -> ArchiveConfig:
+    """An archive's settings with what the fit found."""
+    return replace(
+        archive,
+        radiometry=replace(archive.radiometry, found=radiometry),
+        clouds=replace(archive.clouds, found=clouds),
+    )
+
+
 def catalog_id(config: Config) -> str:
     """The hash of what decides a catalog row's content, whichever archive it comes from."""
     archive = to_dict(config.archive)
     del archive["url"], archive["max_bad_fraction"], archive["tables"]
-    encoder = portable_encoder(config)
-    checkpoint = config.encoder.get("checkpoint")
-    if checkpoint:
-        encoder["checkpoint"] = checkpoint  # a hub tag counts whole
-    if checkpoint and is_local(checkpoint) and Path(local_path(checkpoint)).is_file():
-        with open(local_path(checkpoint), "rb") as file:  # the content counts, not what it is called
-            encoder["checkpoint"] = hashlib.file_digest(file, "sha256").hexdigest()
     content = {
         "reader": READER_VERSION,
         "archive": archive,
-        "encoder": encoder,
+        "encoder": _weighed(config.encoder),
         "thumbnails": config.catalog.thumbnails,
         "fit_samples": config.catalog.fit_samples,
     }
@@ -93,11 +131,28 @@ def catalog_id(config: Config) -> str:
 
 def portable_encoder(config: Config) -> dict[str, Any]:
     """The encoder's config with the names of files in the place of where they lie."""
-    encoder = dict(config.encoder)
+    return _portable(config.encoder)
+
+
+def _portable(encoder: dict[str, Any]) -> dict[str, Any]:
+    made = dict(encoder)
     for name in ("checkpoint", "path", "keys"):
-        if encoder.get(name):
-            encoder[name] = file_name(encoder[name])
-    return encoder
+        if made.get(name):
+            made[name] = file_name(made[name])
+    return made | (
+        {"parts": {name: _portable(part) for name, part in made["parts"].items()}} if "parts" in made else {}
+    )
+
+
+def _weighed(encoder: dict[str, Any]) -> dict[str, Any]:
+    """The encoder's config with the content of its weights in the place of their names."""
+    made, checkpoint = _portable(encoder), encoder.get("checkpoint")
+    if checkpoint:
+        made["checkpoint"] = checkpoint  # a hub tag counts whole
+    if checkpoint and is_local(checkpoint) and Path(local_path(checkpoint)).is_file():
+        with open(local_path(checkpoint), "rb") as file:  # the content counts, not what it is called
+            made["checkpoint"] = hashlib.file_digest(file, "sha256").hexdigest()
+    return made | ({"parts": {n: _weighed(part) for n, part in encoder["parts"].items()}} if "parts" in made else {})
 
 
 def file_name(url: str) -> str:
@@ -122,24 +177,17 @@ def load_or_fit(config: Config, roots: Sequence[Root], workspace: Folder, shared
     Raises:
         RequestError: no sample could be read, or the bands asked for are not there.
     """
-    path = _path(config)
     for folder in [workspace] + ([shared.parent] if shared else []):
-        try:
-            data = folder.read(path)
-        except FileNotFoundError:
-            continue
-        try:
-            calibration = folder.read(calibration_path(catalog_id(config)))
-        except FileNotFoundError:
-            calibration = None
-        _publish(config, workspace, data, calibration)
-        return Artefact.from_bytes(data)
+        files = _read_fitted(config, folder)
+        if ARTEFACT in files:
+            _publish(config, workspace, files)
+            return Artefact.from_bytes(files[ARTEFACT])
     if shared:
         raise RequestError(
-            f"catalog.url={shared.public()} has no encoder artefact beside it ({path}): "
+            f"catalog.url={shared.public()} has no encoder artefact beside it ({_path(config)}): "
             "its rows were made with another encoder config, or the folder was moved alone"
         )
-    _publish(config, workspace, *_fit(config, roots))
+    _publish(config, workspace, _fit(config, roots))
     return load_artefact(config, workspace)  # another run may have been first
 
 
@@ -148,79 +196,154 @@ def load_artefact(config: Config, workspace: Folder) -> Artefact:
     return Artefact.from_bytes(workspace.read(_path(config)))
 
 
-def _publish(config: Config, workspace: Folder, artefact: bytes, calibration: bytes | None) -> None:
+def _read_fitted(config: Config, folder: Folder) -> dict[str, bytes]:
+    """What a workspace has of the files that a fit makes."""
+    found = {}
+    for name in (ARTEFACT, AUDIT, CALIBRATION):
+        with suppress(FileNotFoundError):
+            found[name] = folder.read(f"encoders/{catalog_id(config)}/{name}")
+    return found
+
+
+def _publish(config: Config, workspace: Folder, files: dict[str, bytes]) -> None:
     """The artefact last: where it is, nothing is measured again."""
-    if calibration is not None:
-        workspace.create(calibration_path(catalog_id(config)), calibration)
-    workspace.create(_path(config), artefact)
+    for name in sorted(files, key=lambda name: name == ARTEFACT):
+        workspace.create(f"encoders/{catalog_id(config)}/{name}", files[name])
 
 
 def _path(config: Config) -> str:
-    return f"encoders/{catalog_id(config)}/artefact.safetensors"
+    return f"encoders/{catalog_id(config)}/{ARTEFACT}"
 
 
 def check_bank(config: Config, bank: Root, artefact: Artefact) -> None:
-    """See that the bank's tiles have the archive's bands and dtype.
+    """See that the bank's tiles have the archive's bands, dtype and radiometry.
 
     Raises:
         RequestError: they do not, or none could be read.
     """
     if not needs_pixels(config):
         return
-    draw = (bank.folder, bank.shards[0], config.archive, 8, FIT_BYTES)
-    drawn: Any = _sample_shard.remote(*draw)
-    task, reasons, seen = _survived(draw, drawn)
-    if not seen:
-        raise RequestError(f"no readable sample in the reference bank {bank.folder.public()}: {_first(reasons)}")
-    try:
-        conform(ray.get(task)[0], artefact.bands, artefact.dtype)
-    except BadSample as error:
-        raise RequestError(
-            f"the reference bank {bank.folder.public()} does not match the archive ({error.message}); "
-            "use a bank of the same bands and dtype, or ask for the shared bands with archive.bands=[…]"
-        ) from error
+    archive = artefact.settled(_without_detector(config.archive))
+    undecided = replace(archive, radiometry=replace(archive.radiometry, found=None))
+    advice = "use a bank of the same bands, dtype and radiometry, or ask for the shared bands with archive.bands=[…]"
+    for settings in (undecided, archive):  # what its numbers say, then what becomes of them
+        draw = (bank.folder, bank.shards[0], settings, BANK_TILES, FIT_BYTES)
+        drawn: Any = _sample_shard.remote(*draw)
+        task, reasons, seen = _survived(draw, drawn)
+        if not seen:
+            raise RequestError(f"no readable sample in the reference bank {bank.folder.public()}: {_first(reasons)}")
+        try:
+            if settings is archive:
+                conform(ray.get(task)[0], artefact.bands, artefact.dtype, artefact.radiometry)
+            elif wrong := contradiction([told for one in seen for told in one.evidence], archive.radiometry):
+                raise BadSample("decode", "WrongRadiometry", wrong)
+        except BadSample as error:
+            raise RequestError(
+                f"the reference bank {bank.folder.public()} does not match the archive ({error.message}); {advice}"
+            ) from error
 
 
-def _fit(config: Config, roots: Sequence[Root]) -> tuple[bytes, bytes | None]:
+@dataclass(frozen=True)
+class Seen:
+    """What a fitted tile is, without its pixels: bands, dtype and state as they will be, and what tells of these."""
+
+    bands: tuple[str, ...]
+    dtype: str
+    radiometry: str
+    evidence: tuple[Evidence, ...]
+    cloud_values: tuple[int, ...]
+    cloudless: bool  # nothing tells of clouds
+
+    @property
+    def kind(self) -> tuple[tuple[str, ...], str, str]:
+        """What must be the same for a whole archive."""
+        return self.bands, self.dtype, self.radiometry
+
+
+def _look_at(shard: str, sample: Sample, archive: ArchiveConfig) -> Seen:
+    dtype = str(sample.pixels.dtype)
+    becomes = state(sample.bands, dtype, archive.radiometry)
+    values = sample.hints.get("cloud_values", ())
+    return Seen(
+        bands=sample.bands,
+        dtype=dtype if becomes is None else "float32",
+        radiometry=becomes or sample.radiometry,
+        evidence=tuple(evidence(shard, sample, archive.radiometry)),
+        cloud_values=values,
+        cloudless=sample.clouds is None and sample.cloud_fraction is None and not values,
+    )
+
+
+def _fit(config: Config, roots: Sequence[Root]) -> dict[str, bytes]:
     """Sample shards and tiles by hash, then fit in one task, so that the driver holds neither.
 
     Returns:
-        The artefact, and the calibration where there are pixels to measure on.
+        The artefact's file and those beside it, by name.
     """
     if not needs_pixels(config):
-        return ray.get(_fit_vectors.remote(config)), None
+        return {ARTEFACT: ray.get(_fit_vectors.remote(config))}
     shards = [(root.folder, shard) for root in roots for shard in root.shards]
     shards.sort(key=lambda item: _hash(item[1].name))
     found: list[Any] = []
     reasons: list[str] = []
-    kinds: Counter[tuple[tuple[str, ...], str]] = Counter()
+    everything: list[Seen] = []
+    archive = _without_detector(config.archive)
     for chunk in itertools.islice(chunks(shards, FIT_SHARDS), FIT_ROUNDS):
         want = -(-config.catalog.fit_samples // len(chunk))
-        drawn = [(folder, shard, config.archive, want, FIT_BYTES // len(chunk)) for folder, shard in chunk]
+        drawn = [(folder, shard, archive, want, FIT_BYTES // len(chunk)) for folder, shard in chunk]
         tasks: list[Any] = [_sample_shard.remote(*draw) for draw in drawn]
         for draw, task in zip(drawn, tasks, strict=True):
             samples, why, seen = _survived(draw, task)
             found.append(samples)
             reasons += why
-            kinds.update(seen)
-        if kinds.total() >= config.catalog.fit_samples:
+            everything += seen
+        if len(everything) >= config.catalog.fit_samples:
             break
-    if not kinds:
+    if not everything:
         raise RequestError(f"no readable sample in {roots[0].folder.public()}: {_first(reasons)}")
     # the commonest kind is the archive's; of two equally common the first by name
-    (bands, dtype), _ = min(kinds.items(), key=lambda item: (-item[1], item[0]))
-    if config.archive.bands:
-        missing = [name for name in config.archive.bands if name not in bands]
+    kinds = Counter(seen.kind for seen in everything)
+    (bands, dtype, radiometry), _ = min(kinds.items(), key=lambda item: (-item[1], item[0]))
+    alike = [seen for seen in everything if seen.kind == (bands, dtype, radiometry)]
+    archive, table = _settle(archive, alike)
+    radiometry = state(bands, dtype, archive.radiometry) or radiometry
+    if archive.bands:
+        missing = [name for name in archive.bands if name not in bands]
         if missing:
             raise RequestError(f"archive.bands: no band {missing[0]!r}; the archive has {', '.join(bands)}")
-        bands = tuple(config.archive.bands)
-    if config.archive.range and isinstance(config.archive.range[0], list) and len(config.archive.range) != len(bands):
-        raise RequestError(f"archive.range has {len(config.archive.range)} pairs for {len(bands)} bands")
-    data: tuple[bytes, bytes] = ray.get(_fit_samples.remote(config, bands, dtype, *found))
-    return data
+        bands = tuple(archive.bands)
+    if archive.range and isinstance(archive.range[0], list) and len(archive.range) != len(bands):
+        raise RequestError(f"archive.range has {len(archive.range)} pairs for {len(bands)} bands")
+    fitted: Any = _fit_samples.remote(replace(config, archive=archive), bands, dtype, radiometry, *found)
+    return {AUDIT: json.dumps(table, indent=1).encode(), **ray.get(fitted)} if table else ray.get(fitted)
 
 
-def _survived(draw: tuple[Any, ...], task: list[Any]) -> tuple[Any, list[str], list[tuple[tuple[str, ...], str]]]:
+def _settle(archive: ArchiveConfig, seen: Sequence[Seen]) -> tuple[ArchiveConfig, list[dict[str, Any]]]:
+    """What the numbers and mask bands of an archive mean, by what was seen of it, and the audit's table.
+
+    Raises:
+        RequestError: its states are mixed or contradict its metadata, or cannot be told.
+    """
+    told = audit([one for tile in seen for one in tile.evidence], archive.radiometry)
+    if told.problem:
+        raise RequestError(f"archive.radiometry: {told.problem}")
+    for note in told.notes:
+        log.warning("archive.radiometry: %s", note)
+    clouds = classes([value for tile in seen for value in tile.cloud_values])
+    if clouds is not None and archive.clouds.band is None:
+        log.info("archive.clouds: cloud_mask is read as %s", MEANING[clouds])
+    optical = "reflectance" in seen[0].radiometry
+    if optical and archive.clouds.detector is None and all(tile.cloudless for tile in seen):
+        log.warning("archive.clouds: nothing tells of clouds: name a mask in archive.clouds.band, or take a detector")
+    return settled(archive, told.found, clouds), told.table
+
+
+def _without_detector(archive: ArchiveConfig) -> ArchiveConfig:
+    """The fit looks at no clouds that a model would have to find."""
+    return replace(archive, clouds=replace(archive.clouds, detector=None))
+
+
+def _survived(draw: tuple[Any, ...], task: list[Any]) -> tuple[Any, list[str], list[Seen]]:
     """What a task drew; again, sample by sample in a subprocess, where a sample killed it every time."""
     try:
         return task[0], *ray.get(task[1:])
@@ -232,13 +355,13 @@ def _survived(draw: tuple[Any, ...], task: list[Any]) -> tuple[Any, list[str], l
 @ray.remote(num_cpus=1, num_returns=3)
 def _sample_shard(
     folder: Folder, shard: Shard, archive: ArchiveConfig, want: int, max_bytes: int, careful: bool = False
-) -> tuple[list[Sample], list[str], list[tuple[tuple[str, ...], str]]]:
+) -> tuple[list[Sample], list[str], list[Seen]]:
     """Up to ``want`` decoded samples of a shard, those of smallest hash among its first ``4 * want``.
 
     Fewer where they come to more than ``max_bytes``, as stored or decoded.
 
     Returns:
-        The samples; why one could not be decoded; bands and dtype of each.
+        The samples; why one could not be decoded; what each is.
     """
     kept: list[tuple[int, int, RawSample]] = []  # a heap: the largest hash on top
     reasons: list[str] = []
@@ -262,7 +385,7 @@ def _sample_shard(
         if size > max_bytes:
             break
     subprocess.close()
-    return samples, reasons[:1], [(sample.bands, str(sample.pixels.dtype)) for sample in samples]
+    return samples, reasons[:1], [_look_at(shard.name, sample, archive) for sample in samples]
 
 
 def _some_tiles(shard: str, sample: Sample, archive: ArchiveConfig, want: int) -> list[Sample]:
@@ -287,19 +410,44 @@ def _raw_samples(folder: Folder, shard: Shard, archive: ArchiveConfig, reasons: 
 
 
 @ray.remote(num_cpus=1)
-def _fit_samples(config: Config, bands: tuple[str, ...], dtype: str, *found: list[Sample]) -> tuple[bytes, bytes]:
+def _fit_samples(
+    config: Config, bands: tuple[str, ...], dtype: str, radiometry: str, *found: list[Sample]
+) -> dict[str, bytes]:
     """Fit ranges and encoder on the sampled tiles, in the order of their ids, and measure how copies are told."""
     limit_threads(1)
+    settings = config.archive.radiometry
     samples: list[Sample] = []
     for sample in itertools.chain.from_iterable(found):
         try:
-            samples.append(conform(sample, bands, dtype))
+            samples.append(conform(in_units(sample, settings), bands, dtype, radiometry))
         except BadSample:
             continue
     ranges = fixed_ranges(samples, config.archive, dtype)
     arrays = fit_artefact(encoder_config(config), samples, bands, dtype, ranges, int(config.encoder.get("seed", 0)))
+    what = {"radiometry": settings.found, "clouds": config.archive.clouds.found}
+    speckle = _speckle(samples, ranges, config.archive)
+    artefact = Artefact({**arrays, "range": ranges}, bands, dtype, radiometry, what, speckle)
     measured = json.dumps(calibrate(samples, ranges), indent=1).encode()
-    return Artefact({**arrays, "range": ranges}, bands, dtype).to_bytes(), measured
+    return {CALIBRATION: measured, ARTEFACT: artefact.to_bytes()}
+
+
+def _speckle(
+    samples: Sequence[Sample], ranges: NDArray[np.float32], archive: ArchiveConfig
+) -> tuple[float | None, ...]:
+    """The entropy that speckle alone would have in each of radar's bands, by the looks found in the fitted tiles."""
+    radar = in_decibels(samples[0].bands, archive.radiometry)
+    if not radar.any():
+        return ()
+    tiles = [
+        multilook(sample.pixels[radar].astype(np.float32), sample.mask, archive.radiometry.looks) for sample in samples
+    ]
+    pixels = max(1, int(np.median([mask.sum() for _, mask in tiles])))
+    found: list[float | None] = [None] * len(radar)
+    for band, looks in zip(np.flatnonzero(radar), equivalent_looks(tiles), strict=True):
+        if np.isfinite(looks):
+            low, high = ranges[band].tolist()
+            found[band] = round(speckle_entropy(float(looks), low, high, pixels), 3)
+    return tuple(found)
 
 
 @ray.remote(num_cpus=1)
@@ -312,18 +460,26 @@ def _fit_vectors(config: Config) -> bytes:
 def fixed_ranges(samples: Sequence[Sample], archive: ArchiveConfig, dtype: str) -> NDArray[np.float32]:
     """The fixed radiometric range a band, float32 (bands, 2).
 
-    As declared; 0 to 255 for uint8; else the 0.5th and 99.5th percentile of the
-    fitted tiles' valid pixels, widened where a band is constant.
+    As declared; 0 to 255 for uint8; that of its state (reflectance, dB) where that
+    is known; else the 0.5th and 99.5th percentile of the fitted tiles' valid
+    pixels, widened where a band is constant.
     """
-    bands = len(samples[0].bands)
+    bands = samples[0].bands
     if archive.range is not None:
-        return np.broadcast_to(np.asarray(archive.range, np.float32).reshape(-1, 2), (bands, 2)).copy()
+        return np.broadcast_to(np.asarray(archive.range, np.float32).reshape(-1, 2), (len(bands), 2)).copy()
     if dtype == "uint8":
-        return np.tile(np.array([0, 255], np.float32), (bands, 1))
+        return np.tile(np.array([0, 255], np.float32), (len(bands), 1))
+    known = fixed_range(bands, dtype, archive.radiometry)
+    if None not in known:
+        return np.array(known, np.float32)
     pixels = [sample.pixels[:, sample.mask] for sample in samples]
     thinned = [values[:, :: max(1, values.shape[1] // 1024)] for values in pixels]
     low, high = np.percentile(np.concatenate(thinned, axis=1).astype(np.float64), [0.5, 99.5], axis=1)
-    return np.stack([low, np.maximum(high, low + 1e-6 * np.maximum(1, abs(low)))], axis=1).astype(np.float32)
+    found = np.stack([low, np.maximum(high, low + 1e-6 * np.maximum(1, abs(low)))], axis=1)
+    for band, limits in enumerate(known):
+        if limits is not None:
+            found[band] = limits
+    return found.astype(np.float32)
 
 
 def _hash(text: str) -> int:

@@ -196,7 +196,7 @@ def _check_profiles(config: Config, profiles: Sequence[dict[str, str]]) -> None:
 
 
 def _worker_profile(config: Config, resources: Resources) -> Any:
-    gpus, dtype = 0.001 if resources.device == "cuda" else 0, compute_dtype(config.encoder["name"], resources.device)
+    gpus, dtype = 0.001 if resources.device == "cuda" else 0, compute_dtype(config.encoder, resources.device)
     return ray.remote(num_cpus=0 if gpus else 1, num_gpus=gpus)(numeric_profile).remote(resources.device, dtype)
 
 

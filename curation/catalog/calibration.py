@@ -24,6 +24,7 @@ from curation.scoring.signature import CUTOFF, signature_and_patch
 from curation.selection.duplicates import SIDES, THRESHOLD, similarities
 from curation.storage import Folder
 
+CALIBRATION = "calibration.json"
 TILES = 400  # used at most, by hash
 VALUES = 32 << 20  # numbers in them at most: six descriptions of each take about two seconds
 QUALITY = 75  # of the JPEG
@@ -76,7 +77,7 @@ def calibrate(samples: Sequence[Sample], ranges: NDArray[np.float32]) -> dict[st
 
 def calibration_path(catalog_id: str) -> str:
     """Where it lies in a workspace: beside the encoder's artefact."""
-    return f"encoders/{catalog_id}/calibration.json"
+    return f"encoders/{catalog_id}/{CALIBRATION}"
 
 
 def load_calibration(workspace: Folder, catalog_id: str) -> dict[str, Any] | None:

@@ -96,7 +96,7 @@ class ShardEncoder:
             encoder_config(spec.config), artefact.arrays, artefact.bands, artefact.dtype, spec.device, threads
         )
         self.maker = row_maker(spec.config, artefact, self.encoder)
-        self.profile = numeric_profile(spec.device, compute_dtype(spec.config.encoder["name"], spec.device))
+        self.profile = numeric_profile(spec.device, compute_dtype(spec.config.encoder, spec.device))
 
     def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, list[str]]:
         """Encode the shards of a batch."""
@@ -165,9 +165,10 @@ class ShardEncoder:
 def row_maker(config: Config, artefact: Artefact, encoder: Encoder) -> RowMaker:
     """The row maker that goes with an encoder and its artefact."""
     common = (
-        config.archive,
+        artefact.settled(config.archive),
         artefact.bands,
         artefact.dtype,
+        artefact.radiometry,
         artefact.arrays.get("range", np.zeros((0, 2), np.float32)),
     )
     if isinstance(encoder, Precomputed):

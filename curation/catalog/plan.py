@@ -15,17 +15,27 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from curation.archive.clouds import classes
 from curation.archive.decode import conform, decode
 from curation.archive.listing import Root
+from curation.archive.radiometry import audit, evidence
 from curation.archive.reader import read_shard
 from curation.archive.sample import RawSample, Sample
 from curation.archive.shards import Shard
 from curation.archive.tiling import tiles
-from curation.catalog.artefact import Artefact, catalog_id, encoder_config, fixed_ranges, load_or_fit, needs_pixels
+from curation.catalog.artefact import (
+    Artefact,
+    catalog_id,
+    encoder_config,
+    fixed_ranges,
+    load_or_fit,
+    needs_pixels,
+    settled,
+)
 from curation.catalog.build import build_catalog
 from curation.catalog.encode import row_maker
 from curation.catalog.rows import Row
-from curation.config import Config
+from curation.config import ArchiveConfig, Config
 from curation.encoders.base import build_encoder, fit_artefact
 from curation.errors import BadSample, RequestError
 from curation.manifests.access import LOCAL, OBJECT_STORE, plan_reads
@@ -108,15 +118,9 @@ def _probe(config: Config, roots: Sequence[Root]) -> Probe:
         encoder = build_encoder(encoder_config(config), artefact, (), "", "cpu", 1)
         return Probe(size, None, encoder.dim, "no pixels are read")
     limit_threads(1)
-    samples: list[Sample] = []
-    reason = ""
-    for raw in raws:
-        try:
-            samples += tiles(decode(raw, config.archive), config.archive.tile.size, config.archive.tile.stride)
-        except BadSample as error:
-            reason = str(error)
-    if not samples:
-        raise RequestError(f"no sample at the start of {shard.name} can be decoded: {reason}")
+    samples = _decoded(raws, shard.name, config.archive)
+    config = replace(config, archive=_settled(samples, shard.name, config.archive))
+    samples = _decoded(raws, shard.name, config.archive)
     bands, dtype = tuple(config.archive.bands or samples[0].bands), str(samples[0].pixels.dtype)
     alike = [sample for sample in samples if (sample.bands, str(sample.pixels.dtype)) == (samples[0].bands, dtype)]
     try:
@@ -125,14 +129,36 @@ def _probe(config: Config, roots: Sequence[Root]) -> Probe:
         raise RequestError(f"archive.bands: {error.message}") from error
     ranges = fixed_ranges(samples, config.archive, dtype)
     artefact = fit_artefact(encoder_config(config), samples, bands, dtype, ranges, int(config.encoder.get("seed", 0)))
+    found = {"radiometry": config.archive.radiometry.found or {}, "clouds": config.archive.clouds.found}
+    fitted = Artefact({**artefact, "range": ranges}, bands, dtype, samples[0].radiometry, found)
     encoder = build_encoder(encoder_config(config), artefact, bands, dtype, "cpu", 1)
-    maker = row_maker(config, Artefact({**artefact, "range": ranges}, bands, dtype), encoder)
+    maker = row_maker(config, fitted, encoder)
     start = time.perf_counter()
     rows = [row for results in maker.rows(shard.name, raws) for row in results if isinstance(row, Row)]
     for first in range(0, len(rows), encoder.batch):
         encoder.encode(np.stack([row.tile for row in rows[first : first + encoder.batch]]))
     seconds = (time.perf_counter() - start) / len(rows)
     return Probe(size, seconds, encoder.dim, f"{len(rows)} samples of {shard.name} on one core of this machine, no GPU")
+
+
+def _decoded(raws: Sequence[RawSample], shard: str, archive: ArchiveConfig) -> list[Sample]:
+    samples: list[Sample] = []
+    reason = ""
+    for raw in raws:
+        try:
+            samples += tiles(decode(raw, archive), archive.tile.size, archive.tile.stride)
+        except BadSample as error:
+            reason = str(error)
+    if not samples:
+        raise RequestError(f"no sample at the start of {shard} can be decoded: {reason}")
+    return samples
+
+
+def _settled(samples: Sequence[Sample], shard: str, archive: ArchiveConfig) -> ArchiveConfig:
+    """What the numbers mean, as far as some samples tell; what they do not is guessed, as only the time counts."""
+    told = audit([one for sample in samples for one in evidence(shard, sample, archive.radiometry)], archive.radiometry)
+    found = {prefix: {**said, "offset": said.get("offset") or 0} for prefix, said in told.found.items()}
+    return settled(archive, found, classes([v for sample in samples for v in sample.hints.get("cloud_values", ())]))
 
 
 def _pilot(config: Config, roots: Sequence[Root], count: int, probe: Probe) -> tuple[Probe, int, float]:

@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 
 from curation.archive.decode import conform, decode
 from curation.archive.names import IMAGES, extension
+from curation.archive.radiometry import in_decibels
 from curation.archive.sample import Member, RawSample, Rejection, Sample, sample_id
 from curation.archive.sidecar import gather, in_name, read_fields
 from curation.archive.tiling import tiles
 from curation.config import ArchiveConfig
 from curation.errors import BadSample
-from curation.scoring.entropy import entropy
+from curation.scoring.entropy import information
 from curation.scoring.signature import signature_and_patch
 from curation.scoring.thumbnail import in_share, thumbnail
 
@@ -42,8 +43,8 @@ class RowMaker:
     """Makes rows out of raw samples.
 
     Args:
-        archive: how to decode.
-        bands, dtype: what every sample must come to.
+        archive: how to decode, with what the fit found.
+        bands, dtype, radiometry: what every sample must come to.
         ranges: float32 (bands, 2), the fixed radiometric range.
         prepare: the encoder's own preparation of a sample.
         thumbnails: share of the samples that get a thumbnail.
@@ -54,6 +55,7 @@ class RowMaker:
     archive: ArchiveConfig
     bands: tuple[str, ...]
     dtype: str
+    radiometry: str
     ranges: NDArray[np.float32]
     prepare: Callable[[Sample], NDArray[Any]]
     thumbnails: float
@@ -79,7 +81,7 @@ class RowMaker:
         if not sample.mask.any():
             return None
         try:
-            sample = conform(sample, self.bands, self.dtype)
+            sample = conform(sample, self.bands, self.dtype, self.radiometry)
             return Row(self._columns(shard, sample), self.prepare(sample))
         except BadSample as error:
             return Rejection(sample.key, sample.index, error.stage, error.kind, error.message)
@@ -89,7 +91,9 @@ class RowMaker:
         columns = _place(shard, sample, sample.image, fields)
         pixels, mask = sample.pixels, sample.mask
         height, width = mask.shape
-        bits = entropy(pixels, mask, self.ranges)
+        seen = mask if sample.clouds is None else mask & ~sample.clouds
+        settings = self.archive.radiometry
+        bits = information(pixels, seen, self.ranges, in_decibels(self.bands, settings), settings.looks)
         outline, patch = signature_and_patch(pixels, mask, self.ranges)
         shown = in_share(columns["sample_id"], self.thumbnails)
         return {
@@ -102,7 +106,7 @@ class RowMaker:
             "valid_fraction": float(mask.mean()),
             "entropy_bands": bits.tolist(),
             "entropy": float(bits.mean()),
-            "thumbnail": thumbnail(pixels, mask, self.ranges, self.bands) if shown else None,
+            "thumbnail": thumbnail(pixels, mask, self.ranges, self.bands, self.radiometry) if shown else None,
             "signature": outline.tolist(),
             "patch": patch,
         }

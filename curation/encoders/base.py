@@ -16,7 +16,7 @@ Artefact = dict[str, NDArray[Any]]
 Config = Mapping[str, Any]
 Floats = NDArray[np.float32]
 
-ENCODERS = ("random_conv", "open_clip", "timm", "precomputed")  # each a module here with `fit` and `build`
+ENCODERS = ("random_conv", "open_clip", "timm", "precomputed", "joined")  # each a module here with `fit` and `build`
 
 QUALITY = {  # what is known of each, for the page
     "random_conv": (
@@ -26,6 +26,7 @@ QUALITY = {  # what is known of each, for the page
     ),
     "open_clip": "A pretrained image-text model: as good as its checkpoint is on such imagery; it sees three bands.",
     "timm": "A pretrained image model: as good as its checkpoint is on imagery like this.",
+    "joined": "Several encoders side by side, each on bands of its own: as good as they are on these.",
     "precomputed": "Vectors from elsewhere: whoever made them knows how good they are.",
 }
 
@@ -101,9 +102,10 @@ def build_encoder(
     return encoder
 
 
-def compute_dtype(name: str, device: str) -> str:
+def compute_dtype(config: Config, device: str) -> str:
     """What an encoder computes in: networks take bfloat16 on a GPU, everything else float32."""
-    return "bfloat16" if device.startswith("cuda") and name in ("open_clip", "timm") else "float32"
+    names = {config["name"], *(part["name"] for part in (config.get("parts") or {}).values())}
+    return "bfloat16" if device.startswith("cuda") and names & {"open_clip", "timm"} else "float32"
 
 
 def _module(config: Config) -> Any:
@@ -166,9 +168,10 @@ class Preparation:
     """Makes tiles out of samples; small, and so cheap to send to a decoding task.
 
     Attributes:
-        ranges: ``(bands, 2)`` of the archive's bands.
+        ranges: ``(bands, 2)`` of the tile's bands, in the pixels' units.
         size: pixels a side of the tile.
         bands: which of the archive's bands, by position and in this order; None: all.
+        less: for each of ``bands`` the one that is taken off it, or None; None: nothing is.
         crop: whether a tile that is not square loses its longer ends (else it is squeezed).
         resample: the filter of a change in size.
     """
@@ -176,20 +179,25 @@ class Preparation:
     ranges: Floats
     size: int
     bands: tuple[int, ...] | None = None
+    less: tuple[int | None, ...] | None = None
     crop: bool = False
     resample: Image.Resampling = Image.Resampling.BILINEAR
 
     def __call__(self, sample: Sample) -> NDArray[Any]:
         """``(bands, size, size)``: 8-bit archives stay uint8 as stored, all others are scaled to [0, 1], float32."""
-        pixels, ranges = filled(sample), self.ranges
+        pixels = whole = filled(sample)
         if self.bands is not None:
-            pixels, ranges = pixels[list(self.bands)], ranges[list(self.bands)]
+            pixels = whole[list(self.bands)]
+        if self.less is not None and any(band is not None for band in self.less):
+            pixels = pixels.astype(np.float32)
+            for i, band in enumerate(self.less):
+                pixels[i] -= 0 if band is None else whole[band]
         if self.crop:
             height, width = pixels.shape[1:]
             side = min(height, width)
             top, left = (height - side) // 2, (width - side) // 2
             pixels = pixels[:, top : top + side, left : left + side]
-        return resized(pixels if pixels.dtype == np.uint8 else scaled(pixels, ranges), self.size, self.resample)
+        return resized(pixels if pixels.dtype == np.uint8 else scaled(pixels, self.ranges), self.size, self.resample)
 
 
 def in_batches(tiles: NDArray[Any], batch: int, forward: Callable[[NDArray[Any]], Floats]) -> Floats:

@@ -39,7 +39,7 @@ class NetEncoder:
 
         self.name, self.prepare, self.batch = name, prepare, batch
         self._net, self._device = forward, device
-        ranges = prepare.ranges if prepare.bands is None else prepare.ranges[list(prepare.bands)]
+        ranges = prepare.ranges
 
         def a_channel(values: Any) -> Any:
             return torch.as_tensor(np.asarray(values, np.float32), device=device)[:, None, None]

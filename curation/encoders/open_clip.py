@@ -4,8 +4,11 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
+from curation.archive.names import find_band
+from curation.archive.radiometry import band_state, polarisation
 from curation.archive.sample import Sample
 from curation.encoders.base import Artefact, Config, Floats, Preparation, unit_length
 from curation.encoders.net import (
@@ -21,7 +24,9 @@ from curation.errors import RequestError
 
 log = logging.getLogger("curation")
 
-ALIASES = {"red": ("red", "B04", "B4"), "green": ("green", "B03", "B3"), "blue": ("blue", "B02", "B2")}
+BRIGHT = 0.4  # reflectance that is white: 2.5 times the reflectance, clipped, as Major TOM's embedders take it
+FALSE_COLOUR = {"co": (-25.0, 0.0), "cross": (-32.0, -7.0), None: (-30.0, 0.0)}  # dB, by polarisation: black and white
+DIFFERENCE = (0.0, 15.0)  # dB, of VV - VH
 OWN_WEIGHTS = ("hf-hub:", "local-dir:")  # architectures that name their weights themselves
 
 
@@ -49,10 +54,15 @@ class OpenClip(NetEncoder):
 
 
 def fit(config: Config, samples: Sequence[Sample], bands: tuple[str, ...], ranges: Floats, seed: int) -> Artefact:
-    """Nothing is fitted; the artefact holds the hash of the weights, which are tried here, before any work."""
-    rgb_bands(config["rgb"], bands)
+    """Nothing is fitted; the weights are tried here, before any work.
+
+    Arrays: ``checkpoint``, the hash of the weights; ``rgb_range`` (3, 2), black and white of red, green and blue.
+    """
+    chosen, less = rgb_bands(config["rgb"], bands)
+    state = samples[0].radiometry if samples else "unknown"
+    limits = rgb_range(config.get("rgb_range"), chosen, less, bands, ranges, state)
     _, weights = load(config)
-    return {"checkpoint": weights}
+    return {"checkpoint": weights, "rgb_range": limits}
 
 
 def build(
@@ -68,9 +78,9 @@ def build(
     how = open_clip.get_model_preprocess_cfg(model)
     size = how["size"] if isinstance(how["size"], int) else how["size"][0]
     prepare = Preparation(
-        artefact["range"],
+        artefact["rgb_range"],
         size,
-        rgb_bands(config["rgb"], bands),
+        *rgb_bands(config["rgb"], bands),
         crop=how["resize_mode"] == "shortest",
         resample=Image.Resampling[how["interpolation"].upper()],
     )
@@ -84,8 +94,15 @@ def build(
     )
 
 
-def rgb_bands(rgb: Sequence[str], bands: tuple[str, ...]) -> tuple[int, ...]:
+def rgb_bands(rgb: Sequence[str], bands: tuple[str, ...]) -> tuple[tuple[int, ...], tuple[int | None, ...]]:
     """Positions of the model's red, green and blue among the archive's bands; a lone band serves as all three.
+
+    Args:
+        rgb: three names, or differences of two, ``VV-VH``.
+        bands: the archive's.
+
+    Returns:
+        Three positions, and those of the bands that are taken off them.
 
     Raises:
         RequestError: the archive has no such band.
@@ -93,14 +110,49 @@ def rgb_bands(rgb: Sequence[str], bands: tuple[str, ...]) -> tuple[int, ...]:
     if len(rgb) != 3:
         raise RequestError(f"encoder.rgb={list(rgb)}: name three bands, for red, green and blue")
     if len(bands) == 1:
-        return (0, 0, 0)
+        return (0, 0, 0), (None, None, None)
+
+    def position(wanted: str) -> int:
+        found = find_band(wanted.strip(), bands)
+        if found is None:
+            raise RequestError(f"encoder.rgb: no band {wanted.strip()!r}; name three of {', '.join(bands)}")
+        return found
+
+    pairs = [(name, "", "") if find_band(name, bands) is not None else name.partition("-") for name in rgb]
+    return (
+        tuple(position(name) for name, _, _ in pairs),
+        tuple(position(other) if minus else None for _, minus, other in pairs),
+    )
+
+
+def rgb_range(
+    given: Any,
+    chosen: Sequence[int],
+    less: Sequence[int | None],
+    bands: tuple[str, ...],
+    ranges: Floats,
+    radiometry: str,
+) -> Floats:
+    """Black and white of the model's red, green and blue, ``(3, 2)``: as given, by the state, else the bands' ranges.
+
+    Raises:
+        RequestError: it cannot be right, or a difference of numbers of no known state has none.
+    """
+    if given is not None:
+        limits = np.broadcast_to(np.asarray(given, np.float32).reshape(-1, 2), (3, 2)).copy()
+        if not (limits[:, 1] > limits[:, 0]).all():
+            raise RequestError(f"encoder.rgb_range={given}: give [low, high], or three such pairs")
+        return limits
     found = []
-    for wanted in rgb:
-        names = [name for name in ALIASES.get(wanted, (wanted,)) if name in bands]
-        if not names:
-            raise RequestError(f"encoder.rgb: no band {wanted!r}; name three of {', '.join(bands)}")
-        found.append(bands.index(names[0]))
-    return tuple(found)
+    for band, other in zip(chosen, less, strict=True):
+        state = band_state(bands[band], radiometry)
+        if other is not None and state != "db":
+            difference = f"{bands[band]}-{bands[other]}"
+            raise RequestError(f"encoder.rgb={difference}: only for dB its range is known; give encoder.rgb_range")
+        plain = (0.0, BRIGHT) if state == "reflectance" else tuple(ranges[band].tolist())
+        power = DIFFERENCE if other is not None else FALSE_COLOUR[polarisation(bands[band])]
+        found.append(power if state == "db" else plain)
+    return np.array(found, np.float32)
 
 
 def load(config: Config) -> tuple[Any, Any]:

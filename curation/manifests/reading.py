@@ -99,12 +99,13 @@ class ManifestReader:
 
     @property
     def archive(self) -> ArchiveConfig:
-        """How the archive was read when the manifest was made."""
+        """How the archive was read when the manifest was made; a model that looked for clouds does not look again."""
         config = self.header.get("content", {}).get("config", {}).get("archive", {})
         known = {field.name for field in dataclasses.fields(ArchiveConfig)}
         said = {name: value for name, value in config.items() if name in known}
         found = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ArchiveConfig), said))
         assert isinstance(found, ArchiveConfig)
+        found.clouds.detector = None
         return found
 
     def table(self, columns: Sequence[str] | None = None, budget: int | None = None) -> pa.Table:

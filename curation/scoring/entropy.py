@@ -7,7 +7,9 @@ range would turn sensor noise over open ocean into information.
 import numpy as np
 from numpy.typing import NDArray
 
-BINS = 256
+from curation.scoring.speckle import BINS, multilook
+
+LEAST = 16  # pixels below which nothing is seen
 
 
 def entropy(pixels: NDArray[np.generic], mask: NDArray[np.bool_], ranges: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -42,3 +44,33 @@ def entropy(pixels: NDArray[np.generic], mask: NDArray[np.bool_], ranges: NDArra
     n = counts[0].sum()
     bits = np.log2(n) - (counts * np.log2(np.maximum(counts, 1))).sum(axis=1) / n
     return np.asarray(np.maximum(bits, 0), dtype=np.float32)
+
+
+def information(
+    pixels: NDArray[np.generic],
+    seen: NDArray[np.bool_],
+    ranges: NDArray[np.float32],
+    decibels: NDArray[np.bool_],
+    looks: int,
+) -> NDArray[np.float32]:
+    """The entropy of each band over what is seen of the ground, of radar after its speckle was averaged.
+
+    Args:
+        pixels: ``(bands, height, width)``.
+        seen: ``(height, width)``, True where valid and clear.
+        ranges: as for :func:`entropy`.
+        decibels: ``(bands,)``, True where the numbers are dB.
+        looks: pixels a side that radar's power is averaged over.
+
+    Returns:
+        ``(bands,)`` float32, bits; 0 where fewer than 16 pixels (after averaging) are seen: they say nothing.
+    """
+    bits = np.zeros(len(pixels), np.float32)
+    for chosen in (np.flatnonzero(~decibels), np.flatnonzero(decibels)):
+        if len(chosen):
+            part, mask = (pixels, seen) if len(chosen) == len(pixels) else (pixels[chosen], seen)
+            if decibels[chosen[0]]:
+                part, mask = multilook(np.asarray(part, np.float32), seen, looks)
+            if np.count_nonzero(mask) >= LEAST:
+                bits[chosen] = entropy(part, mask, ranges[chosen])
+    return bits

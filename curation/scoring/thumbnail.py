@@ -7,11 +7,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-SIDE = 96  # longest side in pixels; smaller tiles stay as they are
-GAMMA = 1.6  # of 16-bit reflectance, whose land is dark beside its clouds: fixed, so that tiles can be compared
-INVALID = 128
+from curation.archive.names import find_band
 
-_COLOURS = (("red", "green", "blue"), ("b04", "b03", "b02"), ("b4", "b3", "b2"))
+SIDE = 96  # longest side in pixels; smaller tiles stay as they are
+GAMMA = 1.6  # of reflectance, whose land is dark beside its clouds: fixed, so that tiles can be compared
+INVALID = 128
 
 
 def in_share(sample_id: str, share: float) -> bool:
@@ -23,7 +23,11 @@ def in_share(sample_id: str, share: float) -> bool:
 
 
 def thumbnail(
-    pixels: NDArray[np.generic], mask: NDArray[np.bool_], ranges: NDArray[np.float32], bands: Sequence[str]
+    pixels: NDArray[np.generic],
+    mask: NDArray[np.bool_],
+    ranges: NDArray[np.float32],
+    bands: Sequence[str],
+    radiometry: str = "unknown",
 ) -> bytes:
     """A JPEG of at most 96 x 96 pixels, scaled by the archive's fixed ranges.
 
@@ -33,12 +37,13 @@ def thumbnail(
         ranges: ``(bands, 2)`` in the pixels' units: black and white.
         bands: names; red, green and blue (B04, B03, B02) are found by them, else the first three are drawn, of fewer
             the first as grey.
+        radiometry: what the numbers mean; reflectance is drawn brighter, as are 16-bit numbers that may be such.
     """
     chosen = _chosen(bands)
     low, high = ranges[chosen, :1, None], ranges[chosen, 1:, None]
     x = np.where(mask, pixels[chosen], low).astype(np.float32)
     x = np.clip((x - low) / np.maximum(high - low, np.finfo(np.float32).tiny), 0, 1)
-    if pixels.dtype in (np.uint16, np.int16):
+    if pixels.dtype in (np.uint16, np.int16) or "reflectance" in radiometry:
         x **= 1 / GAMMA
     rgb = np.where(mask, np.rint(x * 255), INVALID).astype(np.uint8)
     image = Image.fromarray(rgb[0] if len(rgb) == 1 else np.ascontiguousarray(rgb.transpose(1, 2, 0)))
@@ -49,8 +54,7 @@ def thumbnail(
 
 
 def _chosen(bands: Sequence[str]) -> list[int]:
-    names = [name.lower() for name in bands]
-    for colours in _COLOURS:
-        if all(colour in names for colour in colours):
-            return [names.index(colour) for colour in colours]
-    return [0, 1, 2] if len(names) >= 3 else [0]
+    found = [at for name in ("red", "green", "blue") if (at := find_band(name, bands)) is not None]
+    if len(found) == 3:
+        return found
+    return [0, 1, 2] if len(bands) >= 3 else [0]

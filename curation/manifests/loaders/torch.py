@@ -39,7 +39,7 @@ class TorchSamples(SampleStream, IterableDataset[dict[str, Any]]):
         if decode and self.members == "image" and len(self.settings.members or ()) > 1:
             raise RequestError("the archive keeps a sample's bands in several files: decode=True needs members='all'")
         content = self.manifest.header["content"]
-        self.bands, self.dtype = content.get("bands"), content.get("dtype")
+        self.bands, self.dtype, self.radiometry = (content.get(name) for name in ("bands", "dtype", "radiometry"))
         self.nulls = {field.name: _null(field.type) for field in self.manifest.schema if field.name not in _PLACES}
 
     def convert(self, kept: Kept) -> dict[str, Any]:
@@ -51,7 +51,7 @@ class TorchSamples(SampleStream, IterableDataset[dict[str, Any]]):
         try:
             sample = decode(kept.raw, self.settings)
             if self.bands and self.dtype:
-                sample = conform(sample, tuple(self.bands), self.dtype)
+                sample = conform(sample, tuple(self.bands), self.dtype, self.radiometry)
         except BadSample as error:
             raise AccessError(f"sample {kept.row['key']!r} of {kept.url} has changed: {error}") from error
         return {**columns, "pixels": _tensor(sample.pixels), "mask": _tensor(sample.mask)}
