@@ -26,16 +26,22 @@ from curation.archive.image import (
     decode_pillow,
     decode_png,
 )
-from curation.archive.names import PICKLES, extension, holds_pixels, split_name
+from curation.archive.names import PICKLES, SIDECARS, extension, holds_pixels, is_mask, split_name
 from curation.archive.sample import Image, Member, RawSample, Sample
 from curation.archive.sidecar import gather, read_fields
 from curation.archive.tiff import decode_tiff
+from curation.archive.zarr import decode_zarr
 from curation.errors import BadSample
 
 if TYPE_CHECKING:
     from curation.config import ArchiveConfig
 
 _KEPT = frozenset(map(np.dtype, ("uint8", "uint16", "int16", "float32")))
+_MAGIC = (
+    b"\xff\xd8\xff",
+    *(b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
+    *(b"\x89PNG\r\n\x1a\n", b"\x93NUMPY", b"\xff\x4f\xff\x51", b"PK\x03\x04"),
+)
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 
 
@@ -47,7 +53,10 @@ def decode(raw: RawSample, settings: ArchiveConfig) -> Sample:
     """
     said = gather(raw.data, raw.said)
     images = _images(raw, settings)
-    image = _one_image(images, settings, anyhow=settings.members is not None or bool(raw.images))
+    chosen = settings.members is not None or bool(raw.images) or _in_columns(raw, settings)
+    image = _one_image(images, settings, anyhow=chosen)
+    for one in images.values():
+        said = {**one.said, **said}
     bands = _named(image, settings.band_names)
     pixels = _settle(image.pixels)
     if settings.bands is not None and tuple(settings.bands) != bands:
@@ -93,15 +102,16 @@ def conform(sample: Sample, bands: tuple[str, ...], dtype: str) -> Sample:
 
 def _images(raw: RawSample, settings: ArchiveConfig) -> dict[str, Image]:
     """The images of a key by suffix or band, in the order of the bands."""
-    suffixes = _image_suffixes(raw, settings.members)
+    suffixes = _image_suffixes(raw, settings)
     return {
-        suffix: raw.images[suffix] if suffix in raw.images else _decode_member(suffix, raw.data[suffix], settings)
+        suffix: raw.images[suffix] if suffix in raw.images else _decode_member(suffix, raw, settings)
         for suffix in suffixes
     }
 
 
-def _image_suffixes(raw: RawSample, members: list[str] | None) -> list[str]:
-    """The suffixes that hold pixels, in the order of the bands."""
+def _image_suffixes(raw: RawSample, settings: ArchiveConfig) -> list[str]:
+    """The suffixes that hold pixels, in the order of the bands; of modalities, of each after the other."""
+    members, modalities = settings.members, settings.modalities or []
     if members is not None:
         missing = [suffix for suffix in members if suffix not in raw.data and suffix not in raw.images]
         if missing:
@@ -111,16 +121,31 @@ def _image_suffixes(raw: RawSample, members: list[str] | None) -> list[str]:
         if extension("." + suffix) in PICKLES:
             advice = "to pass it by, name the members that hold pixels in archive.members"
             raise bad_image(f"{suffix} is a pickle, which is never read; {advice}", "UnsafeFile")
-    found = [*raw.images, *sorted(suffix for suffix in raw.data if holds_pixels(suffix, None))]
+    columns = raw.data if _in_columns(raw, settings) else {}
+    files = {name for name in raw.data if holds_pixels(name, None)} | {
+        name for name, data in columns.items() if extension("." + name) not in SIDECARS and looks_like_image(data)
+    }
+    found = [name for name in (*raw.images, *sorted(files)) if not is_mask(name)]
+    if modalities:
+        found.sort(key=lambda name: [name.partition(".")[0] == modality for modality in modalities], reverse=True)
     if not found:
         have = ", ".join(sorted(raw.data)) or "nothing"
         raise bad_image(f"no image in it: it has {have}"[:200], "NoImage")
     return found
 
 
+def _in_columns(raw: RawSample, settings: ArchiveConfig) -> bool:
+    """Whether its files may be cells, whose names are no file names, and which belong together whatever their size."""
+    return raw.position is not None or settings.modalities is not None
+
+
 def _member(raw: RawSample, suffix: str) -> Member:
     """The member that a suffix stands for: exactly, else the first whose suffix ends it (``S2.tif``: ``tif``)."""
     named = [(split_name(member.name)[1], member) for member in raw.members]
+    modality, _, rest = suffix.partition(".")
+    for own, member in named:
+        if member.file and modality in member.file.split("/") and rest in (own, member.name):
+            return member
     for own, member in named:
         if suffix in (own, member.name) or (member.offset is None and member.name.endswith(f".{suffix}")):
             return member
@@ -130,8 +155,16 @@ def _member(raw: RawSample, suffix: str) -> Member:
 # one file
 
 
-def _decode_member(suffix: str, data: bytes, settings: ArchiveConfig) -> Image:
+def looks_like_image(data: bytes) -> bool:
+    """Whether some bytes begin as a file does that is decoded here."""
+    return data[:8].startswith(_MAGIC) or data[4:8] == b"jP  " or (data[:4] == b"RIFF" and data[8:12] == b"WEBP")
+
+
+def _decode_member(suffix: str, raw: RawSample, settings: ArchiveConfig) -> Image:
+    data = raw.data[suffix]
     try:
+        if data[:4] in (b"PK\x03\x04", b"PK\x05\x06"):
+            return decode_zarr(data, settings.max_pixels, raw.position or ())
         return _decode_bytes(data, settings)
     except MemoryError:
         raise
@@ -178,7 +211,7 @@ def _one_image(images: Mapping[str, Image], settings: ArchiveConfig, anyhow: boo
         return next(iter(images.values()))
     names: list[str] = []
     for suffix, image in images.items():
-        stem = suffix.rpartition(".")[0] if holds_pixels(suffix, None) else suffix
+        stem = suffix.removesuffix(".zip").rpartition(".")[0] if holds_pixels(suffix, None) else suffix
         alone = len(image.bands) == 1 and stem
         names += [stem] if alone else [f"{stem}.{band}" if stem else band for band in image.bands]
     kinds = {(str(image.pixels.dtype), image.pixels.shape) for image in images.values()}

@@ -2,11 +2,13 @@
 
 import re
 
-IMAGES = frozenset({"jpg", "jpeg", "png", "tif", "tiff", "npy", "webp", "bmp", "jp2"})
+IMAGES = frozenset({"jpg", "jpeg", "png", "tif", "tiff", "npy", "webp", "bmp", "jp2", "zip"})  # zip: a zipped Zarr
 SIDECARS = frozenset({"json", "cls", "txt"})
 SHARDS = frozenset({"tar", "parquet", "zip"})
 PICKLES = frozenset({"pkl", "pickle", "pt", "pth", "pyd", "joblib"})
 
+MASKS = frozenset({"cloud_mask", "cloudmask", "clouds", "scl", "qa_pixel", "qa60", "fmask", "datamask"})
+_PREVIEW = re.compile(r"(?:^|[_.-])(?:thumb|thumbnail|preview|quicklook|browse)(?:$|[_.-])", re.IGNORECASE)
 _UNSAFE = re.compile(r"[/\\]|(?:.*[/\\])?\.\.(?:[/\\]|$)", re.DOTALL)
 
 
@@ -54,6 +56,21 @@ def printable(name: str) -> str:
 def holds_pixels(suffix: str, members: list[str] | None) -> bool:
     """Whether a member holds pixels: it is one of ``archive.members``, or without that list any image."""
     return suffix in members if members is not None else extension("." + suffix) in IMAGES
+
+
+def is_mask(name: str) -> bool:
+    """Whether a band, column or member says which pixels are clouded or valid: it is no picture of the ground.
+
+    >>> is_mask("S2L2A.cloud_mask.tif"), is_mask("SCL"), is_mask("B02.tif")
+    (True, True, False)
+    """
+    parts = name.lower().split(".")
+    return parts[-1] in MASKS or (len(parts) > 1 and parts[-1] in IMAGES and parts[-2] in MASKS)
+
+
+def is_preview(name: str) -> bool:
+    """Whether a column or member is a small picture for people."""
+    return _PREVIEW.search(name) is not None
 
 
 def matters(suffix: str, members: list[str] | None) -> bool:

@@ -32,9 +32,10 @@ NAMES = {  # of a field in sidecars, columns and STAC properties; the first that
     "caption": ("caption", "text"),
     "time": ("time", "datetime", "date", "product_datetime", "timestamp", "start_datetime"),
     "license": ("license", "licence"),
-    "source_id": ("source_id", "product_id", "scene_id"),
+    "source_id": ("source_id", "product_id", "scene_id", "file_id"),
     "incidence_angle": ("incidence_angle", "view:incidence_angle"),
 }
+NESTED = ("footprint", "bbox", "geometry", "label")  # fields whose values may have parts
 
 
 def gather(data: Mapping[str, bytes], said: Mapping[str, Any]) -> dict[str, Any]:
