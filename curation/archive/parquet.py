@@ -1,6 +1,7 @@
 """Parquet with image files in its cells: Major TOM Core (a GeoTIFF a band), Hugging Face's images, and plain columns.
 
-One row group is read at a time, of it only the columns that are needed.
+One row group is read at a time, of it only the columns that are needed; from a
+local disk not even a row group has to fit the memory.
 """
 
 from __future__ import annotations
@@ -92,12 +93,12 @@ class _Columns:
 def _open(folder: Folder, shard: Shard) -> pq.ParquetFile:
     assert shard.file is not None
     if not folder.local:
-        return pq.ParquetFile(folder.open(shard.file))
+        return pq.ParquetFile(folder.open(shard.file), pre_buffer=True)  # a row group's columns in few requests
     with folder.open(shard.file) as file:
         size = file.seek(0, 2)
     if size != shard.file.size:
         raise AccessError(f"{folder.public(shard.path)}: {size} bytes came where the listing said {shard.file.size}")
-    return pq.ParquetFile(folder.full(shard.path), buffer_size=_BUFFER)
+    return pq.ParquetFile(folder.full(shard.path), pre_buffer=False, buffer_size=_BUFFER)  # page by page
 
 
 def _damage(error: Exception) -> str:
