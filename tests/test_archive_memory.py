@@ -1,4 +1,4 @@
-"""A reader's memory does not grow with the file: each format at one and at ten times the size, in a process of its own."""
+"""A reader's memory does not grow with the file: each format at one and ten times the size, in a process of its own."""
 
 import os
 import subprocess

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import bz2
+import errno
 import io
 import itertools
 import json
@@ -16,6 +17,7 @@ import math
 import zipfile
 import zlib
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from threading import Lock
@@ -111,13 +113,14 @@ class ZipFiles(Files):
         file: the zip, seekable.
 
     Raises:
-        zipfile.BadZipFile: it is none, or is cut short.
+        BadSample: it is none, is cut short or damaged.
     """
 
     waits = False
 
     def __init__(self, file: Any) -> None:
-        self.zip, self.lock = zipfile.ZipFile(file), Lock()
+        with _zip_faults("it"):
+            self.zip, self.lock = zipfile.ZipFile(file), Lock()
         infos = {info.filename: info for info in self.zip.infolist()}  # of several of one name the last counts
         tops = [name.rpartition("/")[0] for name in infos if name.rpartition("/")[2] in METADATA]
         top = min(tops, key=len, default="")
@@ -127,10 +130,24 @@ class ZipFiles(Files):
 
     def read(self, key: str, start: int, stop: int) -> bytes:
         """Some bytes of a file."""
-        with self.lock, self.zip.open(self.infos[key]) as file:
+        with self.lock, _zip_faults(key), self.zip.open(self.infos[key]) as file:
             if start:
                 file.seek(start)
             return file.read(stop - start)
+
+
+@contextmanager
+def _zip_faults(name: str) -> Iterator[None]:
+    """What ``zipfile`` raises on damaged files, as a bad sample; what the disk or the store raises passes."""
+    try:
+        yield
+    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, ValueError, RuntimeError) as error:
+        kind = "TruncatedImage" if "not a zip" in str(error) else "BadImage"
+        raise bad_image(f"zip: {name}: {error}", kind) from error
+    except OSError as error:
+        if error.errno not in (None, errno.EINVAL):  # a seek to where no file reaches
+            raise
+        raise bad_image(f"zip: {name}: {error.strerror or error}") from error
 
 
 # by zarr
@@ -213,7 +230,7 @@ def open_arrays(files: Files) -> dict[str, Array]:
         try:
             array = zarr.open_array(store, path=name, mode="r", zarr_format=2 if base == ".zarray" else 3)
             found[name] = _from_zarr(name, array, files)
-        except (AccessError, MemoryError):
+        except (AccessError, BadSample, MemoryError):
             raise
         except Exception as error:  # zarr raises whatever it likes on metadata that it does not know
             if _is_text_like(metadata):
@@ -286,11 +303,7 @@ def unzip_arrays(data: bytes, max_bytes: int) -> dict[str, Array]:
     Raises:
         BadSample: it is damaged or too large, or holds pickles.
     """
-    try:
-        files = ZipFiles(io.BytesIO(data))
-    except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
-        kind = "TruncatedImage" if "not a zip" in str(error) else "BadImage"
-        raise bad_image(f"zip: {error}", kind) from error
+    files = ZipFiles(io.BytesIO(data))
     if not any(key.endswith(".zarray") for key in files.sizes):
         return open_arrays(files)
     return {name: _from_zip(name, files, max_bytes) for name in sorted(_names(files))}

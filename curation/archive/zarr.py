@@ -11,7 +11,6 @@ from __future__ import annotations
 import itertools
 import math
 import re
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -123,15 +122,30 @@ class Layout:
             and (found.samples, found.size) == (self.samples, first.size)
         }
         self.dims = tuple(first.array.dims[axis] for axis in first.axes.sample)
-        self._coordinates: dict[str, NDArray[Any]] = {}
+        self._coordinates: dict[str, NDArray[Any] | BadSample] = {}
 
     def coordinate(self, name: str) -> NDArray[Any]:
-        """A small array, read once."""
+        """A small array, read once.
+
+        Raises:
+            BadSample: ``BadSidecar``, it is damaged or not small.
+        """
         if name not in self._coordinates:
-            if math.prod(self.arrays[name].shape) > COORDINATE:
-                raise bad_image(f"zarr: {name} has {self.arrays[name].shape} numbers", "TooLarge")
-            self._coordinates[name] = np.asarray(self.arrays[name].whole())
-        return self._coordinates[name]
+            self._coordinates[name] = self._read(name)
+        found = self._coordinates[name]
+        if isinstance(found, BadSample):
+            raise found
+        return found
+
+    def _read(self, name: str) -> NDArray[Any] | BadSample:
+        if math.prod(self.arrays[name].shape) > COORDINATE:
+            return bad_image(f"zarr: {name} has {math.prod(self.arrays[name].shape)} numbers", "BadSidecar")
+        try:
+            return np.asarray(self.arrays[name].whole())
+        except (AccessError, MemoryError, OSError):
+            raise
+        except Exception as error:  # codecs raise whatever they like on damaged chunks
+            return bad_image(f"zarr: {name}: {' '.join(str(error).split())[:200]}", "BadSidecar")
 
     # of one sample
 
@@ -388,8 +402,8 @@ def _times(raw: RawSample) -> Sequence[tuple[int, ...]]:
         if suffix.endswith("zip"):
             try:
                 samples = Layout(unzip_arrays(data, 0), None, "").samples
-            except BadSample:
-                break  # decoding will tell
+            except Exception:  # noqa: BLE001 - decoding will tell
+                break
             if math.prod(samples) > 1:
                 return list(itertools.product(*map(range, samples)))
     return [()]
@@ -441,11 +455,16 @@ def read_zarr(
     try:
         files = _files(folder, shard)
         layout = Layout(open_arrays(files), settings.members, _stem(shard.path))
-    except (zipfile.BadZipFile, NotImplementedError) as error:
-        yield Rejection("", 0, "read", "DamagedShard", f"zip: {error}")
-        return
+        if math.prod(layout.samples):
+            layout.key((0,) * len(layout.samples))  # so that what names the samples is known to be readable
+    except (AccessError, MemoryError, OSError):
+        raise
     except BadSample as error:
-        yield Rejection("", 0, "read", error.kind, error.message)
+        kind = "DamagedShard" if error.kind in ("BadImage", "TruncatedImage", "BadSidecar") else error.kind
+        yield Rejection("", 0, "read", kind, error.message)
+        return
+    except Exception as error:  # zarr raises whatever it likes on metadata that contradict each other
+        yield Rejection("", 0, "read", "DamagedShard", f"zarr: {' '.join(str(error).split())[:200]}")
         return
     reader = _Reader(layout, settings, only)
     for index, item in enumerate(reader.read()):
@@ -580,9 +599,12 @@ class _Reader:
         if whole in self.keys:
             return Rejection(whole, 0, "read", "DuplicateKey", "the key came before in this store")
         self.keys.add(whole)
-        images = {name: self.layout.image(name, own, position, window) for name, own in values.items()}
         members = [Member(name, None, own.nbytes) for name, own in values.items()]
-        return RawSample(key, 0, members, {}, images, self.layout.said(position), position, window)
+        try:
+            images = {name: self.layout.image(name, own, position, window) for name, own in values.items()}
+            return RawSample(key, 0, members, {}, images, self.layout.said(position), position, window)
+        except BadSample as error:
+            return Rejection(whole, 0, error.stage, error.kind, error.message)
 
     def _rejection(self, position: tuple[int, ...], error: BadSample, window: Window | None = None) -> Rejection:
         key = self.layout.key(position) + (window.suffix if window else "")
