@@ -141,6 +141,22 @@ def test_a_store_of_one_image(tmp_path: Path, axes: tuple[str, ...]) -> None:
         assert sample.footprint == pytest.approx((7, 49.96, 7.04, 50))
 
 
+def test_keys_of_stores_without_ids(tmp_path: Path) -> None:
+    tile = optical(1, 8)[:2]
+    for name, shape, dims, expected in (
+        ("series", (3,), ("time",), ["series_t0", "series_t1", "series_t2"]),
+        ("alone", (1,), ("time",), ["alone"]),
+        ("grid", (2, 2), ("row_of_tiles", "t"), ["000000_t0", "000000_t1", "000001_t0", "000001_t1"]),
+        ("unnamed", (2,), ("",), ["000000", "000001"]),
+    ):
+        axes = (*dims, "band", "y", "x") if dims != ("",) else ("",) * 4
+        files = store(
+            {"bands": (np.broadcast_to(tile, (*shape, *tile.shape)), axes, {"chunks": (1,) * len(shape) + tile.shape})}
+        )
+        write_store(tmp_path / name / f"{name}.zarr", files)
+        assert [item.key for item in read_all(tmp_path / name)] == expected
+
+
 def scene(tmp_path: Path, **how: Any) -> Path:
     arrays: dict[str, Any] = {
         "bands": (

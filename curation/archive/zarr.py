@@ -42,7 +42,7 @@ KEYS = (
 _Y = frozenset({"y", "lat", "latitude", "row", "rows", "height", "northing"})
 _X = frozenset({"x", "lon", "longitude", "col", "cols", "column", "columns", "width", "easting"})
 _BAND = frozenset({"band", "bands", "channel", "channels", "c", "wavelength", "polarization", "polarisation", "pol"})
-_SAMPLE, _TIME = ("sample", "samples", "location", "n", "index"), ("time", "times", "date", "t", "season")
+_TIME = frozenset({"time", "times", "date", "t", "season"})
 _SINCE = re.compile(r"(\w+?)s? since (\d{4}-\d\d?-\d\d?(?:[T ][\d:.]+)?)")
 _UNITS: dict[str, float] = {"day": 86_400_000_000, "hour": 3_600_000_000, "minute": 60_000_000, "second": 1_000_000}
 _UNITS |= {"millisecond": 1000, "microsecond": 1, "nanosecond": 1 / 1000}  # all in microseconds
@@ -152,18 +152,16 @@ class Layout:
     def key(self, position: Sequence[int]) -> str:
         """The name of a sample: its id where there is one, and its place on the axes that the id does not cover."""
         named = next((name for name in KEYS if name in self.arrays and self._covers(self.arrays[name])), None)
-        covered: Sequence[str] = ()
-        text = self.stem if not self.samples else ""
-        if named is not None:
-            covered = self.arrays[named].dims
-            text = _plain_text(self._of(named, position))
-        for dim, length, at in zip(self.dims, self.samples, position, strict=True):
-            if dim and dim in covered:
-                continue
-            letter = "t" if dim in _TIME else ""
-            if letter or length > 1 or not text:
-                text += f"{'_' if text else ''}{letter}{at}" if letter else f"{'_' if text else ''}{at:06d}"
-        return text
+        covered = self.arrays[named].dims if named is not None else ()
+        axes = [
+            (f"t{at}" if dim in _TIME else f"{at:06d}", dim in _TIME)
+            for dim, length, at in zip(self.dims, self.samples, position, strict=True)
+            if length > 1 and not (dim and dim in covered)
+        ]
+        parts = [_plain_text(self._of(named, position))] if named is not None else []
+        if not parts and all(is_time for _, is_time in axes):
+            parts = [self.stem]
+        return "_".join([*parts, *(text for text, _ in axes)])
 
     def said(self, position: Sequence[int]) -> dict[str, Any]:
         """What the arrays over the sample axes alone, and the store's attributes, say of a sample."""
