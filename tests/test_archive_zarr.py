@@ -430,3 +430,12 @@ def test_what_is_no_image_is_told() -> None:
         with pytest.raises(BadSample, match=kind):
             decode_zarr(zip_store(files), 1 << 20)
     assert math.prod(unzip_arrays(zip_store(patch()), 1 << 20)["bands"].shape) == 4 * 30 * 30
+
+
+def test_a_chunk_that_a_member_lacks(tmp_path: Path) -> None:
+    files = patch()
+    del files["bands/0.1.0"]
+    with pytest.raises(BadSample, match="MissingChunk"):
+        decoded(zarr_zip=zip_store(files))
+    sample = decoded({"nodata": 0}, zarr_zip=zip_store(files))
+    assert sample.mask[:16].all() and not sample.mask[16:].any()

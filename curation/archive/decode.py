@@ -164,7 +164,7 @@ def _decode_member(suffix: str, raw: RawSample, settings: ArchiveConfig) -> Imag
     data = raw.data[suffix]
     try:
         if data[:4] in (b"PK\x03\x04", b"PK\x05\x06"):
-            return decode_zarr(data, settings.max_pixels, raw.position or ())
+            return decode_zarr(data, settings.max_pixels, raw.position or (), settings.nodata)
         return _decode_bytes(data, settings)
     except MemoryError:
         raise

@@ -345,24 +345,26 @@ def _named_crs(value: Any) -> str | None:
 # of the bytes of a zip
 
 
-def decode_zarr(data: bytes, max_pixels: int, position: Sequence[int] = ()) -> Image:
+def decode_zarr(data: bytes, max_pixels: int, position: Sequence[int] = (), nodata: float | None = None) -> Image:
     """Decode the image in the bytes of a zipped store: ``(band, y, x)``, ``(y, x)``, or one of several times.
 
     Args:
         data: the zip.
         max_pixels: limit of height times width.
-        position: which one along the sample axes; they may be left out where there is but one.
+        position: which one along the sample axes; where there is but one it does not matter.
+        nodata: ``archive.nodata``, else what the file declares: a chunk that is not there may hold nothing else.
 
     Raises:
         BadSample: it is damaged, too large, or holds no image, several, or pickles.
     """
     layout = Layout(unzip_arrays(data, 64 * max_pixels), None, "")
-    at = tuple(position) or (0,) * len(layout.samples)
-    if len(at) != len(layout.samples) or math.prod(layout.samples) != 1 and not position:
-        raise bad_image(f"zarr: {math.prod(layout.samples)} images in one member", "SeveralImages")
+    count = math.prod(layout.samples)
+    at = (0,) * len(layout.samples) if count == 1 else tuple(position)
+    if len(at) != len(layout.samples):
+        raise bad_image(f"zarr: {count} images in one file", "SeveralImages")
     images = []
     for name, pixels in layout.pixels.items():
-        values = _read_one(layout, name, pixels, at, max_pixels)
+        values = _read_one(layout, name, pixels, at, max_pixels, nodata)
         images.append(layout.image(name, values, at))
     if len({image.pixels.shape[1:] for image in images}) > 1 or len({image.pixels.dtype for image in images}) > 1:
         raise bad_image(f"zarr: {', '.join(layout.pixels)} differ in size or dtype", "SeveralImages")
@@ -371,7 +373,7 @@ def decode_zarr(data: bytes, max_pixels: int, position: Sequence[int] = ()) -> I
         image.bands = tuple(band for one in images for band in one.bands)
         image.pixels = np.concatenate([one.pixels for one in images])
     image.masks = {
-        _base(name): _read_one(layout, name, pixels, at, max_pixels)[0] for name, pixels in layout.masks.items()
+        _base(name): _read_one(layout, name, pixels, at, max_pixels, None)[0] for name, pixels in layout.masks.items()
     }
     image.said = layout.said(at)
     return image
@@ -407,13 +409,15 @@ def _times(raw: RawSample) -> Sequence[tuple[int, ...]]:
     return [()]
 
 
-def _read_one(layout: Layout, name: str, pixels: _Pixels, at: Sequence[int], max_pixels: int) -> NDArray[Any]:
+def _read_one(
+    layout: Layout, name: str, pixels: _Pixels, at: Sequence[int], max_pixels: int, nodata: float | None
+) -> NDArray[Any]:
     height, width = pixels.size
     bands = 1 if pixels.axes.band is None else pixels.array.shape[pixels.axes.band]
     check_pixels(height, width, bands, max_pixels)
     block, rows, columns = [slice(i, i + 1) for i in at], slice(0, height), slice(0, width)
     if name in layout.pixels:
-        _check_missing(layout, pixels, block, rows, columns, None)
+        _check_missing(layout, pixels, block, rows, columns, nodata)
     values: NDArray[Any] = pixels.read(block, rows, columns)[(0,) * len(at)]
     return values
 

@@ -49,7 +49,7 @@ def thumbnail(
 
 
 def _chosen(bands: Sequence[str]) -> list[int]:
-    names = [name.lower() for name in bands]
+    names = [name.rpartition(".")[2].lower() for name in bands]  # of modalities S2L2A.B04
     for colours in _COLOURS:
         if all(colour in names for colour in colours):
             return [names.index(colour) for colour in colours]
