@@ -29,6 +29,7 @@ def flat(*levels: int, dtype: str = "uint8", side: int = 32) -> np.ndarray:
     [
         (("red", "green", "blue"), (200, 100, 20)),
         (("B02", "B03", "B04", "B08"), (20, 100, 200)),  # B04, B03, B02
+        (("S2L2A.B02", "S2L2A.B03", "S2L2A.B04", "S1GRD.vv"), (20, 100, 200)),
         (("a", "b", "c", "d"), (200, 100, 20)),
     ],
 )

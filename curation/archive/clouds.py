@@ -73,12 +73,15 @@ LEGENDS = {  # by the band's name without a modality, in lower case
 }
 
 
-def is_mask(name: str, settings: CloudsConfig) -> bool:
-    """Whether a band tells of clouds or validity."""
-    short = _short(name)
-    return (
-        short in LEGENDS or short in AMBIGUOUS or (settings.band is not None and find_band(settings.band, [name]) == 0)
-    )
+def is_mask(name: str, settings: CloudsConfig | None = None) -> bool:
+    """Whether a band, member or column tells of clouds or validity: a known one, or that of ``archive.clouds.band``.
+
+    >>> is_mask("S2L2A.cloud_mask.tif"), is_mask("SCL"), is_mask("B02.tif")
+    (True, True, False)
+    """
+    name = name.rpartition(".")[0] if "." in name and holds_pixels(name, None) else name
+    named = settings is not None and settings.band is not None and find_band(settings.band, [name]) == 0
+    return named or _short(name) in LEGENDS or _short(name) in AMBIGUOUS
 
 
 def take_masks(images: Mapping[str, Image], settings: CloudsConfig) -> tuple[dict[str, Image], dict[str, Image]]:

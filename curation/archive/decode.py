@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from curation.archive.clouds import detect, mask_values, read_masks, take_masks
+from curation.archive.clouds import detect, is_mask, mask_values, read_masks, take_masks
 from curation.archive.grid import resample
 from curation.archive.image import (
     RGB,
@@ -27,18 +27,24 @@ from curation.archive.image import (
     decode_pillow,
     decode_png,
 )
-from curation.archive.names import PICKLES, extension, holds_pixels, split_name
+from curation.archive.names import PICKLES, SIDECARS, extension, holds_pixels, split_name
 from curation.archive.radiometry import clean, declared_offset, in_units
 from curation.archive.sample import Image, Member, RawSample, Sample
 from curation.archive.sidecar import gather, in_name, read_fields
 from curation.archive.tiff import decode_tiff
 from curation.archive.tiling import cloudy
+from curation.archive.zarr import decode_zarr
 from curation.errors import BadSample
 
 if TYPE_CHECKING:
     from curation.config import ArchiveConfig
 
 _KEPT = frozenset(map(np.dtype, ("uint8", "uint16", "int16", "float32")))
+_MAGIC = (
+    b"\xff\xd8\xff",
+    *(b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
+    *(b"\x89PNG\r\n\x1a\n", b"\x93NUMPY", b"\xff\x4f\xff\x51", b"PK\x03\x04"),
+)
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 
 
@@ -52,7 +58,10 @@ def decode(raw: RawSample, settings: ArchiveConfig) -> Sample:
     images, masks = take_masks(_images(raw, settings), settings.clouds)
     if not images:
         raise bad_image(f"no image in it but masks: {', '.join(masks)}"[:200], "NoImage")
-    image = _one_image(images, settings, anyhow=settings.members is not None or bool(raw.images))
+    chosen = settings.members is not None or bool(raw.images) or _in_columns(raw, settings)
+    image = _one_image(images, settings, anyhow=chosen)
+    for one in images.values():
+        said = {**one.said, **said}
     if settings.band_names is not None:
         named, more = take_masks({"": replace(image, bands=_named(image, settings.band_names))}, settings.clouds)
         image, masks = named.get("", image), masks | more
@@ -124,34 +133,51 @@ def conform(sample: Sample, bands: tuple[str, ...], dtype: str, radiometry: str 
 
 def _images(raw: RawSample, settings: ArchiveConfig) -> dict[str, Image]:
     """The images of a key by suffix or band, in the order of the bands."""
-    suffixes = _image_suffixes(raw, settings.members)
+    suffixes = _image_suffixes(raw, settings)
     return {
-        suffix: raw.images[suffix] if suffix in raw.images else _decode_member(suffix, raw.data[suffix], settings)
+        suffix: raw.images[suffix] if suffix in raw.images else _decode_member(suffix, raw, settings)
         for suffix in suffixes
     }
 
 
-def _image_suffixes(raw: RawSample, members: list[str] | None) -> list[str]:
-    """The suffixes that hold pixels, in the order of the bands."""
+def _image_suffixes(raw: RawSample, settings: ArchiveConfig) -> list[str]:
+    """The suffixes that hold pixels, in the order of the bands; of modalities, of each after the other."""
+    members, modalities = settings.members, settings.modalities or []
     if members is not None:
         missing = [suffix for suffix in members if suffix not in raw.data and suffix not in raw.images]
         if missing:
             raise bad_image(f"it has no member {missing[0]} (archive.members)", "MissingMember")
-        return list(members)
+        masks = [name for name in (*raw.images, *raw.data) if name not in members and is_mask(name, settings.clouds)]
+        return [*members, *masks]
     for suffix in raw.data:
         if extension("." + suffix) in PICKLES:
             advice = "to pass it by, name the members that hold pixels in archive.members"
             raise bad_image(f"{suffix} is a pickle, which is never read; {advice}", "UnsafeFile")
-    found = [*raw.images, *sorted(suffix for suffix in raw.data if holds_pixels(suffix, None))]
+    columns = raw.data if _in_columns(raw, settings) else {}
+    files = {name for name in raw.data if holds_pixels(name, None)} | {
+        name for name, data in columns.items() if extension("." + name) not in SIDECARS and looks_like_image(data)
+    }
+    found = [*raw.images, *sorted(files)]
+    if modalities:
+        found.sort(key=lambda name: [name.partition(".")[0] == modality for modality in modalities], reverse=True)
     if not found:
         have = ", ".join(sorted(raw.data)) or "nothing"
         raise bad_image(f"no image in it: it has {have}"[:200], "NoImage")
     return found
 
 
+def _in_columns(raw: RawSample, settings: ArchiveConfig) -> bool:
+    """Whether its files may be cells, whose names are no file names, and which belong together whatever their size."""
+    return raw.position is not None or settings.modalities is not None
+
+
 def _member(raw: RawSample, suffix: str) -> Member:
     """The member that a suffix stands for: exactly, else the first whose suffix ends it (``S2.tif``: ``tif``)."""
     named = [(split_name(member.name)[1], member) for member in raw.members]
+    modality, _, rest = suffix.partition(".")
+    for own, member in named:
+        if member.file and modality in member.file.split("/") and rest in (own, member.name):
+            return member
     for own, member in named:
         if suffix in (own, member.name) or (member.offset is None and member.name.endswith(f".{suffix}")):
             return member
@@ -161,8 +187,16 @@ def _member(raw: RawSample, suffix: str) -> Member:
 # one file
 
 
-def _decode_member(suffix: str, data: bytes, settings: ArchiveConfig) -> Image:
+def looks_like_image(data: bytes) -> bool:
+    """Whether some bytes begin as a file does that is decoded here."""
+    return data[:8].startswith(_MAGIC) or data[4:8] == b"jP  " or (data[:4] == b"RIFF" and data[8:12] == b"WEBP")
+
+
+def _decode_member(suffix: str, raw: RawSample, settings: ArchiveConfig) -> Image:
+    data = raw.data[suffix]
     try:
+        if data[:4] in (b"PK\x03\x04", b"PK\x05\x06"):
+            return decode_zarr(data, settings.max_pixels, raw.position or (), settings.nodata)
         return _decode_bytes(data, settings)
     except MemoryError:
         raise
@@ -209,7 +243,7 @@ def _one_image(images: Mapping[str, Image], settings: ArchiveConfig, anyhow: boo
         return next(iter(images.values()))
     names: list[str] = []
     for suffix, image in images.items():
-        stem = suffix.rpartition(".")[0] if holds_pixels(suffix, None) else suffix
+        stem = suffix.removesuffix(".zip").rpartition(".")[0] if holds_pixels(suffix, None) else suffix
         alone = len(image.bands) == 1 and stem
         names += [stem] if alone else [f"{stem}.{band}" if stem else band for band in image.bands]
     kinds = {(str(image.pixels.dtype), image.pixels.shape) for image in images.values()}

@@ -156,6 +156,10 @@ def _find(url: str, options: Options | None) -> tuple[Folder, list[FileInfo]]:
     folder = Folder(url, options)
     kind = _kind(folder)
     if kind == "directory":
+        above, _, base = folder.url.rpartition("/")
+        if base.endswith(".zarr"):  # a store is a shard, as a tar is
+            folder = Folder(above or "/", options)
+            return folder, folder.list(base)
         return folder, folder.list()
     if kind == "file":
         if not is_shard(url):

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 
-IMAGES = frozenset({"jpg", "jpeg", "png", "tif", "tiff", "npy", "webp", "bmp", "jp2"})
+IMAGES = frozenset({"jpg", "jpeg", "png", "tif", "tiff", "npy", "webp", "bmp", "jp2", "zip"})  # zip: a zipped Zarr
 SIDECARS = frozenset({"json", "cls", "txt"})
 SHARDS = frozenset({"tar", "parquet", "zip"})
 PICKLES = frozenset({"pkl", "pickle", "pt", "pth", "pyd", "joblib"})
@@ -15,6 +15,7 @@ ALIASES = {  # of bands by what they see, in the names of Sentinel-2
     "nir": ("nir", "b08", "b8", "b8a"),
 }
 
+_PREVIEW = re.compile(r"(?:^|[_.-])(?:thumb|thumbnail|preview|quicklook|browse)(?:$|[_.-])", re.IGNORECASE)
 _UNSAFE = re.compile(r"[/\\]|(?:.*[/\\])?\.\.(?:[/\\]|$)", re.DOTALL)
 
 
@@ -62,6 +63,11 @@ def printable(name: str) -> str:
 def holds_pixels(suffix: str, members: list[str] | None) -> bool:
     """Whether a member holds pixels: it is one of ``archive.members``, or without that list any image."""
     return suffix in members if members is not None else extension("." + suffix) in IMAGES
+
+
+def is_preview(name: str) -> bool:
+    """Whether a column or member is a small picture for people."""
+    return _PREVIEW.search(name) is not None
 
 
 def matters(suffix: str, members: list[str] | None) -> bool:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from curation.archive.folder import read_folder
+from curation.archive.joined import read_joined
+from curation.archive.parquet import read_parquet
 from curation.archive.sample import RawSample, Rejection, Wanted
 from curation.archive.shards import Shard
 from curation.archive.webdataset import read_tar
+from curation.archive.zarr import read_zarr
 from curation.errors import AccessError
 from curation.storage import Folder
 
@@ -21,7 +25,8 @@ Reader = Callable[
     [Folder, Shard, "ArchiveConfig", Sequence[Wanted] | None],
     Iterator[RawSample | Rejection],
 ]
-READERS: dict[str, Reader] = {"tar": read_tar, "folder": read_folder}
+READERS: dict[str, Reader] = {"tar": read_tar, "folder": read_folder, "parquet": read_parquet, "zarr": read_zarr}
+READERS["joined"] = partial(read_joined, READERS)
 
 
 def read_shard(
@@ -42,7 +47,8 @@ def read_shard(
     """
     try:
         yield from READERS[shard.format](folder, shard, settings, only)
-        _check_unchanged(folder, shard)
+        if only is None:
+            _check_unchanged(folder, shard)
     except FileNotFoundError as error:
         raise AccessError(f"{folder.public(shard.path)}: it vanished after it was listed") from error
     except OSError as error:
@@ -50,9 +56,15 @@ def read_shard(
 
 
 def _check_unchanged(folder: Folder, shard: Shard) -> None:
+    if shard.parts:
+        for _, part in shard.parts:
+            _check_unchanged(folder, part)
+        return
     if shard.format == "folder":
         inside = {os.path.dirname(file.path) for file in shard.files}
         now = {file.path: file for file in folder.list(os.path.commonpath(inside), recursive=len(inside) > 1)}
+    elif shard.format == "zarr" and shard.file is None:
+        now = {file.path: file for file in folder.list(shard.path)}
     else:
         now = {file.path: folder.info(file.path) for file in shard.contents}
     for file in shard.contents:

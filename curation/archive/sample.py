@@ -58,6 +58,8 @@ class Image:
         mask: ``(height, width)``, True where the file says that a pixel is valid; ``None`` where it says nothing.
         nodata: the number that stands for no data, by the file.
         place: where its grid lies on the ground.
+        masks: mask bands that lie in the same file, ``(height, width)`` by name, as stored.
+        said: what the file says of the sample, by the sidecars' names.
     """
 
     pixels: NDArray[Any]
@@ -65,6 +67,8 @@ class Image:
     mask: NDArray[np.bool_] | None = None
     nodata: float | None = None
     place: Georeference | None = None
+    masks: dict[str, NDArray[Any]] = field(default_factory=dict)
+    said: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -75,10 +79,12 @@ class RawSample:
         key: by the reader's rule; of a tile that a reader cut, its image's.
         index: counts the keys of the shard from 0, quarantined ones too.
         members: its files.
-        data: a member's suffix (``jpg``, ``B02.tif``, ``json``) to its bytes.
+        data: a member's suffix (``jpg``, ``B02.tif``, ``json``), or column, to its bytes; of several modalities behind
+            theirs (``S2L2A.tif``).
         images: a band's or member's name to its pixels, where a reader decodes what it reads.
         said: what the container says of the sample (columns, STAC properties), by the sidecars' names.
-        position: where it lies in a container: row group and row, or indices along sample axes.
+        position: where it lies in a container: row group and row, or indices along sample axes (in a tar, those of
+            its zipped Zarr).
         window: the tile that ``images`` hold, where the reader cuts.
     """
 

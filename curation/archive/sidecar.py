@@ -22,7 +22,7 @@ NAMES = {  # of a field in sidecars, columns and STAC properties; the first that
     "caption": ("caption", "text"),
     "time": ("time", "datetime", "date", "product_datetime", "timestamp", "start_datetime"),
     "license": ("license", "licence"),
-    "source_id": ("source_id", "product_id", "scene_id"),
+    "source_id": ("source_id", "product_id", "scene_id", "file_id"),
     "incidence_angle": ("incidence_angle", "view:incidence_angle"),
 }
 # the name under which `archive.fields` puts a value: the first that is looked at
@@ -37,6 +37,7 @@ KNOWN_NAMES = frozenset(itertools.chain(*NAMES.values(), _LON, _LAT, _PLACE, _CL
 FIELDS = tuple(_CANONICAL)  # what `archive.fields` may name
 
 _NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
+NESTED = ("footprint", "bbox", "geometry", "label")  # fields whose values may have parts
 
 
 def gather(data: Mapping[str, bytes], said: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from curation.archive.names import is_hidden, is_text, is_unsafe, matters, printable, split_name
 from curation.archive.sample import Member, RawSample, Rejection, Wanted
+from curation.archive.zarr import by_time
 from curation.errors import AccessError
 
 if TYPE_CHECKING:
     from curation.archive.shards import Shard
     from curation.config import ArchiveConfig
-    from curation.storage import Folder
+    from curation.storage import FileInfo, Folder
 
 BLOCK = 512
 MAX_MEMBER = 1 << 31  # bytes of one member
@@ -35,6 +36,8 @@ def read_tar(
 ) -> Iterator[RawSample | Rejection]:
     """The samples of a tar in their order; members of a key must follow each other.
 
+    A zipped Zarr of several times is as many samples.
+
     What comes is numbered from 0 without gaps. A break (cut short, a damaged
     header) ends the shard with one rejection for all that is lost.
 
@@ -46,8 +49,12 @@ def read_tar(
         keys = {wanted.key for wanted in only}
         yield from (item for item in read_tar(folder, shard, settings) if item.key in keys)
         return
-    with folder.open(shard.file) as file:
-        stream = _Stream(file, shard.file.size, folder.public(shard.file.path))
+    yield from by_time(_read(folder, shard.file, settings))
+
+
+def _read(folder: Folder, listed: FileInfo, settings: ArchiveConfig) -> Iterator[RawSample | Rejection]:
+    with folder.open(listed) as file:
+        stream = _Stream(file, listed.size, folder.public(listed.path))
         assembly = _Assembly(settings.members)
         try:
             for entry in _entries(stream):

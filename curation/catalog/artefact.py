@@ -367,6 +367,8 @@ def _sample_shard(
     reasons: list[str] = []
     size = 0
     for raw in itertools.islice(_raw_samples(folder, shard, archive, reasons), 4 * want):
+        for image in raw.images.values():
+            image.pixels = image.pixels.copy()  # else all of the chunk that it was read with stays
         heapq.heappush(kept, (-_hash(f"{shard.name}\0{raw.key}{raw.window}"), raw.index, raw))
         size += _stored(raw)
         while len(kept) > want or (size > max_bytes and len(kept) > 1):
