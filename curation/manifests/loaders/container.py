@@ -1,0 +1,160 @@
+"""Kept samples that are no known run of bytes: the shard's own reader reads just them.
+
+So are the rows of Parquet files, the slices of Zarr arrays, the tiles and the
+bands of scenes, and tars whose offsets only a catalog could tell.
+"""
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+from curation.archive.names import extension, holds_pixels, split_name
+from curation.archive.reader import read_shard
+from curation.archive.sample import Member, RawSample, Rejection, Wanted
+from curation.archive.shards import Shard, shards_of
+from curation.config import ArchiveConfig
+from curation.errors import AccessError
+from curation.manifests.loaders.kept import Kept, gone, image_key, is_safe, window_of
+from curation.storage import FileInfo, Folder
+
+Row = dict[str, Any]
+
+
+def is_container(path: str, settings: ArchiveConfig) -> bool:
+    """Whether a shard whose rows have no offset is read by its own reader: all but folders of images are."""
+    return extension(path) in ("parquet", "zarr", "zip") or settings.scene is not None
+
+
+def find_shard(folder: Folder, name: str, settings: ArchiveConfig, known: Iterable[str] = ()) -> Shard | None:
+    """The shard of a name, listed anew; ``None`` where its files make no such shard any more.
+
+    Args:
+        folder: its root's folder.
+        name: ``<root>/<path below it>``.
+        settings: how the archive was read.
+        known: of a scene to be cut, its files below the root; without them its folder is listed.
+
+    Raises:
+        FileNotFoundError: a file of it is not there.
+    """
+    root, _, path = name.partition("/")
+    files = [file for one in _counterparts(path, settings) for file in _files(folder, one, settings, known)]
+    return next((shard for shard in shards_of(root, files, settings) if shard.path == path), None)
+
+
+def _counterparts(path: str, settings: ArchiveConfig) -> list[str]:
+    """Where the shard of each modality lies, that of the first at ``path``."""
+    parts = path.split("/")
+    first = next((modality for modality in settings.modalities or () if modality in parts), None)
+    if first is None:
+        return [path]
+    at = parts.index(first)
+    return ["/".join([*parts[:at], modality, *parts[at + 1 :]]) for modality in settings.modalities or ()]
+
+
+def _files(folder: Folder, path: str, settings: ArchiveConfig, known: Iterable[str]) -> list[FileInfo]:
+    """The files that a shard is made of, and maybe others beside them."""
+    if extension(path) in ("tar", "parquet", "zip"):
+        return [folder.info(path)]
+    if extension(path) == "zarr":
+        return folder.list(path)
+    listed = sorted(set(known))
+    if listed:
+        return [folder.info(file) for file in listed]
+    above = settings.tile.size is not None and settings.scene != "folder"  # a scene that is called by its files
+    inside = os.path.dirname(path) if above else path
+    return folder.list("" if inside == "." else inside)
+
+
+def suffix_of(name: str, file: str | None, settings: ArchiveConfig) -> str:
+    """The suffix that a tar's member is handed on by: with several modalities, behind the one that its file is of."""
+    suffix, parts = split_name(name)[1], (file or "").split("/")
+    modality = next((modality for modality in settings.modalities or () if modality in parts), None)
+    return suffix if modality is None else f"{modality}.{suffix}"
+
+
+def read_wanted(
+    folder: Folder, name: str, kept: Sequence[Row], settings: ArchiveConfig, known: Iterable[str] = ()
+) -> Iterator[Kept]:
+    """The kept samples of one shard, by its reader.
+
+    Args:
+        folder: its root's folder.
+        name: the shard's.
+        kept: the manifest's rows, in the shard's order.
+        settings: how the archive was read.
+        known: see :func:`find_shard`.
+
+    Raises:
+        AccessError: a sample has gone or is not what it was.
+    """
+    path = name.partition("/")[2]
+    try:
+        shard = find_shard(folder, name, settings, known)
+    except FileNotFoundError:
+        shard = None
+    if shard is None:
+        raise gone(folder, path, kept[0], "the shard is not there")
+    wanted = [Wanted(image_key(row), _position(row), window_of(row)) for row in kept]
+    source = read_shard(folder, shard, settings, wanted)
+    for row, raw in _matched(folder, path, kept, source):
+        yield _checked(folder, path, row, raw, settings)
+
+
+def _matched(
+    folder: Folder, path: str, kept: Sequence[Row], source: Iterator[RawSample | Rejection]
+) -> Iterator[tuple[Row, RawSample]]:
+    """Each row with what the reader gave for it: its tile, or its image, one object for all of the image's tiles."""
+    came: dict[tuple[Any, ...], RawSample] = {}
+    for row, following in zip(kept, [*kept[1:], None], strict=True):
+        image = (image_key(row), _position(row))
+        tile = (*image, window_of(row))
+        while tile not in came and (*image, None) not in came:
+            raw = _next(folder, path, row, source)
+            came[raw.key, raw.position, raw.window] = raw
+        yield row, came.pop(tile) if tile[-1] and tile in came else came[*image, None]
+        if following is None or (image_key(following), _position(following)) != image:
+            came.pop((*image, None), None)
+
+
+def _next(folder: Folder, path: str, row: Row, source: Iterator[RawSample | Rejection]) -> RawSample:
+    """The next sample that the reader gives; what it should give is due for ``row``."""
+    while True:
+        try:
+            raw = next(source, None)
+        except AccessError as error:
+            raise gone(folder, path, row, str(error)) from error
+        if raw is None:
+            raise gone(folder, path, row, "it is not there")
+        if isinstance(raw, RawSample):
+            return replace(raw, data={suffix: data for suffix, data in raw.data.items() if is_safe(f".{suffix}")})
+        if raw.key in (row["key"], image_key(row)):
+            raise gone(folder, path, row, raw.message)
+
+
+def _checked(folder: Folder, path: str, row: Row, raw: RawSample, settings: ArchiveConfig) -> Kept:
+    """A sample as it is handed on, if its image is the one that the manifest means."""
+    image = next((member for member in raw.members if _is_image(member, row, path)), None)
+    if image is None and row["size"] is not None:
+        where = f"is not of {row['size']} bytes" if row["offset"] is None else "lies elsewhere in the shard"
+        raise gone(folder, path, row, f"its image {where}")
+    if image is not None and image.offset is not None:
+        named = suffix_of(image.name, image.file, settings)
+    elif raw.images:
+        named = "npy"
+    else:
+        pixels = settings.members or sorted(suffix for suffix in raw.data if holds_pixels(suffix, None))
+        named = next((suffix for suffix in pixels if suffix in raw.data), "")
+    if not named:
+        raise gone(folder, path, row, "no image is there")
+    return Kept(row, folder.public(path), raw, named)
+
+
+def _is_image(member: Member, row: Row, path: str) -> bool:
+    here = row["offset"] is None or member.file in (None, path)
+    return here and (member.offset, member.size) == (row["offset"], row["size"])
+
+
+def _position(row: Row) -> tuple[int, ...] | None:
+    return None if row["position"] is None else tuple(row["position"])
