@@ -161,7 +161,8 @@ class _Seen:
 
 def _check_archive(fetcher: Fetcher, manifest: ManifestReader) -> Iterator[str]:
     """Read every kept sample where the manifest says that it lies, and decode it."""
-    index, decoder = manifest.shards(), Decoder(manifest.archive)
+    content = manifest.header["content"]
+    index, decoder = manifest.shards(), Decoder(manifest.archive, content.get("bands"), content.get("dtype"))
     for first, stop in zip(index.first.tolist(), index.stop.tolist(), strict=True):
         rows = manifest.rows(first, stop)
         try:

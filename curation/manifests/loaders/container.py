@@ -7,9 +7,10 @@ bands of scenes, and tars whose offsets only a catalog could tell.
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import repeat
 from typing import Any
 
-from curation.archive.names import extension, holds_pixels, split_name
+from curation.archive.names import extension, split_name
 from curation.archive.reader import read_shard
 from curation.archive.sample import Member, RawSample, Rejection, Wanted
 from curation.archive.shards import Shard, shards_of
@@ -33,7 +34,7 @@ def find_shard(folder: Folder, name: str, settings: ArchiveConfig, known: Iterab
         folder: its root's folder.
         name: ``<root>/<path below it>``.
         settings: how the archive was read.
-        known: of a scene to be cut, its files below the root; without them its folder is listed.
+        known: of a scene that is cut into tiles, its files below the root; without them its folder is listed.
 
     Raises:
         FileNotFoundError: a file of it is not there.
@@ -59,10 +60,11 @@ def _files(folder: Folder, path: str, settings: ArchiveConfig, known: Iterable[s
         return [folder.info(path)]
     if extension(path) == "zarr":
         return folder.list(path)
+    cut = settings.tile.size is not None  # then a scene is a shard, else their folder is
     listed = sorted(set(known))
-    if listed:
+    if cut and listed:
         return [folder.info(file) for file in listed]
-    above = settings.tile.size is not None and settings.scene != "folder"  # a scene that is called by its files
+    above = cut and settings.scene != "folder"
     inside = os.path.dirname(path) if above else path
     return folder.list("" if inside == "." else inside)
 
@@ -75,7 +77,7 @@ def suffix_of(name: str, file: str | None, settings: ArchiveConfig) -> str:
 
 
 def read_wanted(
-    folder: Folder, name: str, kept: Sequence[Row], settings: ArchiveConfig, known: Iterable[str] = ()
+    folder: Folder, name: str, kept: Sequence[Row], settings: ArchiveConfig, known: Sequence[Sequence[Member]] = ()
 ) -> Iterator[Kept]:
     """The kept samples of one shard, by its reader.
 
@@ -84,21 +86,26 @@ def read_wanted(
         name: the shard's.
         kept: the manifest's rows, in the shard's order.
         settings: how the archive was read.
-        known: see :func:`find_shard`.
+        known: the members of each row, by the catalog; none where it is not at hand.
 
     Raises:
         AccessError: a sample has gone or is not what it was.
     """
     path = name.partition("/")[2]
     try:
-        shard = find_shard(folder, name, settings, known)
+        files = [member.file for member in known[0] if member.file] if known else []
+        shard = find_shard(folder, name, settings, files)
     except FileNotFoundError:
         shard = None
     if shard is None:
         raise gone(folder, path, kept[0], "the shard is not there")
     wanted = [Wanted(image_key(row), _position(row), window_of(row)) for row in kept]
     source = read_shard(folder, shard, settings, wanted)
-    for row, raw in _matched(folder, path, kept, source):
+    for (row, raw), members in zip(_matched(folder, path, kept, source), known or repeat(()), strict=False):
+        there = {(member.name, member.size) for member in raw.members}
+        missing = next((member for member in members if (member.name, member.size) not in there), None)
+        if missing is not None:
+            raise gone(folder, path, row, f"{missing.name} of {missing.size} bytes is not there")
         yield _checked(folder, path, row, raw, settings)
 
 
@@ -135,20 +142,17 @@ def _next(folder: Folder, path: str, row: Row, source: Iterator[RawSample | Reje
 
 def _checked(folder: Folder, path: str, row: Row, raw: RawSample, settings: ArchiveConfig) -> Kept:
     """A sample as it is handed on, if its image is the one that the manifest means."""
-    image = next((member for member in raw.members if _is_image(member, row, path)), None)
-    if image is None and row["size"] is not None:
+    found = [i for i, member in enumerate(raw.members) if _is_image(member, row, path)]
+    if not found:
         where = f"is not of {row['size']} bytes" if row["offset"] is None else "lies elsewhere in the shard"
         raise gone(folder, path, row, f"its image {where}")
-    if image is not None and image.offset is not None:
-        named = suffix_of(image.name, image.file, settings)
-    elif raw.images:
-        named = "npy"
-    else:
-        pixels = settings.members or sorted(suffix for suffix in raw.data if holds_pixels(suffix, None))
-        named = next((suffix for suffix in pixels if suffix in raw.data), "")
-    if not named:
-        raise gone(folder, path, row, "no image is there")
-    return Kept(row, folder.public(path), raw, named)
+    image = raw.members[found[0]]
+    if image.offset is not None:
+        return Kept(row, folder.public(path), raw, suffix_of(image.name, image.file, settings))
+    if raw.images:
+        return Kept(row, folder.public(path), raw, "npy")
+    suffixes = list(raw.data)  # one a member, in their order
+    return Kept(row, folder.public(path), raw, min(suffixes[i] for i in found))
 
 
 def _is_image(member: Member, row: Row, path: str) -> bool:

@@ -30,13 +30,16 @@ class Decoder:
         """The pixels of a kept sample; a tile shares no memory with its image.
 
         Raises:
-            BadSample: it can no longer be decoded, or its image is smaller than it was.
+            BadSample: it can no longer be decoded, or comes out in other units, or its image is smaller than it was.
         """
         window = window_of(kept.row)
         if kept.raw is not self._raw or self._image is None:
             image = decode(kept.raw, self.settings)
             if self.bands and self.dtype:
                 image = conform(image, tuple(self.bands), self.dtype)
+            if image.radiometry != (kept.row["radiometry"] or image.radiometry):
+                message = f"its numbers are {image.radiometry}, the manifest says {kept.row['radiometry']}"
+                raise BadSample("decode", "WrongRadiometry", f"{message} (it may take the sidecars: members='all')")
             self._raw, self._image = kept.raw, image
         if window is None or kept.raw.window is not None:
             return self._image

@@ -23,9 +23,10 @@ import pyarrow as pa
 
 from curation.archive.names import IMAGES, SIDECARS, extension, split_name
 from curation.archive.sample import Member, RawSample
+from curation.archive.sidecar import gather
 from curation.catalog.store import CatalogStore
 from curation.config import ArchiveConfig
-from curation.errors import AccessError, RequestError
+from curation.errors import AccessError, BadSample, RequestError
 from curation.manifests.access import HEADER, LOCAL, OBJECT_STORE, Store, ranges
 from curation.manifests.loaders.container import is_container, read_wanted, suffix_of
 from curation.manifests.loaders.kept import Kept, gone, image_key, is_safe
@@ -106,7 +107,7 @@ class Fetcher:
         kept = rows.to_pylist()
         loose = rows["offset"].null_count > 0
         if loose and is_container(path, self.settings):
-            return iter([partial(read_wanted, folder, name, kept, self.settings, self._files(name, kept))])
+            return iter([partial(read_wanted, folder, name, kept, self.settings, self._members(name, kept) or ())])
         images = [list(tiles) for _, tiles in itertools.groupby(kept, image_key)]
         if not loose and self.members == "image":
             image = [[Member("", tiles[0]["offset"], tiles[0]["size"])] for tiles in images]
@@ -143,12 +144,6 @@ class Fetcher:
         return [
             [Member(m["name"], m["offset"], m["size"], m["file"]) for m in own if is_safe(m["name"])] for own in listed
         ]
-
-    def _files(self, shard: str, kept: list[dict[str, Any]]) -> list[str]:
-        """The files of a scene that is cut into tiles, by the catalog; none where it does not say."""
-        if self.settings.tile.size is None:
-            return []
-        return [m.file for own in self._members(shard, kept[:1]) or [] for m in own if m.file is not None]
 
 
 def _catalog(manifest: ManifestReader, storage: dict[str, Any] | None) -> CatalogStore | None:
@@ -224,20 +219,32 @@ def _cut(
 ) -> list[Kept]:
     """An image and its files out of ranges with their beginnings; each member's own header must agree."""
     row, files, image, members = piece.tiles[0], {}, "", []
+    said: dict[str, Any] = {}
     for tar, (start, data) in blocks.items():
+        own = {}
         for member in piece.members[tar]:
             at = _offset(member) - start
             content = data[at : at + member.size]
             name = _check_header(folder, tar, row, member, data[at - HEADER : at]) or f".{_sniffed(content)}"
             suffix = suffix_of(name, tar, settings)
-            files[suffix] = content
+            files[suffix] = own[split_name(name)[1]] = content
             if tar == path and member.offset == row["offset"]:
                 image = suffix
             members.append(replace(member, name=member.name or f"{image_key(row)}.{image}"))
+        if len(blocks) > 1:  # of several modalities the first to say something is believed
+            said = {**_said(folder, tar, row, own), **said}
     if not image:
         raise gone(folder, path, row, "its image lies elsewhere in the shard")
-    raw = RawSample(image_key(row), row["index"], members, files)
+    raw = RawSample(image_key(row), row["index"], members, files, said=said)
     return [Kept(tile, folder.public(path), raw, image) for tile in piece.tiles]
+
+
+def _said(folder: Folder, tar: str, row: Row, files: dict[str, bytes]) -> dict[str, Any]:
+    """What the sidecars of one modality say: behind its name they are not known as such."""
+    try:
+        return gather(files, {})
+    except BadSample as error:
+        raise gone(folder, tar, row, str(error)) from error
 
 
 def _check_header(folder: Folder, path: str, row: Row, member: Member, block: bytes) -> str:
