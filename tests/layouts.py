@@ -75,7 +75,7 @@ SCENES = r"(?P<scene>.*T\d\d\w+_\d+)_(?P<band>B\d+)\.tif"
 def write_parquet(folder: Path, rows: int = 14) -> None:
     """A GeoTIFF a band and row, one row a row group."""
     cells = {f"B0{b}": [geotiff(ground(20 * row + b, 1)) for row in range(rows)] for b in (2, 3)}
-    table = pa.table({"product_id": [f"p{row}" for row in range(rows)], **cells})
+    table = pa.table({"key": [f"p{row}" for row in range(rows)], **cells})
     folder.mkdir(parents=True, exist_ok=True)
     pq.write_table(table, folder / "part-00001.parquet", row_group_size=1)
 
@@ -101,10 +101,10 @@ def parquet_stand_in(
     assert shard.file is not None
     rows = pq.read_table(io.BytesIO(folder.read(shard.file.path))).to_pylist()
     for index, row in enumerate(rows):
-        key = row.pop("product_id")
+        key = row.pop("key")
         if _asked(only, key=key, position=(index, 0)):
             members = [Member(name, None, len(cell)) for name, cell in row.items()]
-            yield RawSample(key, index, members, row, said={"product_id": key}, position=(index, 0))
+            yield RawSample(key, index, members, row, position=(index, 0))
 
 
 def zarr_stand_in(

@@ -141,7 +141,7 @@ def test_without_decoding_parquet_gives_cells_and_arrays_become_npy(tmp_path):
     url, _ = made(tmp_path / "p", "parquet")
     cells = pq.read_table(tmp_path / "p/archive/part-00001.parquet").to_pylist()
     for sample in web_samples(url):
-        cell = next(cell for cell in cells if cell["product_id"] == sample["__key__"])
+        cell = next(cell for cell in cells if cell["key"] == sample["__key__"])
         assert (sample["b02"], sample["b03"]) == (cell["B02"], cell["B03"])
     for layout in ("zarr, tiled", "scenes, tiled"):
         url, truth = made(tmp_path / layout, layout)
