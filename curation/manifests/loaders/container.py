@@ -69,11 +69,10 @@ def _files(folder: Folder, path: str, settings: ArchiveConfig, known: Iterable[s
     return folder.list("" if inside == "." else inside)
 
 
-def suffix_of(name: str, file: str | None, settings: ArchiveConfig) -> str:
-    """The suffix that a tar's member is handed on by: with several modalities, behind the one that its file is of."""
-    suffix, parts = split_name(name)[1], (file or "").split("/")
-    modality = next((modality for modality in settings.modalities or () if modality in parts), None)
-    return suffix if modality is None else f"{modality}.{suffix}"
+def prefix_of(file: str | None, settings: ArchiveConfig) -> str:
+    """What stands before the suffixes of a tar's members: with several modalities the one that the tar is of."""
+    parts = (file or "").split("/")
+    return next((f"{modality}." for modality in settings.modalities or () if modality in parts), "")
 
 
 def read_wanted(
@@ -148,7 +147,7 @@ def _checked(folder: Folder, path: str, row: Row, raw: RawSample, settings: Arch
         raise gone(folder, path, row, f"its image {where}")
     image = raw.members[found[0]]
     if image.offset is not None:
-        return Kept(row, folder.public(path), raw, suffix_of(image.name, image.file, settings))
+        return Kept(row, folder.public(path), raw, prefix_of(image.file, settings) + split_name(image.name)[1])
     if raw.images:
         return Kept(row, folder.public(path), raw, "npy")
     suffixes = list(raw.data)  # one a member, in their order

@@ -28,7 +28,7 @@ from curation.catalog.store import CatalogStore
 from curation.config import ArchiveConfig
 from curation.errors import AccessError, BadSample, RequestError
 from curation.manifests.access import HEADER, LOCAL, OBJECT_STORE, Store, ranges
-from curation.manifests.loaders.container import is_container, read_wanted, suffix_of
+from curation.manifests.loaders.container import is_container, prefix_of, read_wanted
 from curation.manifests.loaders.kept import Kept, gone, image_key, is_safe
 from curation.manifests.reading import ManifestReader
 from curation.storage import Folder, is_local
@@ -218,24 +218,26 @@ def _cut(
     folder: Folder, path: str, piece: _Piece, blocks: dict[str, tuple[int, bytes]], settings: ArchiveConfig
 ) -> list[Kept]:
     """An image and its files out of ranges with their beginnings; each member's own header must agree."""
-    row, files, image, members = piece.tiles[0], {}, "", []
+    row, key = piece.tiles[0], image_key(piece.tiles[0])
+    members: list[Member] = []
+    files: dict[str, bytes] = {}
     said: dict[str, Any] = {}
+    image = ""
     for tar, (start, data) in blocks.items():
-        own = {}
+        own, prefix = {}, prefix_of(tar, settings)
         for member in piece.members[tar]:
             at = _offset(member) - start
             content = data[at : at + member.size]
-            name = _check_header(folder, tar, row, member, data[at - HEADER : at]) or f".{_sniffed(content)}"
-            suffix = suffix_of(name, tar, settings)
-            files[suffix] = own[split_name(name)[1]] = content
+            suffix = _check_header(folder, tar, row, key, member, data[at - HEADER : at]) or _sniffed(content)
+            files[prefix + suffix] = own[suffix] = content
             if tar == path and member.offset == row["offset"]:
-                image = suffix
-            members.append(replace(member, name=member.name or f"{image_key(row)}.{image}"))
+                image = prefix + suffix
+            members.append(member if member.name else replace(member, name=f"{key}.{suffix}"))
         if len(blocks) > 1:  # of several modalities the first to say something is believed
             said = {**_said(folder, tar, row, own), **said}
     if not image:
         raise gone(folder, path, row, "its image lies elsewhere in the shard")
-    raw = RawSample(image_key(row), row["index"], members, files, said=said)
+    raw = RawSample(key, row["index"], members, files, said=said)
     return [Kept(tile, folder.public(path), raw, image) for tile in piece.tiles]
 
 
@@ -247,8 +249,8 @@ def _said(folder: Folder, tar: str, row: Row, files: dict[str, bytes]) -> dict[s
         raise gone(folder, tar, row, str(error)) from error
 
 
-def _check_header(folder: Folder, path: str, row: Row, member: Member, block: bytes) -> str:
-    """The name of the member whose tar header this is; empty where the header has no room for the whole name.
+def _check_header(folder: Folder, path: str, row: Row, key: str, member: Member, block: bytes) -> str:
+    """The suffix of the member whose tar header this is; empty where the header has no room for the whole name.
 
     Raises:
         AccessError: it is not the header of the member that was meant.
@@ -259,11 +261,13 @@ def _check_header(folder: Folder, path: str, row: Row, member: Member, block: by
         raise gone(folder, path, row, f"no member begins at byte {member.offset}") from error
     if header.size != member.size:
         raise gone(folder, path, row, f"{header.size} bytes where there were {member.size}")
-    name, key = header.name, image_key(row)
+    name = header.name
     cut = block[99] != 0 and block[345] == 0  # a longer name stands before this header
     if key.isascii() and split_name(name)[0] != key and not (cut and f"{key}.".startswith(name)):
         raise gone(folder, path, row, f"{name!r} lies in its place")
-    return member.name or ("" if cut else name)
+    if member.name:
+        return split_name(member.name)[1]
+    return "" if cut else split_name(name)[1]
 
 
 # folders of files
