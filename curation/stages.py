@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
@@ -23,7 +24,7 @@ from curation.clustering.build import build_clusters
 from curation.config import Config, load_config, to_dict
 from curation.encoders import QUALITY
 from curation.errors import CurationError, RequestError
-from curation.manifests.access import LOCAL, OBJECT_STORE, plan_reads
+from curation.manifests.access import LOCAL, OBJECT_STORE, reads_of_manifest
 from curation.manifests.build import check_budget, select
 from curation.manifests.schema import Manifest
 from curation.report.page import write_report
@@ -83,7 +84,9 @@ class Run:
         """The page's URL."""
         folder = self.workspace.child(manifest.folder)
         sizes = {shard.name: shard.size for root in self.roots for shard in root.shards}
-        reads = ray.get(_reads.remote(folder, sizes, self.roots[0].folder.local))
+        pixel = len(catalog.artefact.bands) * np.dtype(catalog.artefact.dtype or "u1").itemsize
+        scenes = self.config.archive.scene is not None
+        reads = ray.get(_reads.remote(folder, sizes, pixel, scenes, self.roots[0].folder.local))
         return write_report(catalog.store, catalog.shards, clusters, folder, self.workspace, reads)
 
     def _content(self, catalog: Catalog, clusters: Folder) -> dict[str, Any]:
@@ -188,14 +191,14 @@ def finish(run: Run, catalog: Catalog, manifest: Manifest, report: str) -> dict[
 
 
 @ray.remote(num_cpus=1)
-def _reads(manifest: Folder, sizes: dict[str, int], local: bool) -> dict[str, Any]:
+def _reads(manifest: Folder, sizes: dict[str, int], pixel: int, scenes: bool, local: bool) -> dict[str, Any]:
     """What an epoch over the kept samples costs, out of the shards they lie in and after materialising."""
-    rows = pq.read_table(pa.BufferReader(manifest.read("manifest.parquet")), columns=["shard", "offset", "size"])
+    columns = ["shard", "key", "offset", "size", "window"]
+    rows = pq.read_table(pa.BufferReader(manifest.read("manifest.parquet")), columns=columns)
     gone = set(rows["shard"].unique().to_pylist()) - set(sizes)
     if gone:
         raise RequestError(f"{min(gone)} of the manifest is no longer in the archive: run curate prune again")
-    shard_sizes = pa.array([sizes[name] for name in rows["shard"].to_pylist()], pa.int64())
-    return plan_reads(rows["shard"], rows["offset"], rows["size"], shard_sizes, LOCAL if local else OBJECT_STORE)
+    return reads_of_manifest(rows, sizes, pixel, scenes, LOCAL if local else OBJECT_STORE)
 
 
 def config_without_urls(config: Config, tables: Sequence[Table]) -> dict[str, Any]:

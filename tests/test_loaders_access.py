@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from curation.manifests.access import HEADER, LOCAL, OBJECT_STORE, Store, plan_reads, ranges
+from curation.manifests.access import HEADER, LOCAL, OBJECT_STORE, Store, plan_reads, ranges, reads_of_manifest
+from curation.manifests.schema import MANIFEST_SCHEMA
 from curation.storage import CHUNK
 
 members = st.lists(st.tuples(st.integers(1, 5_000_000), st.booleans()), min_size=1, max_size=60)
@@ -113,6 +114,37 @@ def test_a_folder_costs_one_request_a_sample_either_way():
         assert (result[way]["bytes"], result[way]["requests"]) == (4000, 2)
 
 
+def test_tiles_of_one_image_are_read_and_written_with_it_once():
+    offset, size, whole = [512, 512, 512, 9_000_000, 9_000_000], [4000] * 5, [10_000_000] * 5
+    image = ["a", "a", "a", "b", "b"]
+    tiles = plan_reads(*map(pa.array, (["s"] * 5, offset, size, whole)), image=pa.array(image))
+    images = plan_reads(*map(pa.array, (["s"] * 2, offset[2:4], size[2:4], whole[2:4])))
+    assert tiles == {**images, "samples": 5}
+    loose = pa.array([None] * 5, pa.int64())
+    reads = plan_reads(pa.array(["s"] * 5), loose, pa.array(size), pa.array(whole), image=pa.array(image))
+    assert (reads["ranged"]["requests"], reads["ranged"]["bytes"]) == (2, 8000)
+
+
+def test_a_manifests_tiles_count_by_their_image_or_where_windows_are_read_by_their_pixels():
+    def row(shard: str, key: str, offset: int | None, side: int | None = None) -> dict:
+        window = side and {"row": 0, "column": int(key[-5:]), "height": side, "width": side}
+        return {"shard": shard, "key": key, "offset": offset, "size": 5000, "window": window}
+
+    def cost(scenes: bool, *rows: dict) -> tuple[int, int]:
+        schema = pa.schema([MANIFEST_SCHEMA.field(n) for n in ("shard", "key", "offset", "size", "window")])
+        table = pa.Table.from_pylist(list(rows), schema)
+        ranged = reads_of_manifest(table, {row["shard"]: 90_000 for row in rows}, 6, scenes, OBJECT_STORE)["ranged"]
+        return ranged["requests"], ranged["bytes"]
+
+    tiles = ("k_r00000_c00000", "k_r00000_c00100", "k_r00000_c123456")
+    assert cost(False, *(row("r/a.tar", key, 512, 100) for key in tiles)) == (1, 5000 + HEADER)
+    assert cost(False, *(row("r/loose", key, None, 100) for key in tiles)) == (1, 5000)
+    assert cost(False, *(row("r/a.parquet", key, None, 100) for key in tiles)) == (1, 5000)
+    assert cost(True, *(row("r/scene", key, None, 100) for key in tiles)) == (3, 3 * 100 * 100 * 6)
+    assert cost(False, *(row("r/a.zarr", key, None, 100) for key in tiles)) == (3, 3 * 100 * 100 * 6)
+    assert cost(False, *(row("r/a.tar", key, 512 + i) for i, key in enumerate(tiles))) == (1, 5000 + HEADER + 2)
+
+
 def test_seconds_follow_the_formula():
     store = Store(latency=0.2, bandwidth=1e6, parallel=4)
     result = plan([[(1_000_000, True), (10_000_000, False), (1_000_000, True)]], store)
@@ -127,6 +159,11 @@ def test_a_request_is_bounded():
     sizes = np.diff(np.append(first, 1000)) * 100_000
     assert sizes.max() <= CHUNK + 100_000
     assert len(first) == -(-1000 * 100_000 // CHUNK)
+
+
+def test_a_file_that_goes_back_begins_a_new_request():
+    start = np.array([5000, 0, 1000, 900], np.int64)
+    assert ranges(start, start + 800, gap=1000).tolist() == [0, 1, 3]
 
 
 def test_nothing_kept_costs_nothing():

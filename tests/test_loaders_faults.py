@@ -91,7 +91,7 @@ def test_another_sample_of_the_same_size_in_its_place(case):
     for suffix in (b"cls", b"png", b"json", b"pkl"):
         content = _renamed(content, b"s00/tile_0004." + suffix, b"s00/tile_9994." + suffix)
     path.write_bytes(content)
-    with pytest.raises(AccessError, match="sample 's00/tile_0004'.*'s00/tile_9994.*lies in its place"):
+    with pytest.raises(AccessError, match="sample 's00/tile_0004'.*('s00/tile_9994.*lies in its place|is not there)"):
         read(archive, members)
 
 

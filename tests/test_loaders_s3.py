@@ -7,12 +7,14 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from curation.archive.reader import READERS
 from curation.errors import AccessError
 from curation.manifests.access import OBJECT_STORE, plan_reads
 from curation.manifests.loaders.torch import TorchSamples
 from curation.manifests.loaders.webdataset import WebDatasetSamples
 from curation.storage import Folder
 from tests.kept import Archive, write_archive, write_header
+from tests.layouts import SCENES, STAND_INS, keep, write_images, write_modalities, write_scenes
 from tests.s3 import S3, free_port, s3_server, wait_for
 
 
@@ -31,10 +33,10 @@ def archive(s3, tmp_path_factory) -> Archive:
     return local
 
 
-def upload(s3: S3, folder: Path) -> None:
+def upload(s3: S3, folder: Path, prefix: str = "") -> None:
     for path in sorted(folder.rglob("*")):
         if path.is_file():
-            s3.client.upload_file(str(path), s3.bucket, str(path.relative_to(folder)))
+            s3.client.upload_file(str(path), s3.bucket, prefix + str(path.relative_to(folder)))
 
 
 def manifest_url(s3: S3, archive: Archive) -> str:
@@ -54,6 +56,26 @@ def test_the_same_bytes_as_from_a_disk(s3, archive, members):
         sample.pop("__url__")
     assert there == here
     assert len(there) == len(archive.ids)
+
+
+@pytest.mark.parametrize(
+    ("write", "settings"),
+    [
+        (write_images, {"tile": {"size": 16, "stride": 12}}),
+        (write_modalities, {"modalities": ["S2L2A", "S1GRD"], "members": ["S2L2A.tif", "S1GRD.tif"]}),
+        (write_scenes, {"scene": SCENES, "grid": "B02"}),
+    ],
+)
+def test_tiles_modalities_and_scenes_have_the_same_pixels(s3, tmp_path, write, settings, monkeypatch):
+    monkeypatch.setitem(READERS, "joined", STAND_INS["joined"])
+    write(tmp_path / "archive")
+    url, truth = keep(tmp_path, settings)
+    upload(s3, tmp_path / "archive", f"{tmp_path.name}/")
+    roots = {"root0": f"{s3.url}/{tmp_path.name}"}
+    samples = TorchSamples(url, decode=True, roots=roots, storage=s3.storage, rank=0, world_size=1)
+    given = {sample["sample_id"]: sample["pixels"].numpy() for sample in samples}
+    assert given.keys() == truth.keys()
+    assert all((given[name] == truth[name]).all() for name in truth)
 
 
 def test_workers_of_a_loader_read_it_too(s3, archive):

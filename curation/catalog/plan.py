@@ -38,7 +38,7 @@ from curation.catalog.rows import Row
 from curation.config import ArchiveConfig, Config
 from curation.encoders.base import build_encoder, fit_artefact
 from curation.errors import BadSample, RequestError
-from curation.manifests.access import LOCAL, OBJECT_STORE, plan_reads
+from curation.manifests.access import HEADER, LOCAL, OBJECT_STORE, plan_reads
 from curation.runtime import limit_threads, start_ray
 from curation.storage import CHUNK, Folder
 
@@ -50,10 +50,11 @@ ROW_BYTES = 1500  # of a catalog row besides its embedding: measured on 64 px ti
 class Probe:
     """What one sample takes."""
 
-    bytes_per_sample: float
+    bytes_per_sample: float  # of a tile its share of its image
     seconds_per_sample: float | None  # on one core; None: nothing to encode
     dim: int
     measured: str
+    tiles: float = 1.0  # of an image
 
 
 def plan(config: Config, roots: Sequence[Root], pilot: int) -> dict[str, Any]:
@@ -112,15 +113,15 @@ def _probe(config: Config, roots: Sequence[Root]) -> Probe:
     raws = [raw for raw in head if isinstance(raw, RawSample)]
     if not raws:
         raise RequestError(f"no readable sample at the start of {shard.name}")
-    size = sum(sum(member.size + 512 for member in raw.members) for raw in raws) / len(raws)
+    size = sum(map(_bytes, raws)) / len(raws)
     if not needs_pixels(config):
         artefact = fit_artefact(encoder_config(config), [], (), "", np.zeros((0, 2), np.float32), 0)
         encoder = build_encoder(encoder_config(config), artefact, (), "", "cpu", 1)
         return Probe(size, None, encoder.dim, "no pixels are read")
     limit_threads(1)
-    samples = _decoded(raws, shard.name, config.archive)
+    samples, _ = _decoded(raws, shard.name, config.archive)
     config = replace(config, archive=_settled(samples, shard.name, config.archive))
-    samples = _decoded(raws, shard.name, config.archive)
+    samples, each = _decoded(raws, shard.name, config.archive)
     bands, dtype = tuple(config.archive.bands or samples[0].bands), str(samples[0].pixels.dtype)
     alike = [sample for sample in samples if (sample.bands, str(sample.pixels.dtype)) == (samples[0].bands, dtype)]
     try:
@@ -138,20 +139,30 @@ def _probe(config: Config, roots: Sequence[Root]) -> Probe:
     for first in range(0, len(rows), encoder.batch):
         encoder.encode(np.stack([row.tile for row in rows[first : first + encoder.batch]]))
     seconds = (time.perf_counter() - start) / len(rows)
-    return Probe(size, seconds, encoder.dim, f"{len(rows)} samples of {shard.name} on one core of this machine, no GPU")
+    measured = f"{len(rows)} samples of {shard.name} on one core of this machine, no GPU"
+    return Probe(size / each, seconds, encoder.dim, measured, each)
 
 
-def _decoded(raws: Sequence[RawSample], shard: str, archive: ArchiveConfig) -> list[Sample]:
+def _bytes(raw: RawSample) -> int:
+    """What there is to read of a sample; of an array or a tile of a scene, as if it were not compressed."""
+    if raw.images:
+        return sum(image.pixels.nbytes for image in raw.images.values())
+    return sum(member.size + HEADER for member in raw.members)
+
+
+def _decoded(raws: Sequence[RawSample], shard: str, archive: ArchiveConfig) -> tuple[list[Sample], float]:
+    """Tiles, and how many of them there are an image."""
     samples: list[Sample] = []
-    reason = ""
+    decoded, reason = 0, ""
     for raw in raws:
         try:
             samples += tiles(decode(raw, archive), archive.tile.size, archive.tile.stride)
+            decoded += 1
         except BadSample as error:
             reason = str(error)
     if not samples:
         raise RequestError(f"no sample at the start of {shard} can be decoded: {reason}")
-    return samples
+    return samples, len(samples) / decoded
 
 
 def _settled(samples: Sequence[Sample], shard: str, archive: ArchiveConfig) -> ArchiveConfig:
@@ -207,13 +218,15 @@ def _reading(config: Config, listed: Sequence[tuple[Root, Shard]], probe: Probe)
     budget = config.select.budget
     share = budget if budget < 1 else min(1.0, budget / max(1, count * len(tars)))
     kept = np.flatnonzero(np.random.default_rng(0).random(count) < share)
-    offsets = (kept * probe.bytes_per_sample).astype(np.int64) + 512
+    image_bytes = probe.bytes_per_sample * probe.tiles
+    image = (kept / probe.tiles).astype(np.int64)
     reads = plan_reads(
         pa.array(["shard"] * len(kept)),
-        pa.array(offsets),
-        pa.array(np.full(len(kept), max(1, int(probe.bytes_per_sample) - 512))),
+        pa.array((image * image_bytes).astype(np.int64) + HEADER),
+        pa.array(np.full(len(kept), max(1, int(image_bytes) - HEADER))),
         pa.array(np.full(len(kept), mean)),
         LOCAL if tars[0][0].folder.local else OBJECT_STORE,
+        pa.array(image).cast(pa.string()),
     )
     scale = len(tars)
     each = ("ranged", "sequential", "chosen", "materialised")

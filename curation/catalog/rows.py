@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 from curation.archive.decode import conform, decode
 from curation.archive.names import IMAGES, extension
 from curation.archive.radiometry import in_decibels
-from curation.archive.sample import Member, RawSample, Rejection, Sample, sample_id
+from curation.archive.sample import Member, RawSample, Rejection, Sample, Window, sample_id
 from curation.archive.sidecar import gather, in_name, read_fields
 from curation.archive.tiling import tiles
 from curation.config import ArchiveConfig
+from curation.encoders.precomputed import Vectors
 from curation.errors import BadSample
 from curation.scoring.entropy import information
 from curation.scoring.signature import signature_and_patch
@@ -48,7 +49,7 @@ class RowMaker:
         ranges: float32 (bands, 2), the fixed radiometric range.
         prepare: the encoder's own preparation of a sample.
         thumbnails: share of the samples that get a thumbnail.
-        lookup: gives a sample's vector by shard and key; then no pixels are looked at.
+        lookup: gives a sample's vectors by shard, key and window; then no pixels are looked at.
         decode: replaced in tests.
     """
 
@@ -59,7 +60,7 @@ class RowMaker:
     ranges: NDArray[np.float32]
     prepare: Callable[[Sample], NDArray[Any]]
     thumbnails: float
-    lookup: Callable[[str, str], NDArray[np.float32]] | None = None
+    lookup: Callable[[str, str, Window | None], Vectors] | None = None
     decode: Callable[[RawSample, ArchiveConfig], Sample] = decode
 
     def rows(self, shard: str, chunk: Sequence[RawSample | Rejection]) -> list[list[Result]]:
@@ -69,13 +70,23 @@ class RowMaker:
     def _rows(self, shard: str, raw: RawSample) -> list[Result]:
         try:
             if self.lookup is not None:
-                return [Row(_columns_without_pixels(shard, raw, self.archive), self.lookup(shard, raw.key))]
+                return self._looked_up(shard, raw, self.lookup(shard, raw.key, raw.window))
             sample = self.decode(raw, self.archive)
         except BadSample as error:
             empty = raw.window is not None and error.kind == "NoValidPixels"
             return [None if empty else Rejection(raw.key, raw.index, error.stage, error.kind, error.message)]
         tile = self.archive.tile
         return [self._row(shard, sample) for sample in tiles(sample, tile.size, tile.stride)]
+
+    def _looked_up(self, shard: str, raw: RawSample, vectors: Vectors) -> list[Result]:
+        results: list[Result] = []
+        for window, vector in vectors:
+            one = dataclasses.replace(raw, key=raw.key + (window.suffix if window else ""), window=window)
+            if isinstance(vector, BadSample):
+                results.append(Rejection(one.key, raw.index, vector.stage, vector.kind, vector.message))
+            else:
+                results.append(Row(_columns_without_pixels(shard, one, self.archive), vector))
+        return results
 
     def _row(self, shard: str, sample: Sample) -> Result:
         if not sample.mask.any():
@@ -116,7 +127,10 @@ def _columns_without_pixels(shard: str, raw: RawSample, archive: ArchiveConfig) 
     images = [member for member in raw.members if extension(member.name) in IMAGES]
     said = gather(raw.data, {**in_name(raw.key, archive.name_pattern), **raw.said})
     image = next(iter(images or raw.members), None)
-    return _place(shard, raw, image, read_fields(said, archive.fields))
+    fields = read_fields(said, archive.fields)
+    if raw.window is not None:  # what is said of an image is not true of a tile
+        fields |= {"footprint": None, "cloud_fraction": None}
+    return _place(shard, raw, image, fields)
 
 
 def _place(shard: str, sample: RawSample | Sample, image: Member | None, said: dict[str, Any]) -> dict[str, Any]:

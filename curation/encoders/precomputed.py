@@ -1,7 +1,13 @@
-"""Vectors that somebody else has computed, looked up by key; no pixels are read."""
+"""Vectors that somebody else has computed, looked up by key; no pixels are read.
+
+Of several vectors of one key ``encoder.several`` says what they are. Major
+TOM publishes its own so: a row a window of a patch, with ``grid_cell``,
+``product_id``, ``pixel_bbox`` and ``embedding``.
+"""
 
 import io
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,13 +16,18 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from curation.archive.sample import Sample
+from curation.archive.sample import Sample, Window
 from curation.encoders.base import Artefact, Config, Floats
 from curation.errors import BadSample, RequestError
 from curation.storage import FileInfo, Folder, listing_digest
 
 LAST = "\U0010ffff"  # behind all names
+SEVERAL = ("refuse", "mean", "tiles")
 SHARD = "shard"  # a column of this name tells the equal keys of different shards apart
+
+
+Found = list[tuple[Window | None, NDArray[Any]]]  # the vectors of a key, each with the window that it is of
+Vectors = list[tuple[Window | None, Floats | BadSample]]
 
 
 class Precomputed:
@@ -26,7 +37,7 @@ class Precomputed:
     needs_pixels = False
 
     def __init__(self, config: Config, dim: int) -> None:
-        self.batch, self.dim = int(config["batch"]), dim
+        self.batch, self.dim, self.several = int(config["batch"]), dim, str(config["several"])
         self._table = _open(config)
         if self._table.dim != dim:
             raise RequestError(
@@ -43,24 +54,58 @@ class Precomputed:
         """There are no tiles."""
         raise TypeError("precomputed vectors are looked up, not encoded")
 
-    def lookup(self, shard: str, key: str) -> Floats:
-        """The vector of a sample, ``(dim,)`` float32, unit length.
+    def lookup(self, shard: str, key: str, window: Window | None = None) -> Vectors:
+        """The vectors of a sample, ``(dim,)`` float32, unit length: one, or with ``several=tiles`` one a window.
 
         Args:
             shard: the shard's name, ``<root>/<path below it>``.
-            key: the sample's key.
+            key: the sample's key; of a tile that a reader cut, its image's.
+            window: that tile.
+
+        Returns:
+            pairs of window (``None``: all that was asked for) and vector; a tile whose vector has no direction (zero,
+            or not finite) comes with the reason.
 
         Raises:
-            BadSample: there is none, or it has no direction (zero, or not finite).
+            BadSample: there is none, it has no direction, or a window stands twice.
         """
-        vector = self._table.get(shard, key)
-        if vector is None:
+        if self.several != "tiles":
+            name = key + (window.suffix if window else "")
+            return [(window, self._mean(name, [vector for _, vector in self._table.get(shard, name)]))]
+        found = self._table.get(shard, key)
+        windows = [own for own, _ in found]
+        if len(set(windows)) < len(windows):
+            raise BadSample("encode", "NoVector", f"two vectors for one window of key {key!r}: name more key columns")
+        chosen = [pair for pair in found if window in (None, pair[0])]
+        if not chosen:
+            raise BadSample("encode", "NoVector", f"no vector for key {key!r}" + (f", {window}" if window else ""))
+        return [(own, _unit_or_reason(key, vector)) for own, vector in sorted(chosen, key=_by_place)]
+
+    def _mean(self, key: str, vectors: Sequence[NDArray[Any]]) -> Floats:
+        """The direction of the mean of their directions."""
+        if not vectors:
             raise BadSample("encode", "NoVector", f"no vector for key {key!r}")
-        vector = np.asarray(vector, np.float32)
-        norm = float(np.linalg.norm(vector))
-        if not 0 < norm < np.inf:
-            raise BadSample("encode", "NoVector", f"the vector for key {key!r} is zero or not finite")
-        return np.asarray(vector / np.float32(norm), np.float32)
+        units = [_unit(key, vector) for vector in vectors]
+        return units[0] if len(units) == 1 else _unit(key, np.mean(units, axis=0))
+
+
+def _unit(key: str, vector: NDArray[Any]) -> Floats:
+    vector = np.asarray(vector, np.float32)
+    norm = float(np.linalg.norm(vector))
+    if not 0 < norm < np.inf:
+        raise BadSample("encode", "NoVector", f"the vector for key {key!r} is zero or not finite")
+    return np.asarray(vector / np.float32(norm), np.float32)
+
+
+def _unit_or_reason(key: str, vector: NDArray[Any]) -> Floats | BadSample:
+    try:
+        return _unit(key, vector)
+    except BadSample as error:
+        return error
+
+
+def _by_place(pair: tuple[Window | None, Any]) -> tuple[int, int]:
+    return (pair[0].row, pair[0].column) if pair[0] else (0, 0)
 
 
 def fit(config: Config) -> Artefact:
@@ -92,44 +137,92 @@ def versions(config: Config) -> Callable[[str], str]:
     return version
 
 
+@dataclass(frozen=True)
+class _Columns:
+    """Which columns of a Parquet file are read.
+
+    Attributes:
+        keys: whose values, joined by ``_``, are the key.
+        vector: lists of floats.
+        window: ``[first row, first column, row after the last, column after the last]`` in pixels, which is what Major
+            TOM writes as ``pixel_bbox``; ``None``: keys are unique, or their vectors are averaged.
+    """
+
+    keys: tuple[str, ...]
+    vector: str
+    window: str | None
+    several: str
+
+    @classmethod
+    def of(cls, config: Config) -> "_Columns":
+        keys, several = config["key_column"], str(config["several"])
+        if several not in SEVERAL:
+            raise RequestError(f"encoder.several={several}: choose {', '.join(SEVERAL)}")
+        window = str(config["window_column"]) if several == "tiles" else None
+        return cls((keys,) if isinstance(keys, str) else tuple(keys), str(config["vector_column"]), window, several)
+
+    @property
+    def every(self) -> list[str]:
+        """All of them."""
+        return [*self.keys, self.vector, *([self.window] if self.window else [])]
+
+
 class _Whole:
-    """Vectors whose keys are unique in the archive, all in memory (an ``.npy`` on a local disk stays there)."""
+    """Vectors by key, all in memory (an ``.npy`` on a local disk stays there)."""
 
-    def __init__(self, keys: Sequence[str], vectors: NDArray[Any], where: str) -> None:
-        self.rows = {key: row for row, key in enumerate(keys)}
-        if len(self.rows) != len(keys):
-            raise RequestError(f"{where}: a key stands twice; add a column {SHARD!r} that tells the shards apart")
-        self.vectors, self.dim = vectors, vectors.shape[1]
+    def __init__(
+        self,
+        keys: Sequence[str],
+        vectors: NDArray[Any],
+        where: str,
+        several: str,
+        windows: NDArray[np.int64] | None = None,
+    ) -> None:
+        self.rows: dict[str, list[int]] = {}
+        for row, key in enumerate(keys):
+            self.rows.setdefault(key, []).append(row)
+        if several == "refuse" and len(self.rows) < len(keys):
+            raise RequestError(
+                f"{where}: a key stands twice; add a column {SHARD!r} that tells the shards apart, name more columns "
+                "in encoder.key_column, or say with encoder.several what several vectors of a key are"
+            )
+        self.vectors, self.dim, self.windows = vectors, vectors.shape[1], windows
 
-    def get(self, shard: str, key: str) -> NDArray[Any] | None:
-        row = self.rows.get(key)
-        return None if row is None else self.vectors[row]
+    def get(self, shard: str, key: str) -> Found:
+        return [(self._window(row), self.vectors[row]) for row in self.rows.get(key, [])]
+
+    def _window(self, row: int) -> Window | None:
+        if self.windows is None:
+            return None
+        top, left, bottom, right = self.windows[row].tolist()
+        return Window(top, left, bottom - top, right - left)
 
 
 class _ByShard:
     """Vectors with their shard beside them; only one shard's are in memory."""
 
-    def __init__(self, files: list[tuple[Folder, FileInfo]], key_column: str, vector_column: str) -> None:
+    def __init__(self, files: list[tuple[Folder, FileInfo]], columns: _Columns) -> None:
         self.files = [(folder, file, *_shards_in(folder, file)) for folder, file in files]
-        self.columns = (key_column, vector_column)
+        self.columns = columns
         self.shard: str | None = None
         self.current: _Whole | None = None
         with files[0][0].open(files[0][1]) as source:
-            first = next(pq.ParquetFile(source).iter_batches(1, columns=[vector_column]), None)
+            first = next(pq.ParquetFile(source).iter_batches(1, columns=[columns.vector]), None)
         if first is None:
             raise RequestError(f"{files[0][0].public(files[0][1].path)} has no rows: remove it, or write it again")
-        self.dim = _matrix(first.column(0), vector_column).shape[1]
+        self.dim = _matrix(first.column(0), columns.vector).shape[1]
         self.nothing = np.zeros((0, self.dim), np.float32)
 
-    def get(self, shard: str, key: str) -> NDArray[Any] | None:
+    def get(self, shard: str, key: str) -> Found:
         if shard != self.shard:
             parts = []
             for folder, file, first, last in self.files:
                 if first <= shard <= last:
                     with folder.open(file) as source:
-                        parts.append(pq.read_table(source, columns=list(self.columns), filters=[(SHARD, "==", shard)]))
+                        parts.append(pq.read_table(source, columns=self.columns.every, filters=[(SHARD, "==", shard)]))
             table = pa.concat_tables(parts) if parts else None
-            self.current = _whole(table, self.columns, shard, self.dim) if table else _Whole([], self.nothing, shard)
+            nothing = _Whole([], self.nothing, shard, self.columns.several)
+            self.current = _whole(table, self.columns, shard, self.dim) if table else nothing
             self.shard = shard
         assert self.current is not None
         return self.current.get(shard, key)
@@ -155,46 +248,68 @@ def _open(config: Config) -> _Whole | _ByShard:
     Raises:
         RequestError: no such file or column, or keys and rows do not match.
     """
-    files = _files(config, "path")
+    files, columns = _files(config, "path"), _Columns.of(config)
     if str(config["path"]).endswith(".npy"):
         return _open_npy(config, *files[0])
-    key_column, vector_column = str(config["key_column"]), str(config["vector_column"])
     try:
         with files[0][0].open(files[0][1]) as source:
             schema = pq.read_schema(source)
-        for name in (key_column, vector_column):
+        for name in columns.every:
             if name not in schema.names:
                 raise RequestError(f"{config['path']} has no column {name!r}, but {', '.join(schema.names)}")
         if SHARD in schema.names:
-            return _ByShard(files, key_column, vector_column)
+            return _ByShard(files, columns)
         parts = []
         for folder, file in files:
             with folder.open(file) as source:
-                parts.append(pq.read_table(source, columns=[key_column, vector_column]))
-        return _whole(pa.concat_tables(parts), (key_column, vector_column), str(config["path"]))
+                parts.append(pq.read_table(source, columns=columns.every))
+        return _whole(pa.concat_tables(parts), columns, str(config["path"]))
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise RequestError(f"encoder.path={config['path']} is not readable as Parquet: {error}") from error
 
 
-def _whole(table: pa.Table, columns: tuple[str, str], where: str, dim: int = 0) -> _Whole:
-    key_column, vector_column = columns
-    table = table.filter(pc.is_valid(table[vector_column]))
-    vectors = _matrix(table[vector_column], vector_column) if table.num_rows else np.zeros((0, dim), np.float32)
-    return _Whole(table[key_column].cast(pa.string()).to_pylist(), vectors, where)
+def _whole(table: pa.Table, columns: _Columns, where: str, dim: int = 0) -> _Whole:
+    table = table.filter(pc.is_valid(table[columns.vector]))
+    vectors = _matrix(table[columns.vector], columns.vector) if table.num_rows else np.zeros((0, dim), np.float32)
+    names = [table[name].cast(pa.string()) for name in columns.keys]
+    keys = names[0] if len(names) == 1 else pc.binary_join_element_wise(*names, "_")
+    windows = _boxes(table[columns.window], columns.window) if columns.window else None
+    return _Whole(keys.to_pylist(), vectors, where, columns.several, windows)
+
+
+def _boxes(column: pa.ChunkedArray, name: str) -> NDArray[np.int64]:
+    """Windows as ``(rows, 4)``."""
+    wrong = RequestError(f"column {name!r} must hold windows as [row, column, row after, column after], in pixels")
+    kind = column.type
+    lists = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    if not lists or column.null_count or pc.any(pc.not_equal(pc.list_value_length(column), 4)).as_py():
+        raise wrong
+    boxes = column.combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(-1, 4)
+    if boxes.dtype.kind not in "iu" or (boxes[:, :2] < 0).any() or (boxes[:, 2:] <= boxes[:, :2]).any():
+        raise wrong
+    return np.asarray(boxes, np.int64)
 
 
 def _matrix(column: Any, name: str) -> NDArray[Any]:
     """A list column without nulls as ``(rows, dim)``."""
-    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    values = array.flatten().to_numpy(zero_copy_only=False)
-    dim = len(values) // max(1, len(array))
-    if not dim or values.dtype.kind != "f" or pc.any(pc.not_equal(pc.list_value_length(array), dim)).as_py():
-        raise RequestError(f"column {name!r} must hold lists of floats, all of one length")
-    return np.asarray(values.reshape(-1, dim))
+    chunks = [chunk for chunk in getattr(column, "chunks", [column]) if len(chunk)]
+    lengths = {pc.list_value_length(chunk)[0].as_py() for chunk in chunks}
+    wrong = RequestError(f"column {name!r} must hold lists of floats, all of one length")
+    if len(lengths) != 1 or lengths & {0, None}:
+        raise wrong
+    (dim,) = lengths
+    if any(pc.any(pc.not_equal(pc.list_value_length(chunk), dim)).as_py() for chunk in chunks):
+        raise wrong
+    parts = [chunk.flatten().to_numpy(zero_copy_only=False).reshape(-1, dim) for chunk in chunks]
+    if any(part.dtype.kind != "f" for part in parts):
+        raise wrong
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def _open_npy(config: Config, folder: Folder, file: FileInfo) -> _Whole:
     path = config["path"]
+    if config["several"] == "tiles":
+        raise RequestError(f"encoder.path={path}: the windows of encoder.several=tiles stand in Parquet only")
     if not config["keys"]:
         raise RequestError(f"encoder.path={path} needs encoder.keys: a text file with one key a line")
     try:
@@ -209,7 +324,7 @@ def _open_npy(config: Config, folder: Folder, file: FileInfo) -> _Whole:
             f"encoder.path={path} has shape {vectors.shape} and dtype {vectors.dtype} for {len(keys)} keys; "
             "give one row of floats a key"
         )
-    return _Whole(keys, vectors, str(config["keys"]))
+    return _Whole(keys, vectors, str(config["keys"]), str(config["several"]))
 
 
 def _files(config: Config, name: str) -> list[tuple[Folder, FileInfo]]:

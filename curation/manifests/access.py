@@ -4,11 +4,13 @@ Pure functions over columns. The readers cut their requests with the same
 function that the plan counts with, so the plan is what happens.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from curation.storage import CHUNK
@@ -50,11 +52,12 @@ def ranges(
     """Where a new request begins, when pieces of files are read in order.
 
     Neighbours within one file are read together where at most ``gap`` bytes lie
-    between them. What has grown together is cut every ``CHUNK`` bytes (at a
-    piece's start), so a request holds at most one piece more than that.
+    between them; a piece that lies before its predecessor begins anew. What has
+    grown together is cut every ``CHUNK`` bytes (at a piece's start), so a
+    request holds at most one piece more than that.
 
     Args:
-        start: first byte of each piece, int64 (n,), rising within a group.
+        start: first byte of each piece, int64 (n,).
         stop: the byte after its last, int64 (n,).
         gap: bytes.
         group: the file of each piece, int64 (n,), equal ones side by side; one file without it.
@@ -65,7 +68,7 @@ def ranges(
     if len(start) == 0:
         return np.empty(0, np.int64)
     apart = np.ones(len(start), bool)
-    apart[1:] = start[1:] - stop[:-1] > gap
+    apart[1:] = (start[1:] - stop[:-1] > gap) | (start[1:] < start[:-1])
     if group is not None:
         apart[1:] |= group[1:] != group[:-1]
     first = np.flatnonzero(apart)
@@ -81,6 +84,7 @@ def plan_reads(
     size: pa.Array | pa.ChunkedArray,
     shard_size: pa.Array | pa.ChunkedArray,
     store: Store = OBJECT_STORE,
+    image: pa.Array | pa.ChunkedArray | None = None,
 ) -> dict[str, Any]:
     """What one epoch over the kept samples costs: ranged reads, one sequential pass, and after materialising.
 
@@ -99,8 +103,9 @@ def plan_reads(
         pays after the smallest number of epochs e for which
                    e * chosen > once + e * (an epoch after it)
 
-    A folder shard (offset null) takes one request a sample either way. Counted
-    is the image member of each sample; its sidecars are in ``shard_size`` only.
+    What has no offset (a folder's files, rows of Parquet, slices of Zarr, tiles of scenes) takes one request an image
+    either way. Counted is the image member of each sample; its other members are in ``shard_size`` only. The tiles
+    of one image are read, and written, with it once.
 
     Args:
         shard: string (n,), of each kept sample.
@@ -108,12 +113,16 @@ def plan_reads(
         size: int64 (n,), bytes of the image member.
         shard_size: int64 (n,), bytes of its whole shard.
         store: see :data:`LOCAL` and :data:`OBJECT_STORE`.
+        image: string (n,), its image's name within the shard; without it each sample is an image.
 
     Returns:
-        ``samples``, ``shards``, ``kept_bytes``; ``ranged``, ``sequential``, ``chosen`` and
+        ``samples``, ``shards``, ``kept_bytes`` (of the images); ``ranged``, ``sequential``, ``chosen`` and
         ``materialised`` (an epoch after it), each with ``bytes``, ``requests`` and ``seconds`` of one
         reader; ``materialising_seconds``; ``pays_after_epochs`` (None: never).
     """
+    samples = len(shard)
+    if image is not None:
+        shard, offset, size, shard_size = _images(shard, offset, size, shard_size, image)
     codes, start, stop, whole, folder = _pieces(shard, offset, size, shard_size)
     shards = len(whole)
     rows = np.bincount(codes, minlength=shards)
@@ -136,7 +145,7 @@ def plan_reads(
     once = sequential["seconds"] + after["seconds"]
     saved = chosen["seconds"] - after["seconds"]
     return {
-        "samples": len(codes),
+        "samples": samples,
         "shards": shards,
         "kept_bytes": int(_numpy(size).sum()),
         "ranged": _cost(store, ranged_requests.sum(), ranged_bytes.sum()),
@@ -146,6 +155,38 @@ def plan_reads(
         "materialising_seconds": once,
         "pays_after_epochs": int(once / saved) + 1 if saved > 0 else None,
     }
+
+
+def reads_of_manifest(
+    rows: pa.Table, sizes: Mapping[str, int], pixel: int, scenes: bool, store: Store
+) -> dict[str, Any]:
+    """:func:`plan_reads` of a manifest's rows.
+
+    Args:
+        rows: the columns ``shard``, ``key``, ``offset``, ``size`` and ``window`` of the kept samples.
+        sizes: bytes of each shard.
+        pixel: bytes of a pixel, all bands: out of scenes and Zarr stores just a tile's window is read, which counts
+            as if it were not compressed.
+        scenes: whether the loose images are scenes.
+        store: see :func:`plan_reads`.
+    """
+    width, height = (pc.cast(pc.struct_field(rows["window"], side), pa.int64()) for side in ("width", "height"))
+    tile = pc.is_valid(width)
+    by_window = pc.or_(pc.match_substring_regex(rows["shard"], r"\.(zarr|zip)$"), scenes)
+    alone = pc.and_(pc.and_(tile, pc.is_null(rows["offset"])), by_window)
+    size = pc.if_else(alone, pc.multiply(pc.multiply(width, height), pixel), rows["size"])
+    shared = pc.and_(tile, pc.invert(alone))
+    image = pc.if_else(shared, pc.replace_substring_regex(rows["key"], r"_r\d{5,}_c\d{5,}$", ""), rows["key"])
+    whole = pa.array([sizes[name] for name in rows["shard"].to_pylist()], pa.int64())
+    return plan_reads(rows["shard"], rows["offset"], size, whole, store, image)
+
+
+def _images(shard: Any, offset: Any, size: Any, shard_size: Any, image: Any) -> list[Any]:
+    """The columns with one row an image."""
+    columns = pa.table({"shard": shard, "image": image, "offset": offset, "size": size, "whole": shard_size})
+    firsts = [(name, "first") for name in ("offset", "size", "whole")]
+    own = columns.group_by(["shard", "image"], use_threads=False).aggregate(firsts)
+    return [own[name] for name in ("shard", "offset_first", "size_first", "whole_first")]
 
 
 def _pieces(shard: Any, offset: Any, size: Any, shard_size: Any) -> tuple[NDArray[Any], ...]:

@@ -12,9 +12,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from curation.archive.decode import decode
-from curation.config import ArchiveConfig
 from curation.errors import AccessError, BadSample
+from curation.manifests.loaders.decoded import Decoder
 from curation.manifests.loaders.fetch import Fetcher
 from curation.manifests.reading import ManifestReader
 from curation.manifests.schema import FILES_FILE, KEPT, REASONS, ROWS_FILE, open_parquet
@@ -162,22 +161,23 @@ class _Seen:
 
 def _check_archive(fetcher: Fetcher, manifest: ManifestReader) -> Iterator[str]:
     """Read every kept sample where the manifest says that it lies, and decode it."""
-    index = manifest.shards()
+    content = manifest.header["content"]
+    index, decoder = manifest.shards(), Decoder(manifest.archive, content.get("bands"), content.get("dtype"))
     for first, stop in zip(index.first.tolist(), index.stop.tolist(), strict=True):
         rows = manifest.rows(first, stop)
         try:
-            yield from list(_undecodable(fetcher, rows, manifest.archive))
+            yield from list(_undecodable(fetcher, rows, decoder))
         except AccessError:  # which of them?
             for i in range(len(rows)):
                 try:
-                    yield from list(_undecodable(fetcher, rows.slice(i, 1), manifest.archive))
+                    yield from list(_undecodable(fetcher, rows.slice(i, 1), decoder))
                 except AccessError as error:
                     yield str(error)
 
 
-def _undecodable(fetcher: Fetcher, rows: pa.Table, settings: ArchiveConfig) -> Iterator[str]:
+def _undecodable(fetcher: Fetcher, rows: pa.Table, decoder: Decoder) -> Iterator[str]:
     for kept in fetcher.read([rows]):
         try:
-            decode(kept.raw, settings)
+            decoder.sample(kept)
         except BadSample as error:
             yield f"{kept.row['shard']}: {kept.row['key']}: {error}"

@@ -2,9 +2,10 @@
 
 Of a tar the members' bytes are read by offset, neighbours in one request where
 that is cheaper (see :mod:`curation.manifests.access`): where kept samples lie
-close this becomes one sequential pass by itself. Only where all files of a key
-are asked for and no catalog is at hand to say where they lie, the whole shard
-is read and its headers followed.
+close this becomes one sequential pass by itself; the tars of several modalities
+are read in step. What is no run of bytes, or of which no catalog is at hand to
+say where it lies, comes by the shard's own reader (:mod:`.container`). The
+tiles of one image share its bytes.
 """
 
 import itertools
@@ -20,14 +21,15 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from curation.archive.names import IMAGES, PICKLES, SIDECARS, extension, split_name
-from curation.archive.reader import read_shard
-from curation.archive.sample import Member, RawSample, Rejection
-from curation.archive.shards import Shard
+from curation.archive.names import IMAGES, SIDECARS, extension, split_name
+from curation.archive.sample import Member, RawSample
+from curation.archive.sidecar import gather
 from curation.catalog.store import CatalogStore
 from curation.config import ArchiveConfig
-from curation.errors import AccessError, RequestError
+from curation.errors import AccessError, BadSample, RequestError
 from curation.manifests.access import HEADER, LOCAL, OBJECT_STORE, Store, ranges
+from curation.manifests.loaders.container import is_container, prefix_of, read_wanted
+from curation.manifests.loaders.kept import Kept, gone, image_key, is_safe
 from curation.manifests.reading import ManifestReader
 from curation.storage import Folder, is_local
 
@@ -42,23 +44,6 @@ _MAGIC = {
     b"\x93NUMPY": "npy",
     b"BM": "bmp",
 }
-
-
-@dataclass(slots=True)
-class Kept:
-    """A kept sample with its files.
-
-    Attributes:
-        row: the manifest's columns.
-        url: of the shard, without credentials.
-        raw: its files as they lie in the shard.
-        image: suffix of the image member that the manifest speaks of.
-    """
-
-    row: dict[str, Any]
-    url: str
-    raw: RawSample
-    image: str
 
 
 Job = Callable[[], Iterable[Kept]]
@@ -84,6 +69,7 @@ class Fetcher:
             raise RequestError(f"members={members!r}: choose all or image")
         self.manifest, self.members, self.storage = manifest, members, storage
         self.urls = {**manifest.header.get("provenance", {}).get("roots", {}), **roots}
+        self.settings = manifest.archive
         self.folders: dict[str, Folder] = {}
         self.catalog = _catalog(manifest, storage)
 
@@ -119,16 +105,20 @@ class Fetcher:
         root, _, path = name.partition("/")
         folder = self._root(root)
         kept = rows.to_pylist()
-        if rows["offset"].null_count:
-            files = self._members(name, kept) or _listed(folder, path, kept)
-            return _folder_jobs(folder, path, kept, files, self.members)
-        if self.members == "image":
-            image = [[Member("", row["offset"], row["size"])] for row in kept]
-            return _tar_jobs(folder, path, kept, image)
-        members = self._members(name, kept)
+        loose = rows["offset"].null_count > 0
+        if loose and is_container(path, self.settings):
+            return iter([partial(read_wanted, folder, name, kept, self.settings, self._members(name, kept) or ())])
+        images = [list(tiles) for _, tiles in itertools.groupby(kept, image_key)]
+        if not loose and self.members == "image":
+            image = [[Member("", tiles[0]["offset"], tiles[0]["size"])] for tiles in images]
+            return _tar_jobs(folder, path, images, image, self.settings)
+        members = self._members(name, [tiles[0] for tiles in images])
+        if loose:
+            files = members or _listed(folder, path, images)
+            return _folder_jobs(folder, path, images, files, self.members)
         if members is None:
-            return iter([partial(_pass, folder, name, kept, self.manifest.archive)])
-        return _tar_jobs(folder, path, kept, members)
+            return iter([partial(read_wanted, folder, name, kept, self.settings)])
+        return _tar_jobs(folder, path, images, members, self.settings)
 
     def _root(self, name: str) -> Folder:
         if name not in self.urls:
@@ -151,12 +141,9 @@ class Fetcher:
         if None in found:
             raise AccessError(f"{shard}: the catalog has no {kept[found.index(None)]['key']!r} that the manifest keeps")
         listed = table["members"].take(pa.array(found, pa.int64())).to_pylist()
-        return [[Member(m["name"], m["offset"], m["size"]) for m in own if _is_safe(m["name"])] for own in listed]
-
-
-def _is_safe(name: str) -> bool:
-    """A pickle is not handed on: what decodes samples by suffix would load it."""
-    return extension(name) not in PICKLES
+        return [
+            [Member(m["name"], m["offset"], m["size"], m["file"]) for m in own if is_safe(m["name"])] for own in listed
+        ]
 
 
 def _catalog(manifest: ManifestReader, storage: dict[str, Any] | None) -> CatalogStore | None:
@@ -172,62 +159,97 @@ def _catalog(manifest: ManifestReader, storage: dict[str, Any] | None) -> Catalo
 
 # tars
 
+Row = dict[str, Any]
+
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
-    """A sample's files as a run of bytes of its shard."""
+    """An image's files, in each tar a run of bytes; the tiles of it that are kept."""
 
-    row: dict[str, Any]
-    members: list[Member]
+    tiles: list[Row]
+    members: dict[str, list[Member]]  # by the tar that they lie in
 
-    @property
-    def start(self) -> int:
-        return min(_offset(member) for member in self.members) - HEADER
+    def start(self, tar: str) -> int:
+        return min(_offset(member) for member in self.members[tar]) - HEADER
 
-    @property
-    def stop(self) -> int:
-        return max(_offset(member) + member.size for member in self.members)
+    def stop(self, tar: str) -> int:
+        return max(_offset(member) + member.size for member in self.members[tar])
 
 
-def _tar_jobs(folder: Folder, path: str, kept: list[dict[str, Any]], members: list[list[Member]]) -> Iterator[Job]:
-    """One job a request."""
-    pieces = [_Piece(row, own) for row, own in zip(kept, members, strict=True)]
+def _tar_jobs(
+    folder: Folder, path: str, images: list[list[Row]], members: list[list[Member]], settings: ArchiveConfig
+) -> Iterator[Job]:
+    """One job a request, or with several modalities one to each of their tars."""
+    pieces = []
+    for tiles, own in zip(images, members, strict=True):
+        by_tar: dict[str, list[Member]] = {}
+        for member in own:
+            by_tar.setdefault(member.file or path, []).append(member)
+        pieces.append(_Piece(tiles, by_tar))
+    if any(piece.members.keys() != pieces[0].members.keys() for piece in pieces):
+        missing = next(piece for piece in pieces if piece.members.keys() != pieces[0].members.keys())
+        raise gone(folder, path, missing.tiles[0], "the catalog has it in other tars than its neighbours")
     store: Store = LOCAL if folder.local else OBJECT_STORE
-    start, stop = (np.array([getattr(piece, edge) for piece in pieces], np.int64) for edge in ("start", "stop"))
-    edges = [*ranges(start, stop, store.gap).tolist(), len(pieces)]
-    for first, last in itertools.pairwise(edges):
-        yield partial(_read_range, folder, path, pieces[first:last])
+    edges = {len(pieces)}
+    for tar in pieces[0].members:
+        start, stop = (
+            np.array([edge(piece, tar) for piece in pieces], np.int64) for edge in (_Piece.start, _Piece.stop)
+        )
+        edges.update(ranges(start, stop, store.gap).tolist())
+    for first, last in itertools.pairwise(sorted(edges)):
+        yield partial(_read_range, folder, path, pieces[first:last], settings)
 
 
-def _read_range(folder: Folder, path: str, pieces: list[_Piece]) -> list[Kept]:
-    """Some neighbouring samples by one request; what fails is tried sample by sample, to name the one."""
-    start = pieces[0].start
-    try:
-        data = folder.read_range(path, start, max(piece.stop for piece in pieces))
-    except (AccessError, FileNotFoundError) as error:
-        if len(pieces) > 1:
-            return [kept for piece in pieces for kept in _read_range(folder, path, [piece])]
-        raise _gone(folder, path, pieces[0].row, str(error)) from error
-    return [_cut(folder, path, piece, data, start) for piece in pieces]
+def _read_range(folder: Folder, path: str, pieces: list[_Piece], settings: ArchiveConfig) -> list[Kept]:
+    """Some neighbouring samples by one request a tar; what fails is tried sample by sample, to name the one."""
+    blocks: dict[str, tuple[int, bytes]] = {}
+    for tar in pieces[0].members:
+        start = pieces[0].start(tar)
+        try:
+            blocks[tar] = start, folder.read_range(tar, start, max(piece.stop(tar) for piece in pieces))
+        except (AccessError, FileNotFoundError) as error:
+            if len(pieces) > 1:
+                return [kept for piece in pieces for kept in _read_range(folder, path, [piece], settings)]
+            raise gone(folder, tar, pieces[0].tiles[0], str(error)) from error
+    return [kept for piece in pieces for kept in _cut(folder, path, piece, blocks, settings)]
 
 
-def _cut(folder: Folder, path: str, piece: _Piece, data: bytes, start: int) -> Kept:
-    """One sample out of a range that begins at ``start``; each member's own header must agree."""
-    row, files, image = piece.row, {}, ""
-    for member in piece.members:
-        at = _offset(member) - start
-        content = data[at : at + member.size]
-        suffix = _check_header(folder, path, row, member, data[at - HEADER : at]) or _sniffed(content)
-        files[suffix] = content
-        if member.offset == row["offset"]:
-            image = suffix
+def _cut(
+    folder: Folder, path: str, piece: _Piece, blocks: dict[str, tuple[int, bytes]], settings: ArchiveConfig
+) -> list[Kept]:
+    """An image and its files out of ranges with their beginnings; each member's own header must agree."""
+    row, key = piece.tiles[0], image_key(piece.tiles[0])
+    members: list[Member] = []
+    files: dict[str, bytes] = {}
+    said: dict[str, Any] = {}
+    image = ""
+    for tar, (start, data) in blocks.items():
+        own, prefix = {}, prefix_of(tar, settings)
+        for member in piece.members[tar]:
+            at = _offset(member) - start
+            content = data[at : at + member.size]
+            suffix = _check_header(folder, tar, row, key, member, data[at - HEADER : at]) or _sniffed(content)
+            files[prefix + suffix] = own[suffix] = content
+            if tar == path and member.offset == row["offset"]:
+                image = prefix + suffix
+            members.append(member if member.name else replace(member, name=f"{key}.{suffix}"))
+        if len(blocks) > 1:  # of several modalities the first to say something is believed
+            said = {**_said(folder, tar, row, own), **said}
     if not image:
-        raise _gone(folder, path, row, "its image lies elsewhere in the shard")
-    members = [Member(m.name or f"{row['key']}.{image}", m.offset, m.size) for m in piece.members]
-    return Kept(row, folder.public(path), RawSample(row["key"], row["index"], members, files), image)
+        raise gone(folder, path, row, "its image lies elsewhere in the shard")
+    raw = RawSample(key, row["index"], members, files, said=said)
+    return [Kept(tile, folder.public(path), raw, image) for tile in piece.tiles]
 
 
-def _check_header(folder: Folder, path: str, row: dict[str, Any], member: Member, block: bytes) -> str:
+def _said(folder: Folder, tar: str, row: Row, files: dict[str, bytes]) -> dict[str, Any]:
+    """What the sidecars of one modality say: behind its name they are not known as such."""
+    try:
+        return gather(files, {})
+    except BadSample as error:
+        raise gone(folder, tar, row, str(error)) from error
+
+
+def _check_header(folder: Folder, path: str, row: Row, key: str, member: Member, block: bytes) -> str:
     """The suffix of the member whose tar header this is; empty where the header has no room for the whole name.
 
     Raises:
@@ -236,86 +258,58 @@ def _check_header(folder: Folder, path: str, row: dict[str, Any], member: Member
     try:
         header = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
     except tarfile.HeaderError as error:
-        raise _gone(folder, path, row, f"no member begins at byte {member.offset}") from error
+        raise gone(folder, path, row, f"no member begins at byte {member.offset}") from error
     if header.size != member.size:
-        raise _gone(folder, path, row, f"{header.size} bytes where there were {member.size}")
-    name, key = header.name, row["key"]
+        raise gone(folder, path, row, f"{header.size} bytes where there were {member.size}")
+    name = header.name
     cut = block[99] != 0 and block[345] == 0  # a longer name stands before this header
     if key.isascii() and split_name(name)[0] != key and not (cut and f"{key}.".startswith(name)):
-        raise _gone(folder, path, row, f"{name!r} lies in its place")
+        raise gone(folder, path, row, f"{name!r} lies in its place")
     if member.name:
         return split_name(member.name)[1]
     return "" if cut else split_name(name)[1]
-
-
-def _pass(folder: Folder, shard: str, kept: list[dict[str, Any]], settings: ArchiveConfig) -> Iterator[Kept]:
-    """The samples with all their files by one pass over the whole tar."""
-    root, _, path = shard.partition("/")
-    wanted = {row["index"]: row for row in kept}
-    try:
-        listed = Shard(root=root, path=path, format="tar", file=folder.info(path), files=())
-        for raw in read_shard(folder, listed, settings):
-            row = wanted.pop(raw.index, None)
-            if row is not None:
-                yield _matched(folder, path, row, raw)
-            if not wanted:
-                return
-    except FileNotFoundError as error:
-        raise _gone(folder, path, kept[0], "the shard is not there") from error
-    if wanted:
-        raise _gone(folder, path, next(iter(wanted.values())), "the shard ends before it")
-
-
-def _matched(folder: Folder, path: str, row: dict[str, Any], raw: RawSample | Rejection) -> Kept:
-    """A sample of a pass, if it is the one that the manifest means."""
-    if raw.key != row["key"]:
-        raise _gone(folder, path, row, f"{raw.key!r} lies in its place")
-    if isinstance(raw, Rejection):
-        raise _gone(folder, path, row, raw.message)
-    for member in raw.members:
-        if (member.offset, member.size) == (row["offset"], row["size"]):
-            safe = {suffix: content for suffix, content in raw.data.items() if _is_safe(f".{suffix}")}
-            return Kept(row, folder.public(path), replace(raw, data=safe), split_name(member.name)[1])
-    raise _gone(folder, path, row, "its image lies elsewhere in the shard")
 
 
 # folders of files
 
 
 def _folder_jobs(
-    folder: Folder, path: str, kept: list[dict[str, Any]], members: list[list[Member]], which: Members
+    folder: Folder, path: str, images: list[list[Row]], members: list[list[Member]], which: Members
 ) -> Iterator[Job]:
-    """One job a sample."""
-    for row, own in zip(kept, members, strict=True):
-        image = next((m for m in own if extension(m.name) in IMAGES and m.size == row["size"]), None)
+    """One job an image."""
+    for tiles, own in zip(images, members, strict=True):
+        size = tiles[0]["size"]
+        image = next((m for m in own if extension(m.name) in IMAGES and m.size == size), None)
         if image is None:
-            raise _gone(folder, path, row, f"no image of {row['size']} bytes is there")
-        yield partial(_read_files, folder, path, row, own if which == "all" else [image], image)
+            raise gone(folder, path, tiles[0], f"no image of {size} bytes is there")
+        yield partial(_read_files, folder, path, tiles, own if which == "all" else [image], image)
 
 
-def _listed(folder: Folder, path: str, kept: list[dict[str, Any]]) -> list[list[Member]]:
-    """The files of each sample, found by listing the folder."""
-    found: dict[str, list[Member]] = {row["key"]: [] for row in kept}
+def _listed(folder: Folder, path: str, images: list[list[Row]]) -> list[list[Member]]:
+    """The files of each image's key, found by listing the folder."""
+    keys = [image_key(tiles[0]) for tiles in images]
+    found: dict[str, list[Member]] = {key: [] for key in keys}
     for file in folder.list("" if path == "." else path, recursive=False):
         name = file.path.rpartition("/")[2]
         if (key := name.rpartition(".")[0]) in found and extension(name) in IMAGES | SIDECARS:
             found[key].append(Member(name, None, file.size))
-    return [found[row["key"]] for row in kept]
+    return [found[key] for key in keys]
 
 
-def _read_files(folder: Folder, path: str, row: dict[str, Any], members: list[Member], image: Member) -> Iterable[Kept]:
-    files = {}
+def _read_files(folder: Folder, path: str, tiles: list[Row], members: list[Member], image: Member) -> list[Kept]:
+    files, row = {}, tiles[0]
     for member in members:
         name = member.name if path == "." else f"{path}/{member.name}"
         try:
             content = folder.read(name)
         except (AccessError, OSError) as error:
-            raise _gone(folder, name, row, str(error)) from error
+            raise gone(folder, name, row, str(error)) from error
         if len(content) != member.size:
-            raise _gone(folder, name, row, f"{len(content)} bytes where there were {member.size}")
+            raise gone(folder, name, row, f"{len(content)} bytes where there were {member.size}")
         files[member.name.rpartition(".")[2]] = content
-    raw = RawSample(row["key"], row["index"], members, files)
-    return [Kept(row, folder.public("" if path == "." else path), raw, image.name.rpartition(".")[2])]
+    raw = RawSample(image_key(row), row["index"], members, files)
+    suffix = image.name.rpartition(".")[2]
+    return [Kept(tile, folder.public("" if path == "." else path), raw, suffix) for tile in tiles]
 
 
 def _offset(member: Member) -> int:
@@ -328,10 +322,3 @@ def _sniffed(content: bytes) -> str:
     if content[8:12] == b"WEBP":
         return "webp"
     return next((suffix for magic, suffix in _MAGIC.items() if content.startswith(magic)), "bin")
-
-
-def _gone(folder: Folder, path: str, row: dict[str, Any], why: str) -> AccessError:
-    return AccessError(
-        f"sample {row['key']!r} of {folder.public(path)} has gone or changed: {why}; "
-        "say with roots={name: URL} where the archive is now, or make the manifest again"
-    )

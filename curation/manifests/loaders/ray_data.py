@@ -7,9 +7,11 @@ from typing import Any
 import pyarrow as pa
 import ray.data
 
-from curation.manifests.loaders.fetch import Fetcher, Kept, Members
+from curation.manifests.loaders.decoded import Decoder
+from curation.manifests.loaders.fetch import Fetcher, Members
+from curation.manifests.loaders.kept import Kept
 from curation.manifests.loaders.order import Order, Run, samples_per_rank
-from curation.manifests.loaders.stream import in_order
+from curation.manifests.loaders.stream import changed, in_order
 from curation.manifests.reading import ManifestReader
 
 BLOCK_BYTES = 32 << 20  # of files that one block holds, about
@@ -34,7 +36,8 @@ def ray_dataset(
     """Exactly the kept samples, in an order that depends on seed and epoch only.
 
     Columns: the manifest's, ``url``, ``suffix`` and ``image`` (the image member's bytes), and ``others``,
-    the sample's other files (``suffix``, ``data``).
+    the sample's other files (``suffix``, ``data``). The files of a tile are its image's, and ``window`` says where
+    in it the tile lies.
 
     Args:
         manifest: an open manifest, or the URL of one.
@@ -88,14 +91,17 @@ def _read(
 ) -> Iterator[pa.Table]:
     """The samples of some runs, in blocks of bounded size."""
     fetcher = Fetcher(manifest, members, roots, storage)
+    decoder = Decoder(manifest.archive)
     schema = _schema(manifest.schema, members)
     for task in tasks.to_pylist():
         run = Run((task["rows"][0], task["rows"][1]), task["first"], task["count"], task["position"])
         wanted = order.shuffled(run.position, run.position + run.count)[task["given"] :]
         block, size = [], 0
         for kept in in_order(fetcher, [run], wanted, budget):
-            block.append(_row(kept, members))
-            size += sum(map(len, kept.raw.data.values()))
+            with changed(kept):
+                files = decoder.files(kept)
+            block.append(_row(kept, files, members))
+            size += sum(map(len, files.values()))
             if size >= BLOCK_BYTES:
                 yield pa.Table.from_pylist(block, schema)
                 block, size = [], 0
@@ -103,10 +109,10 @@ def _read(
             yield pa.Table.from_pylist(block, schema)
 
 
-def _row(kept: Kept, members: Members) -> dict[str, Any]:
-    row = {**kept.row, "url": kept.url, "suffix": kept.image, "image": kept.raw.data[kept.image]}
+def _row(kept: Kept, files: dict[str, bytes], members: Members) -> dict[str, Any]:
+    row = {**kept.row, "url": kept.url, "suffix": kept.image, "image": files[kept.image]}
     if members == "all":
-        others = [(suffix, data) for suffix, data in kept.raw.data.items() if suffix != kept.image]
+        others = [(suffix, data) for suffix, data in files.items() if suffix != kept.image]
         row["others"] = [{"suffix": suffix, "data": data} for suffix, data in others]
     return row
 

@@ -7,15 +7,19 @@ same samples in the same order as one that was never stopped.
 
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from curation.errors import RequestError
-from curation.manifests.loaders.fetch import Fetcher, Kept, Members
+from curation.errors import AccessError, BadSample, RequestError
+from curation.manifests.loaders.decoded import Decoder
+from curation.manifests.loaders.fetch import Fetcher, Members
+from curation.manifests.loaders.kept import Kept
 from curation.manifests.loaders.order import Lanes, Order, Run, samples_per_rank
 from curation.manifests.reading import ManifestReader
 
@@ -105,12 +109,28 @@ class SampleStream:
         return self._give(runs, order.shuffled(first, first + lanes.length(worker))[given:])
 
     def _give(self, runs: Iterable[Run], wanted: NDArray[np.int64]) -> Iterator[Any]:
-        for kept in in_order(self._fetcher(), runs, wanted, self.budget):
+        decoder = self.decoder()
+        arrive = partial(self.arrive, decoder=decoder)
+        for kept in in_order(self._fetcher(), runs, wanted, self.budget, arrive):
             self._seen += 1
-            yield self.convert(kept)
+            with changed(kept):
+                given = self.convert(kept, decoder)
+            yield given
 
-    def convert(self, kept: Kept) -> Any:
-        """What is given for a sample."""
+    def decoder(self) -> Decoder:
+        """What makes pixels of the samples of one iteration."""
+        return Decoder(self.manifest.archive)
+
+    def arrive(self, kept: Kept, decoder: Decoder) -> Kept:
+        """A sample as the shuffle buffer holds it; they come in the manifest's order."""
+        return kept
+
+    def convert(self, kept: Kept, decoder: Decoder) -> Any:
+        """What is given for a sample.
+
+        Raises:
+            BadSample: it no longer decodes.
+        """
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
@@ -155,7 +175,13 @@ class SampleStream:
         return Fetcher(self.manifest, self.members, self.roots, self.storage)
 
 
-def in_order(fetcher: Fetcher, runs: Iterable[Run], order: NDArray[np.int64], budget: int | None) -> Iterator[Kept]:
+def in_order(
+    fetcher: Fetcher,
+    runs: Iterable[Run],
+    order: NDArray[np.int64],
+    budget: int | None,
+    arrive: Callable[[Kept], Kept] = lambda kept: kept,
+) -> Iterator[Kept]:
     """Samples read in sequence, and given in another order.
 
     Args:
@@ -163,6 +189,7 @@ def in_order(fetcher: Fetcher, runs: Iterable[Run], order: NDArray[np.int64], bu
         runs: where the samples lie, in sequence.
         order: positions of the wanted ones in the order of giving, int64 (n,).
         budget: as of the stream.
+        arrive: what to make of a sample before it is held.
     """
     left = np.sort(order)
     arriving = zip(left.tolist(), fetcher.read(_rows(fetcher.manifest, runs, left, budget)), strict=True)
@@ -170,7 +197,7 @@ def in_order(fetcher: Fetcher, runs: Iterable[Run], order: NDArray[np.int64], bu
     for position in order.tolist():
         while position not in held:
             came, kept = next(arriving)
-            held[came] = kept
+            held[came] = arrive(kept)
         yield held.pop(position)
 
 
@@ -182,6 +209,19 @@ def _rows(
         begin, end = np.searchsorted(left, [run.position, run.position + run.count])
         if begin < end:
             yield manifest.rows(*run.rows, budget).take(pa.array(left[begin:end] - run.position + run.first))
+
+
+@contextmanager
+def changed(kept: Kept) -> Iterator[None]:
+    """What no longer decodes has changed since the manifest was made.
+
+    Raises:
+        AccessError: in the place of BadSample; it names the sample.
+    """
+    try:
+        yield
+    except BadSample as error:
+        raise AccessError(f"sample {kept.row['key']!r} of {kept.url} has changed: {error}") from error
 
 
 def check_same(here: dict[str, Any], state: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,24 +10,24 @@ import pyarrow as pa
 import torch
 from torch.utils.data import DataLoader, IterableDataset, default_collate
 
-from curation.archive.decode import conform, decode
-from curation.errors import AccessError, BadSample, RequestError
-from curation.manifests.loaders.fetch import Kept
-from curation.manifests.loaders.stream import SampleStream, check_same
+from curation.errors import RequestError
+from curation.manifests.loaders.decoded import Decoder
+from curation.manifests.loaders.kept import Kept
+from curation.manifests.loaders.stream import SampleStream, changed, check_same
 
-_PLACES = ("offset", "size")  # of no use to a training loop
+_PLACES = ("offset", "size", "position")  # of no use to a training loop
 
 
 class TorchSamples(SampleStream, IterableDataset[dict[str, Any]]):
     """Dicts of the manifest's columns, ``url``, and either ``files`` or ``pixels`` and ``mask``.
 
-    Torch's collation takes no None: a null is NaN, -1 or an empty string. Nor does it take dicts of
-    different files: without ``decode`` give a DataLoader of your own :func:`collate`.
+    Torch's collation takes no None: a null is NaN, -1 (``window``: four of them) or an empty string. Nor does it take
+    dicts of different files: without ``decode`` give a DataLoader of your own :func:`collate`.
 
     Args:
         manifest: an open manifest, or the URL of one.
         decode: ``pixels``, a tensor (bands, height, width) with the bands and dtype of the whole archive, and
-            ``mask``, bool (height, width), in place of ``files``, the bytes by suffix.
+            ``mask``, bool (height, width), in place of ``files``, the bytes by suffix (of a tile those of its image).
         options: see :class:`SampleStream`.
 
     Raises:
@@ -36,24 +37,32 @@ class TorchSamples(SampleStream, IterableDataset[dict[str, Any]]):
     def __init__(self, manifest: Any, *, decode: bool = False, **options: Any) -> None:
         super().__init__(manifest, **options)
         self.decode, self.settings = decode, self.manifest.archive
-        if decode and self.members == "image" and len(self.settings.members or ()) > 1:
+        several = len(self.settings.members or ()) > 1 or self.settings.modalities
+        if decode and self.members == "image" and several:
             raise RequestError("the archive keeps a sample's bands in several files: decode=True needs members='all'")
         content = self.manifest.header["content"]
-        self.bands, self.dtype, self.radiometry = (content.get(name) for name in ("bands", "dtype", "radiometry"))
+        self.bands, self.dtype = content.get("bands"), content.get("dtype")
         self.nulls = {field.name: _null(field.type) for field in self.manifest.schema if field.name not in _PLACES}
 
-    def convert(self, kept: Kept) -> dict[str, Any]:
+    def decoder(self) -> Decoder:
+        """Pixels of the archive's bands and dtype."""
+        return Decoder(self.settings, self.bands, self.dtype)
+
+    def arrive(self, kept: Kept, decoder: Decoder) -> Kept:
+        """A tile is decoded with its neighbours of the same image, and held in its place."""
+        if self.decode and kept.row["window"] is not None:
+            with changed(kept):
+                kept.sample = decoder.sample(kept)
+            kept.raw = replace(kept.raw, data={}, images={})
+        return kept
+
+    def convert(self, kept: Kept, decoder: Decoder) -> dict[str, Any]:
         """A sample in a form that torch's default collation takes."""
         columns = {name: null if kept.row[name] is None else kept.row[name] for name, null in self.nulls.items()}
         columns["url"] = kept.url
         if not self.decode:
-            return {**columns, "files": kept.raw.data}
-        try:
-            sample = decode(kept.raw, self.settings)
-            if self.bands and self.dtype:
-                sample = conform(sample, tuple(self.bands), self.dtype, self.radiometry)
-        except BadSample as error:
-            raise AccessError(f"sample {kept.row['key']!r} of {kept.url} has changed: {error}") from error
+            return {**columns, "files": decoder.files(kept)}
+        sample = kept.sample or decoder.sample(kept)
         return {**columns, "pixels": _tensor(sample.pixels), "mask": _tensor(sample.mask)}
 
     def loader(self, batch_size: int, num_workers: int = 0, **options: Any) -> "BatchLoader":
@@ -128,6 +137,8 @@ def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _null(kind: pa.DataType) -> Any:
+    if pa.types.is_struct(kind):
+        return {field.name: _null(field.type) for field in kind}
     if pa.types.is_floating(kind):
         return math.nan
     return -1 if pa.types.is_integer(kind) else ""

@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 from typing import Any
 
-from curation.manifests.loaders.fetch import Kept
+from curation.manifests.loaders.decoded import Decoder
+from curation.manifests.loaders.kept import Kept
 from curation.manifests.loaders.stream import SampleStream
 
 
@@ -14,6 +15,8 @@ class WebDatasetSamples(SampleStream):
 
         wds.DataPipeline(WebDatasetSamples(URL), wds.decode("pil"), wds.to_tuple("jpg", "__meta__"))
 
+    The files of a tile are its image's; ``__meta__["window"]`` says where in it the tile lies.
+
     Needs neither webdataset nor torch. Arguments: see :class:`SampleStream`.
     """
 
@@ -21,7 +24,7 @@ class WebDatasetSamples(SampleStream):
         """As a pipeline calls its first stage."""
         return iter(self)
 
-    def convert(self, kept: Kept) -> dict[str, Any]:
+    def convert(self, kept: Kept, decoder: Decoder) -> dict[str, Any]:
         """The sample as webdataset's tar reader would give it; suffixes in lower case."""
-        files = {suffix.lower(): content for suffix, content in kept.raw.data.items()}
+        files = {suffix.lower(): content for suffix, content in decoder.files(kept).items()}
         return {"__key__": kept.row["key"], "__url__": kept.url, "__meta__": kept.row, **files}
