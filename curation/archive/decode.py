@@ -54,20 +54,9 @@ def decode(raw: RawSample, settings: ArchiveConfig) -> Sample:
     Raises:
         BadSample: the reason it cannot be used.
     """
-    said = gather(raw.data, {**in_name(raw.key, settings.name_pattern), **raw.said})
-    images, masks = take_masks(_images(raw, settings), settings.clouds)
-    if not images:
-        raise bad_image(f"no image in it but masks: {', '.join(masks)}"[:200], "NoImage")
-    chosen = settings.members is not None or bool(raw.images) or _in_columns(raw, settings)
-    image = _one_image(images, settings, anyhow=chosen)
-    for one in images.values():
-        said = {**one.said, **said}
-    if settings.band_names is not None:
-        named, more = take_masks({"": replace(image, bands=_named(image, settings.band_names))}, settings.clouds)
-        image, masks = named.get("", image), masks | more
+    image, member, flags, told = _image_and_masks(raw, settings)
+    said = {**told, **gather(raw.data, {**in_name(raw.key, settings.name_pattern), **raw.said})}
     bands, pixels = image.bands, _settle(image.pixels)
-    shape = (pixels.shape[1], pixels.shape[2])
-    flags = {name: _mask_to_grid(name, mask, image, shape) for name, mask in masks.items()}
     clouds, unseen = read_masks(flags, settings.clouds)
     if clouds is None and settings.clouds.detector is not None:
         clouds = detect(pixels, _mask(pixels, image.mask, image.nodata), bands)
@@ -78,7 +67,7 @@ def decode(raw: RawSample, settings: ArchiveConfig) -> Sample:
     if not mask.any():
         raise bad_image("no pixel is valid", "NoValidPixels")
     fields = read_fields(said, settings.fields)
-    there = image.place.footprint(*shape) if image.place else None
+    there = image.place.footprint(*pixels.shape[1:]) if image.place else None
     if raw.window is not None:  # what is said of a scene is not true of a tile
         fields |= {"footprint": there, "cloud_fraction": None}
     fields["footprint"] = fields["footprint"] or there
@@ -88,17 +77,14 @@ def decode(raw: RawSample, settings: ArchiveConfig) -> Sample:
         pixels=pixels,
         mask=mask,
         bands=bands,
-        image=_member(raw, next(iter(images))),
+        image=_member(raw, member),
         members=raw.members,
         position=raw.position,
         window=raw.window,
         place=image.place,
         clouds=clouds,
         radiometry=str(said.get("radiometry") or "unknown"),
-        hints={
-            "offset": declared_offset({**said, "source_id": fields["source_id"]}),
-            "cloud_values": mask_values(flags),
-        },
+        hints=_hints(said | {"source_id": fields["source_id"]}, flags, settings),
         **fields,
     )
     sample = in_units(clean(sample, settings.radiometry), settings.radiometry)
@@ -129,6 +115,34 @@ def conform(sample: Sample, bands: tuple[str, ...], dtype: str, radiometry: str 
 
 
 # which files
+
+
+def _image_and_masks(
+    raw: RawSample, settings: ArchiveConfig
+) -> tuple[Image, str, dict[str, NDArray[Any]], dict[str, Any]]:
+    """The image of a key, the suffix of its first member, its mask bands on its grid by name, and what its files say."""
+    found = _images(raw, settings)
+    images, masks = take_masks(found, settings.clouds)
+    if not images:
+        raise bad_image(f"no image in it but masks: {', '.join(masks)}"[:200], "NoImage")
+    chosen = settings.members is not None or bool(raw.images) or _in_columns(raw, settings)
+    image = _one_image(images, settings, anyhow=chosen)
+    if settings.band_names is not None:
+        named = replace(image, bands=_named(image, settings.band_names))
+        rest, more = take_masks({"": named}, settings.clouds)
+        image, masks = rest.get("", named), masks | more
+    height, width = image.pixels.shape[1:]
+    flags = {name: _mask_to_grid(name, mask, image, (height, width)) for name, mask in masks.items()}
+    told = {name: value for one in reversed(found.values()) for name, value in one.said.items()}
+    return image, next(iter(images)), flags, told
+
+
+def _hints(said: Mapping[str, Any], flags: Mapping[str, NDArray[Any]], settings: ArchiveConfig) -> dict[str, Any]:
+    """What the fit looks at, as long as it has not."""
+    hints: dict[str, Any] = {"offset": declared_offset(said)}
+    if flags and settings.clouds.found is None:
+        hints["cloud_values"] = mask_values(flags)
+    return hints
 
 
 def _images(raw: RawSample, settings: ArchiveConfig) -> dict[str, Image]:

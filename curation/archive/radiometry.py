@@ -480,16 +480,15 @@ def in_units(sample: Sample, settings: RadiometryConfig) -> Sample:
     pixels, mask = sample.pixels.astype(np.float32), sample.mask
     for part in parts(sample.bands, settings):
         at = list(part.positions)
-        values = _looked_at(sample, part)
         if part.kind == "sentinel1":
-            units = _sample_units(values, part, settings)
+            units = _sample_units(sample, part, settings)
             power = pixels[at]
             if units != "db":
                 mask = mask & (power > 0).all(axis=0)
                 factor = np.float32(10 if units == "linear" else 20)
                 pixels[at] = factor * np.log10(np.where(mask, power, 1))
-        elif _is_dn(values):
-            offset = _sample_offset(values, sample, part, settings)
+        elif sample.pixels.dtype.kind in "ui" or _is_dn(_looked_at(sample, part)):
+            offset = _sample_offset(sample, part, settings)
             pixels[at] = (pixels[at] + np.float32(offset * settings.scale / DN)) / np.float32(settings.scale)
     return _masked(dataclasses.replace(sample, pixels=pixels, radiometry=mine), mask)
 
@@ -502,30 +501,36 @@ def _masked(sample: Sample, mask: NDArray[np.bool_]) -> Sample:
     return dataclasses.replace(sample, mask=mask)
 
 
-def _sample_offset(values: NDArray[Any], sample: Sample, part: Part, settings: RadiometryConfig) -> int:
+def _sample_offset(sample: Sample, part: Part, settings: RadiometryConfig) -> int:
     """The offset of one sample: as told, by its metadata, else the archive's; where these are suspect by its pixels."""
-    found = (settings.found or {}).get(part.prefix, {})
     if isinstance(settings.offset, int):
         return settings.offset
-    declared = sample.hints.get("offset")
+    found = (settings.found or {}).get(part.prefix, {})
+    declared, suspect = sample.hints.get("offset"), found.get("suspect", {})
     offset = found.get("offset") if declared is None else declared
-    names = [sample.bands[i] for i in part.positions]
-    one = Evidence("", part, declared, *_darkness(values * (DN / settings.scale), names))
-    suspect = found.get("suspect", {})
-    if str(declared) in suspect:
-        offset = 0 if one.low else -1000 if one.on_shelf else suspect[str(declared)]
+    in_question = str(declared) in suspect
+    if in_question or (offset is not None and offset < 0 and settings.conflict != "ignore"):
+        names = [sample.bands[i] for i in part.positions]
+        darkness = _darkness(_looked_at(sample, part) * (DN / settings.scale), names)
+        one = Evidence("", part, declared, *darkness)
+        if in_question:
+            offset = 0 if one.low else -1000 if one.on_shelf else suspect[str(declared)]
+        elif one.low:
+            raise _wrong(f"its DN go down to {one.dark:.0f}, which the offset of {offset} would make negative")
     if offset is None:
         raise _wrong("nothing says which offset its DN have: give archive.radiometry.offset=0 or -1000")
-    if offset < 0 and one.low and settings.conflict != "ignore":
-        raise _wrong(f"its DN go down to {one.dark:.0f}, which the offset of {offset} would make negative")
     return int(offset)
 
 
-def _sample_units(values: NDArray[Any], part: Part, settings: RadiometryConfig) -> str:
-    units, told = _units(part, settings), _told_units(values)
+def _sample_units(sample: Sample, part: Part, settings: RadiometryConfig) -> str:
+    """The units of one sample: as told, else the archive's; with ``fix`` by its own values."""
+    units = _units(part, settings)
     if units is None:
         raise _wrong("nothing says which units its numbers have: give archive.radiometry.units")
-    if settings.units != "auto" or told in (None, units) or settings.conflict == "ignore":
+    if settings.units != "auto" or settings.conflict == "ignore":
+        return units
+    told = _told_units(_looked_at(sample, part))
+    if told in (None, units):
         return units
     if settings.conflict == "refuse" or (told == "digital") != (units == "digital"):
         raise _wrong(f"its numbers are {told} by their values, the archive's {units}")

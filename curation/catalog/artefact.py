@@ -252,7 +252,8 @@ class Seen:
     radiometry: str
     evidence: tuple[Evidence, ...]
     cloud_values: tuple[int, ...]
-    cloudless: bool  # nothing tells of clouds
+    masked: bool  # a mask tells of clouds
+    cloudless: bool  # nothing does
 
     @property
     def kind(self) -> tuple[tuple[str, ...], str, str]:
@@ -270,6 +271,7 @@ def _look_at(shard: str, sample: Sample, archive: ArchiveConfig) -> Seen:
         radiometry=becomes or sample.radiometry,
         evidence=tuple(evidence(shard, sample, archive.radiometry)),
         cloud_values=values,
+        masked=sample.clouds is not None,
         cloudless=sample.clouds is None and sample.cloud_fraction is None and not values,
     )
 
@@ -324,12 +326,19 @@ def _settle(archive: ArchiveConfig, seen: Sequence[Seen]) -> tuple[ArchiveConfig
     Raises:
         RequestError: its states are mixed or contradict its metadata, or cannot be told.
     """
+    kind = archive.radiometry.kind
+    for prefix in kind if isinstance(kind, dict) else ():
+        if not any(band.startswith(f"{prefix}.") for band in seen[0].bands):
+            have = ", ".join(seen[0].bands)
+            raise RequestError(f"archive.radiometry.kind: no band is called {prefix}.…; the archive has {have}")
     told = audit([one for tile in seen for one in tile.evidence], archive.radiometry)
     if told.problem:
         raise RequestError(f"archive.radiometry: {told.problem}")
     for note in told.notes:
         log.warning("archive.radiometry: %s", note)
     clouds = classes([value for tile in seen for value in tile.cloud_values])
+    if archive.clouds.band is not None and not any(tile.masked for tile in seen):
+        raise RequestError(f"archive.clouds.band={archive.clouds.band}: no tile has a band of that name")
     if clouds is not None and archive.clouds.band is None:
         log.info("archive.clouds: cloud_mask is read as %s", MEANING[clouds])
     optical = "reflectance" in seen[0].radiometry
