@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from curation.archive.folder import read_folder
 from curation.archive.sample import RawSample, Rejection, Wanted
+from curation.archive.scene import read_scene
 from curation.archive.shards import Shard
 from curation.archive.webdataset import read_tar
 from curation.errors import AccessError
@@ -21,7 +22,7 @@ Reader = Callable[
     [Folder, Shard, "ArchiveConfig", Sequence[Wanted] | None],
     Iterator[RawSample | Rejection],
 ]
-READERS: dict[str, Reader] = {"tar": read_tar, "folder": read_folder}
+READERS: dict[str, Reader] = {"tar": read_tar, "folder": read_folder, "scene": read_scene}
 
 
 def read_shard(
