@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pytest
 import rasterio
@@ -59,7 +60,7 @@ def config(size: int | None, stride: int | None = None, **more: Any) -> ArchiveC
     return ArchiveConfig(**{"scene": "file", **more}, tile=TileConfig(size, stride))
 
 
-def items(url: Path, made: ArchiveConfig) -> list[RawSample | Rejection]:
+def items(url: Path | str, made: ArchiveConfig) -> list[RawSample | Rejection]:
     """What comes out of every shard; numbers run from 0 in each."""
     found = []
     for root in list_archive(str(url), settings=made):
@@ -274,6 +275,18 @@ def test_only_some_tiles_are_read(tmp_path: Path) -> None:
     assert sum(read) < path.stat().st_size / 2
 
 
+def test_a_remote_scene_is_read_by_ranges(tmp_path: Path) -> None:
+    scene_of_three_grids(tmp_path / "a")
+    remote = fsspec.filesystem("memory")
+    for file in (tmp_path / "a").iterdir():
+        remote.pipe_file(f"/bucket/a/{file.name}", file.read_bytes())
+    made = config(32, scene="folder")
+    for here, there in zip(items(tmp_path / "a", made), items("memory://bucket/a", made), strict=True):
+        assert isinstance(here, RawSample) and isinstance(there, RawSample) and here.window == there.window
+        for name, image in here.images.items():
+            np.testing.assert_array_equal(image.pixels, there.images[name].pixels)
+
+
 def test_what_was_never_written_is_not_read(tmp_path: Path) -> None:
     path = tmp_path / "a" / "scene.tif"
     path.parent.mkdir()
@@ -477,10 +490,10 @@ def test_a_damaged_block_spoils_the_tiles_that_touch_it(tmp_path: Path) -> None:
 
 
 def test_a_palette_is_read_whole_and_a_scene_too_wide_is_refused(tmp_path: Path) -> None:
-    write(tmp_path / "a" / "scene.tif", ground(1, 64, 5000), blockysize=1)
-    (row,) = rejected(tmp_path / "a", config(64, max_pixels=64 * 4999))
+    write(tmp_path / "a" / "scene.tif", ground(1, 200, 5000), blockysize=1)
+    (row,) = rejected(tmp_path / "a", config(160, max_pixels=5000 * 150))
     assert row.kind == "TooManyPixels"
-    assert len(tiles(tmp_path / "a", config(16, max_pixels=64 * 4999))) == 4 * 313  # it is not the scene's size
+    assert len(tiles(tmp_path / "a", config(64, max_pixels=5000 * 150))) == 3 * 78  # it is not the scene's size
     Pillow.fromarray(ground(1, 64, 64, "uint8")[0]).convert("P").save(tmp_path / "a" / "scene.tif")
     assert {tile.bands for tile in tiles(tmp_path / "a", config(32))} == {("red", "green", "blue")}
 

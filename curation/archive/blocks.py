@@ -9,7 +9,7 @@ the height of the windows and of a block, however tall the image is.
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -29,30 +29,35 @@ if TYPE_CHECKING:
 
 PIECE = 1 << 16  # bytes of a header that are fetched at once
 GAP = 1 << 16  # bytes that are fetched in vain rather than by another request
+STRIPS = 128  # rows of strips that are decoded together
 THREADS = 8  # requests at once to a remote store
 # What is decoded block by block: uncompressed, LZW, JPEG, deflate (two numbers), PackBits, LERC, LZMA, zstd, WebP.
 CODECS = frozenset({1, 5, 7, 8, 32946, 32773, 34887, 34925, 50000, 50001})
 JPEG = 7
 
 Range = tuple[int, int]
+Area = tuple[slice, slice]
 
 
 def read_ranges(folder: Folder, path: str, ranges: Sequence[Range]) -> list[bytes]:
     """The bytes of several ranges of a file, in the order asked for; near ones by one request."""
-    spans: list[list[int]] = []
-    for start, stop in sorted(ranges):
+    spans: list[Range] = []
+    places: list[tuple[int, int, int]] = []  # which range, in which span
+    for i, (start, stop) in sorted(enumerate(ranges), key=lambda item: item[1]):
         if spans and start <= spans[-1][1] + GAP:
-            spans[-1][1] = max(spans[-1][1], stop)
+            spans[-1] = spans[-1][0], max(spans[-1][1], stop)
         else:
-            spans.append([start, stop])
+            spans.append((start, stop))
+        places.append((i, len(spans) - 1, start - spans[-1][0]))
     if folder.local or len(spans) < 2:
         parts = [folder.read_range(path, *span) for span in spans]
     else:
         with ThreadPoolExecutor(min(THREADS, len(spans))) as pool:
             parts = list(pool.map(lambda span: folder.read_range(path, *span), spans))
-    starts = np.array([start for start, _ in spans])
-    where = [int(np.searchsorted(starts, start, "right")) - 1 for start, _ in ranges]
-    return [parts[i][start - spans[i][0] : stop - spans[i][0]] for i, (start, stop) in zip(where, ranges, strict=True)]
+    found = [b""] * len(ranges)
+    for i, span, at in places:
+        found[i] = parts[span][at : at + ranges[i][1] - ranges[i][0]]
+    return found
 
 
 class _Header(io.RawIOBase):
@@ -109,7 +114,7 @@ class BlockFile:
     """A GeoTIFF, opened; its pixels come by parts.
 
     Attributes:
-        shape: height and width of full resolution.
+        shape, dtype: height and width of full resolution, and the numbers' type.
         bands: the bands' names.
         nodata, place: see :class:`~curation.archive.sample.Image`.
     """
@@ -119,7 +124,7 @@ class BlockFile:
         self.layers = [*images, *([mask] if mask else [])]
         self.legend = read_legend(images[0].page, layout, sum(layer.samples for layer in images))
         self.shape = layout.height, layout.width
-        self.bands, self.nodata = self.legend.bands, self.legend.nodata
+        self.bands, self.nodata, self.dtype = self.legend.bands, self.legend.nodata, images[0].dtype
         self.place: Georeference | None = self.legend.place
 
     def plan(self, rows: Range, columns: Sequence[Range], max_pixels: int) -> None:
@@ -131,29 +136,24 @@ class BlockFile:
         for layer in self.layers:
             layer.plan(rows, columns, max_pixels)
 
-    def fetch(self) -> list[bytes]:
-        """The bytes of all blocks that are planned and not here yet."""
-        ranges = [(start, stop) for layer in self.layers for _, start, stop in layer.todo]
-        return read_ranges(self.folder, self.file.path, ranges) if ranges else []
-
-    def decode(self, data: list[bytes]) -> None:
-        """Decode what :meth:`fetch` gave."""
-        blocks = iter(data)
+    def fetch(self) -> None:
+        """Fetch the bytes of all blocks that are planned and not here yet."""
+        ranges = [(start, stop) for layer in self.layers for _, _, start, stop in layer.todo]
+        data = iter(read_ranges(self.folder, self.file.path, ranges) if ranges else [])
         for layer in self.layers:
-            layer.decode(blocks)
+            layer.take(data)
 
-    def fault(self, rows: Range, columns: Range) -> Fault | None:
-        """Why a part cannot be read, if it cannot."""
-        return next((fault for layer in self.layers if (fault := layer.fault(rows, columns))), None)
-
-    def part(self, rows: Range, columns: Range) -> Image:
-        """A part that was planned, fetched and decoded; its memory is its own."""
-        parts = [layer.part(rows, columns) for layer in self.images]
-        pixels = parts[0] if len(parts) == 1 else np.concatenate(parts)
-        written = [layer.written(rows, columns) for layer in self.layers]
-        masks = [mask for mask in written if mask is not None]
+    def part(self, rows: Range, columns: Range) -> Image | Fault:
+        """A part that was planned and fetched, in memory of its own; or why it cannot be read."""
+        parts = [layer.part(rows, columns) for layer in self.layers]
+        faults = [part for part in parts if isinstance(part, Fault)]
+        if faults:
+            return faults[0]
+        made = [part for part in parts if not isinstance(part, Fault)]
+        pixels = made[0] if len(self.images) == 1 else np.concatenate(made[: len(self.images)])
+        masks = [mask for layer in self.layers if (mask := layer.written(rows, columns)) is not None]
         if self.mask:
-            masks.append(self.mask.part(rows, columns)[0] != 0)
+            masks.append(made[-1][0] != 0)
         return self.legend.image(pixels, np.logical_and.reduce(masks) if masks else None)
 
 
@@ -220,117 +220,118 @@ class _Layer:
         )
         check_pixels(*self.block, 1, max_pixels)
         self.planes = self.samples if layout.separate else 1
-        self.grid = -(-self.height // self.block[0]), -(-self.width // self.block[1])
+        self.segments = -(-self.height // self.block[0]), -(-self.width // self.block[1])
         self.offsets = page.values(324) or page.values(273)
         self.counts = page.values(325) or page.values(279)
-        if min(len(self.offsets), len(self.counts)) < self.planes * self.grid[0] * self.grid[1]:
+        if min(len(self.offsets), len(self.counts)) < self.planes * self.segments[0] * self.segments[1]:
             raise bad_image("tif: the header names fewer strips or tiles than the image has")
+        # Low strips are taken together: else a tile would be pieced together of hundreds.
+        self.together = 1 if tiled else max(1, STRIPS // self.block[0])
+        self.size = self.block[0] * self.together, self.block[1]  # of a block
         self.codec, self.tables, self.decoder = page.number(259, 1), decoder.jpegtables, decoder.decode
-        self.top = 0
-        self.held = np.empty((self.samples, 0, self.width), decoder.dtype.newbyteorder("="))
+        self.dtype: np.dtype[Any] = decoder.dtype.newbyteorder("=")
         nodata = read_legend(page, layout, self.samples).nodata
-        self.fill = nodata if nodata is not None and _holds(self.held.dtype, nodata) else 0
-        self.blocks: dict[tuple[int, int], Fault | bool] = {}  # those held: whether anything was written, or its fault
-        self.todo: list[tuple[int, int, int]] = []  # index of a segment, where its bytes begin and end
+        self.fill = nodata if nodata is not None and _holds(self.dtype, nodata) else 0
+        self.sparse = False  # whether some block was never written
+        # Blocks by row and column: the bytes of their segments, from when they are planned; their pixels
+        # (samples, height, width), from when they are first used; a fault; nothing, where nothing was ever written.
+        self.blocks: dict[tuple[int, int], list[tuple[int, bytes]] | NDArray[Any] | Fault | None] = {}
+        self.todo: list[tuple[list[tuple[int, bytes]], int, int, int]] = []  # the block, which segment, its bytes
 
     def plan(self, rows: Range, columns: Sequence[Range], max_pixels: int) -> None:
-        high, wide = self.block
+        high, wide = self.size
         top, bottom = rows[0] // high, -(-rows[1] // high)
-        self._hold(top * high, min(bottom * high, self.height), max_pixels)
-        self.blocks = {at: state for at, state in self.blocks.items() if at[0] >= top}
+        check_pixels((bottom - top) * high, self.width, self.samples, max_pixels)
+        self.blocks = {at: block for at, block in self.blocks.items() if at[0] >= top}
         across = sorted({i for start, stop in columns for i in range(start // wide, -(-stop // wide))})
         self.todo = []
         for at in ((down, right) for down in range(top, bottom) for right in across):
             if at not in self.blocks:
                 self.blocks[at] = self._queue(*at)
 
-    def _hold(self, top: int, bottom: int, max_pixels: int) -> None:
-        """Make room for these rows; of those that are held already the content stays."""
-        check_pixels(bottom - top, self.width, self.samples, max_pixels)
-        before, height = self.held, bottom - top
-        kept = before[:, top - self.top :] if self.top <= top < self.top + before.shape[1] else before[:, :0]
-        kept = kept[:, :height]
-        if before.shape[1] != height:
-            self.held = np.empty((self.samples, height, self.width), before.dtype)
-        self.held[:, : kept.shape[1]] = kept
-        self.top = top
-
-    def _queue(self, down: int, right: int) -> Fault | bool:
+    def _queue(self, down: int, right: int) -> list[tuple[int, bytes]] | Fault | None:
         """Note what is to be fetched for a block; what is known of it before."""
-        inside = self._inside(down, right)
-        for plane in range(self.planes):
-            index = (plane * self.grid[0] + down) * self.grid[1] + right
-            start, size = self.offsets[index], self.counts[index]
-            if size == 0:  # sparse: never written
-                self.held[inside] = self.fill
-                return False
-            if start + size > self.end:
-                return Fault("the file ends before its strips and tiles do", cut=True)
-            self.todo.append((index, start, start + size))
-        return True
+        begin = down * self.together
+        indices = [
+            (plane * self.segments[0] + row) * self.segments[1] + right
+            for plane in range(self.planes)
+            for row in range(begin, min(begin + self.together, self.segments[0]))
+        ]
+        if not any(self.counts[index] for index in indices):
+            self.sparse = True
+            return None
+        if any(self.offsets[index] + self.counts[index] > self.end for index in indices):
+            return Fault("the file ends before its strips and tiles do", cut=True)
+        content = [(index, b"") for index in indices]
+        places = ((self.offsets[index], self.counts[index]) for index in indices)
+        self.todo += [(content, i, start, start + size) for i, (start, size) in enumerate(places) if size]
+        return content
 
-    def _inside(self, down: int, right: int) -> tuple[slice, slice, slice]:
-        """Where a block lies in what is held."""
-        high, wide = self.block
-        return (
-            slice(None),
-            slice(down * high - self.top, (down + 1) * high - self.top),
-            slice(right * wide, (right + 1) * wide),
-        )
-
-    def decode(self, data: Any) -> None:
-        """Decode the segments that were to be fetched, from an iterator over their bytes."""
-        for index, _, _ in self.todo:
-            plane, at = divmod(index, self.grid[0] * self.grid[1])
-            down, right = divmod(at, self.grid[1])
-            content = next(data)
-            if self.blocks[down, right] is not True:
-                continue
-            samples, rows, columns = self._inside(down, right)
-            target = self.held[plane : plane + 1 if self.planes > 1 else None, rows, columns]
-            try:
-                if self.codec == JPEG:
-                    self._check_jpeg(content)
-                pixels = self.decoder(content, index, jpegtables=self.tables)[0][0]
-                target[...] = pixels[: target.shape[1], : target.shape[2]].transpose(2, 0, 1)
-            except Exception as error:  # decoders raise whatever they like; for want of memory, where lengths are wrong
-                text = " ".join(str(error).split())[:150] or type(error).__name__
-                where = f"the block at row {down * self.block[0]}, column {right * self.block[1]}"
-                self.blocks[down, right] = Fault(f"{where} is damaged: {text}", cut=False)
+    def take(self, data: Iterator[bytes]) -> None:
+        """Take the bytes of what was planned."""
+        for content, i, _, _ in self.todo:
+            content[i] = content[i][0], next(data)
         self.todo = []
 
-    def _check_jpeg(self, content: bytes) -> None:
-        """Refuse a stream of another size than its block: memory would be taken for it."""
-        _, _, height, width, _ = jpeg_frame(content)
-        if height > self.block[0] or width > self.block[1]:
-            raise bad_image(f"a JPEG of {width} x {height} pixels in a block of {self.block[1]} x {self.block[0]}")
+    def _decoded(self, at: tuple[int, int]) -> NDArray[Any] | Fault | None:
+        block = self.blocks[at]
+        if isinstance(block, list):
+            try:
+                block = self._decode(at, block)
+            except Exception as error:  # decoders raise whatever they like; for want of memory, where lengths are wrong
+                text = " ".join(str(error).split())[:150] or type(error).__name__
+                where = f"row {at[0] * self.size[0]}, column {at[1] * self.size[1]}"
+                block = Fault(f"the block at {where} is damaged: {text}", cut=False)
+            self.blocks[at] = block
+        return block
 
-    def _touched(self, rows: Range, columns: Range) -> list[tuple[int, int]]:
-        high, wide = self.block
-        return [
-            (down, right)
-            for down in range(rows[0] // high, -(-rows[1] // high))
-            for right in range(columns[0] // wide, -(-columns[1] // wide))
-        ]
+    def _decode(self, at: tuple[int, int], content: list[tuple[int, bytes]]) -> NDArray[Any]:
+        """``(samples, height, width)``."""
+        if len(content) == 1:
+            return self._segment(*content[0])
+        height = min(self.size[0], self.height - at[0] * self.size[0])
+        pixels = np.empty((self.samples, height, self.block[1]), self.dtype)
+        for position, (index, data) in enumerate(content):
+            plane, row = divmod(position, len(content) // self.planes)
+            target = pixels[plane : plane + 1 if self.planes > 1 else None, row * self.block[0] :][:, : self.block[0]]
+            target[...] = self._segment(index, data)[:, : target.shape[1]] if data else self.fill
+        return pixels
 
-    def fault(self, rows: Range, columns: Range) -> Fault | None:
-        states = (self.blocks[at] for at in self._touched(rows, columns))
-        return next((state for state in states if isinstance(state, Fault)), None)
+    def _segment(self, index: int, data: bytes) -> NDArray[Any]:
+        """The pixels of a strip or tile, all samples that it has."""
+        if self.codec == JPEG:
+            _, _, height, width, _ = jpeg_frame(data)
+            if height > self.block[0] or width > self.block[1]:  # else memory would be taken for it
+                raise ValueError(f"a JPEG of {width} x {height} pixels in {self.block[1]} x {self.block[0]}")
+        pixels: NDArray[Any] = self.decoder(data, index, jpegtables=self.tables)[0][0]
+        return pixels.transpose(2, 0, 1)
 
-    def part(self, rows: Range, columns: Range) -> NDArray[Any]:
-        return self.held[:, rows[0] - self.top : rows[1] - self.top, slice(*columns)].copy()
+    def _touched(self, rows: Range, columns: Range) -> Iterator[tuple[tuple[int, int], Area, Area]]:
+        """The blocks that a part touches; of each, what of the part it is, and what of it."""
+        high, wide = self.size
+        for down in range(rows[0] // high, -(-rows[1] // high)):
+            top, bottom = max(rows[0], down * high), min(rows[1], (down + 1) * high)
+            for right in range(columns[0] // wide, -(-columns[1] // wide)):
+                left, end = max(columns[0], right * wide), min(columns[1], (right + 1) * wide)
+                there = slice(top - rows[0], bottom - rows[0]), slice(left - columns[0], end - columns[0])
+                here = slice(top - down * high, bottom - down * high), slice(left - right * wide, end - right * wide)
+                yield (down, right), there, here
+
+    def part(self, rows: Range, columns: Range) -> NDArray[Any] | Fault:
+        pixels = np.empty((self.samples, rows[1] - rows[0], columns[1] - columns[0]), self.dtype)
+        for at, there, here in self._touched(rows, columns):
+            block = self._decoded(at)
+            if isinstance(block, Fault):
+                return block
+            pixels[:, *there] = self.fill if block is None else block[:, *here]
+        return pixels
 
     def written(self, rows: Range, columns: Range) -> NDArray[np.bool_] | None:
-        """``(height, width)``, False where blocks of a sparse file were never written; ``None`` where all were."""
-        empty = [at for at in self._touched(rows, columns) if self.blocks[at] is False]
-        if not empty:
+        """``(height, width)``, False where blocks were never written; ``None`` of a file that is not sparse."""
+        if not self.sparse:
             return None
+        empty = [there for at, there, _ in self._touched(rows, columns) if self.blocks[at] is None]
         mask = np.ones((rows[1] - rows[0], columns[1] - columns[0]), bool)
-        for down, right in empty:
-            at = [start * size for start, size in zip((down, right), self.block, strict=True)]
-            where = [
-                slice(max(0, begin - start), max(0, begin + size - start))
-                for begin, size, start in zip(at, self.block, (rows[0], columns[0]), strict=True)
-            ]
-            mask[where[0], where[1]] = False
+        for there in empty:
+            mask[there] = False
         return mask

@@ -14,6 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from curation.archive.blocks import THREADS, BlockFile, Fault, Range, open_blocks
 from curation.archive.decode import decode_file, names_in, valid_pixels
 from curation.archive.grid import Span, resample_part, same_ground
@@ -108,22 +110,15 @@ class WholeFile:
         self.image = image
         self.bands, self.nodata, self.place = image.bands, image.nodata, image.place
         self.shape: tuple[int, int] = image.pixels.shape[1], image.pixels.shape[2]
+        self.dtype = image.pixels.dtype
 
     def plan(self, rows: Range, columns: Sequence[Range], max_pixels: int) -> None:
         """Nothing is to be fetched."""
 
-    def fetch(self) -> list[bytes]:
-        """Nothing."""
-        return []
+    def fetch(self) -> None:
+        """Nothing is to be fetched."""
 
-    def decode(self, data: list[bytes]) -> None:
-        """Nothing is to be decoded."""
-
-    def fault(self, rows: Range, columns: Range) -> Fault | None:
-        """None: what is damaged was refused."""
-        return None
-
-    def part(self, rows: Range, columns: Range) -> Image:
+    def part(self, rows: Range, columns: Range) -> Image | Fault:
         """A part, in memory of its own."""
         mask = self.image.mask
         return replace(
@@ -133,7 +128,7 @@ class WholeFile:
         )
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Band:
     """One file of a scene."""
 
@@ -145,8 +140,11 @@ class _Band:
 
 @dataclass(slots=True)
 class _Scene:
+    """The files to read, the one whose grid counts, and those that are a band each of one shape, dtype and nodata."""
+
     bands: list[_Band]
     grid: _Band
+    alike: list[_Band]
 
     def windows(self, settings: ArchiveConfig, only: Sequence[Wanted] | None) -> list[Window]:
         """The windows to read, from the top down."""
@@ -181,7 +179,10 @@ def _open_scene(folder: Folder, shard: Shard, settings: ArchiveConfig) -> _Scene
             raise BadSample("read", "BandMismatch", _mismatch(band, grid))
     if settings.bands is not None and settings.band_names is None:
         _check_bands(bands, settings.bands)
-    return _Scene(bands, grid)
+    plain = [band for band in bands if not is_mask(band.name)]
+    kinds = {(band.raster.shape, band.raster.dtype, band.raster.nodata, len(band.raster.bands)) for band in plain}
+    alike = kinds == {(grid.raster.shape, grid.raster.dtype, grid.raster.nodata, 1)} and len(plain) > 1
+    return _Scene(bands, grid, plain if alike and settings.members is None else [])
 
 
 def _chosen(pairs: Sequence[tuple[str, FileInfo]], settings: ArchiveConfig) -> list[tuple[str, FileInfo]]:
@@ -269,19 +270,19 @@ def _read_windows(
         for band in scene.bands:
             parts = [_source(band, scene, window) for window in group]
             band.raster.plan((parts[0][0][0], max(rows[1] for rows, _ in parts)), [c for _, c in parts], max_pixels)
-        for band, data in zip(scene.bands, _fetch(folder, scene.bands), strict=True):
-            band.raster.decode(data)
+        _fetch(folder, scene.bands)
         for window in group:
             yield window, _cut(scene, window)
 
 
-def _fetch(folder: Folder, bands: Sequence[_Band]) -> Iterator[list[bytes]]:
-    """What the files have planned; of a remote store several files at once."""
+def _fetch(folder: Folder, bands: Sequence[_Band]) -> None:
+    """Fetch what the files have planned; of a remote store several files at once."""
     if folder.local or len(bands) == 1:
-        yield from (band.raster.fetch() for band in bands)
+        for band in bands:
+            band.raster.fetch()
         return
     with ThreadPoolExecutor(min(THREADS, len(bands))) as pool:
-        yield from list(pool.map(lambda band: band.raster.fetch(), bands))
+        list(pool.map(lambda band: band.raster.fetch(), bands))
 
 
 def _spans(band: _Band, scene: _Scene, window: Window) -> tuple[Span, Span]:
@@ -302,20 +303,30 @@ def _source(band: _Band, scene: _Scene, window: Window) -> tuple[Range, Range]:
 
 
 def _cut(scene: _Scene, window: Window) -> dict[str, Image] | _Broken:
-    """The images of a window by their names."""
+    """The images of a window by their names; bands that are alike are one."""
     made: dict[str, Image] = {}
     for band in scene.bands:
-        fault = band.raster.fault(*_source(band, scene, window))
-        if fault:
-            return _Broken(band.file, fault)
-    for band in scene.bands:
-        made[band.name] = _on_grid(band, scene, window)
-    return made
+        image = band.raster.part(*_source(band, scene, window))
+        if isinstance(image, Fault):
+            return _Broken(band.file, image)
+        made[band.name] = image if band in scene.alike else _on_grid(band, image, scene, window)
+    if not scene.alike:
+        return made
+    parts = [made.pop(band.name) for band in scene.alike]
+    masks = [part.mask for part in parts if part.mask is not None]
+    stack = Image(
+        np.concatenate([part.pixels for part in parts]),
+        tuple(band.raster.bands[0] for band in scene.alike),
+        np.logical_and.reduce(masks) if masks else None,
+        parts[0].nodata,
+        scene.grid.raster.place and scene.grid.raster.place.window(window.row, window.column),
+    )
+    return {extension(scene.alike[0].file.path): stack, **made}
 
 
-def _on_grid(band: _Band, scene: _Scene, window: Window) -> Image:
+def _on_grid(band: _Band, image: Image, scene: _Scene, window: Window) -> Image:
+    """A window's part of a band, on the grid."""
     raster, (rows, columns) = band.raster, scene.grid.raster.shape
-    image = raster.part(*_source(band, scene, window))
     place = raster.place
     if raster.shape != (rows, columns):
         mask = valid_pixels(image.pixels, image.mask, image.nodata)
