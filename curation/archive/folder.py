@@ -38,6 +38,8 @@ def read_folder(
             return Rejection(printable(key), index, "read", "BadName", f"the name {printable(key)} is not UTF-8")
         for file in files.values():
             suffix = extension(file.path)
+            if file.size < 0:
+                return Rejection(key, index, "read", "MissingAsset", f"{_base(file)} is listed but not there")
             if file.size == 0 and suffix != "txt" and matters(suffix, settings.members):
                 return Rejection(key, index, "read", "EmptyMember", f"{_base(file)} has no bytes")
         members = [

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from curation.archive.folder import read_folder
+from curation.archive.lists import CHECKSUM
 from curation.archive.sample import RawSample, Rejection, Wanted
 from curation.archive.scene import read_scene
 from curation.archive.shards import Shard
@@ -51,12 +52,13 @@ def read_shard(
 
 
 def _check_unchanged(folder: Folder, shard: Shard) -> None:
-    if shard.format == "folder":
+    listed = [file for file in shard.contents if file.size >= 0 and not file.version.startswith(CHECKSUM)]
+    if shard.format == "folder" and not folder.url.startswith("http"):  # which lists no folders
         inside = {os.path.dirname(file.path) for file in shard.files}
         now = {file.path: file for file in folder.list(os.path.commonpath(inside), recursive=len(inside) > 1)}
     else:
-        now = {file.path: folder.info(file.path) for file in shard.contents}
-    for file in shard.contents:
+        now = {file.path: folder.info(file.path) for file in listed}
+    for file in listed:
         if file.path not in now:
             raise AccessError(f"{folder.public(file.path)}: it vanished after it was listed")
         if now[file.path] != file:

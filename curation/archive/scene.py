@@ -167,6 +167,8 @@ def _open_scene(folder: Folder, shard: Shard, settings: ArchiveConfig) -> _Scene
     gone = next((file for _, file in chosen if file.size < 0), None)
     if gone:
         raise BadSample("read", "MissingAsset", f"{folder.public(gone.path)} is listed but not there")
+    if not chosen:
+        raise BadSample("read", "NoImage", "it has no asset that holds pixels")
     bands = [_open_band(folder, name, file, settings) for name, file in chosen]
     grid = _grid(bands, settings.grid)
     if grid is None:

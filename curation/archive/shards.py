@@ -62,7 +62,7 @@ class Shard:
     @property
     def size(self) -> int:
         """Bytes of all its files."""
-        return sum(file.size for file in self.contents)
+        return sum(max(0, file.size) for file in self.contents)
 
     @property
     def fingerprint(self) -> dict[str, Any]:
