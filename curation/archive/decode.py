@@ -8,7 +8,7 @@ dtype and are never stretched. Whatever cannot be read rightly is a
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curation.archive.clouds import detect, is_mask, mask_values, read_masks, take_masks
-from curation.archive.grid import resample
+from curation.archive.grid import resample, same_ground
 from curation.archive.image import (
     RGB,
     bad_image,
@@ -27,7 +27,7 @@ from curation.archive.image import (
     decode_pillow,
     decode_png,
 )
-from curation.archive.names import PICKLES, SIDECARS, extension, holds_pixels, split_name
+from curation.archive.names import PICKLES, SIDECARS, extension, holds_pixels, is_categorical, split_name
 from curation.archive.radiometry import clean, declared_offset, in_units
 from curation.archive.sample import Image, Member, RawSample, Sample
 from curation.archive.sidecar import gather, in_name, read_fields
@@ -59,10 +59,10 @@ def decode(raw: RawSample, settings: ArchiveConfig) -> Sample:
     bands, pixels = image.bands, _settle(image.pixels)
     clouds, unseen = read_masks(flags, settings.clouds)
     if clouds is None and settings.clouds.detector is not None:
-        clouds = detect(pixels, _mask(pixels, image.mask, image.nodata), bands)
+        clouds = detect(pixels, valid_pixels(pixels, image.mask, image.nodata), bands)
     if settings.bands is not None and tuple(settings.bands) != bands:
         pixels, bands = _select(pixels, bands, tuple(settings.bands)), tuple(settings.bands)
-    mask = _mask(pixels, image.mask, image.nodata if settings.nodata is None else settings.nodata)
+    mask = valid_pixels(pixels, image.mask, image.nodata if settings.nodata is None else settings.nodata)
     mask = mask if unseen is None else mask & ~unseen
     if not mask.any():
         raise bad_image("no pixel is valid", "NoValidPixels")
@@ -125,7 +125,7 @@ def _image_and_masks(
     images, masks = take_masks(found, settings.clouds)
     if not images:
         raise bad_image(f"no image in it but masks: {', '.join(masks)}"[:200], "NoImage")
-    chosen = settings.members is not None or bool(raw.images) or _in_columns(raw, settings)
+    chosen = bool(settings.members or settings.scene or raw.images) or _in_columns(raw, settings)
     image = _one_image(images, settings, anyhow=chosen)
     if settings.band_names is not None:
         named = replace(image, bands=_named(image, settings.band_names))
@@ -149,7 +149,7 @@ def _images(raw: RawSample, settings: ArchiveConfig) -> dict[str, Image]:
     """The images of a key by suffix or band, in the order of the bands."""
     suffixes = _image_suffixes(raw, settings)
     return {
-        suffix: raw.images[suffix] if suffix in raw.images else _decode_member(suffix, raw, settings)
+        suffix: raw.images.get(suffix) or decode_file(suffix, raw.data[suffix], settings, raw.position or ())
         for suffix in suffixes
     }
 
@@ -206,11 +206,15 @@ def looks_like_image(data: bytes) -> bool:
     return data[:8].startswith(_MAGIC) or data[4:8] == b"jP  " or (data[:4] == b"RIFF" and data[8:12] == b"WEBP")
 
 
-def _decode_member(suffix: str, raw: RawSample, settings: ArchiveConfig) -> Image:
-    data = raw.data[suffix]
+def decode_file(suffix: str, data: bytes, settings: ArchiveConfig, position: tuple[int, ...] = ()) -> Image:
+    """Decode one file; of a zipped Zarr the sample at ``position``.
+
+    Raises:
+        BadSample: it is damaged, too large, or of a kind that is not read; the message begins with ``suffix``.
+    """
     try:
         if data[:4] in (b"PK\x03\x04", b"PK\x05\x06"):
-            return decode_zarr(data, settings.max_pixels, raw.position or (), settings.nodata)
+            return decode_zarr(data, settings.max_pixels, position, settings.nodata)
         return _decode_bytes(data, settings)
     except MemoryError:
         raise
@@ -255,11 +259,7 @@ def _one_image(images: Mapping[str, Image], settings: ArchiveConfig, anyhow: boo
     """
     if len(images) == 1:
         return next(iter(images.values()))
-    names: list[str] = []
-    for suffix, image in images.items():
-        stem = suffix.removesuffix(".zip").rpartition(".")[0] if holds_pixels(suffix, None) else suffix
-        alone = len(image.bands) == 1 and stem
-        names += [stem] if alone else [f"{stem}.{band}" if stem else band for band in image.bands]
+    names = [name for suffix, image in images.items() for name in names_in(suffix, image.bands)]
     kinds = {(str(image.pixels.dtype), image.pixels.shape) for image in images.values()}
     if (len(kinds) > 1 and not anyhow and settings.grid is None) or len(set(names)) < len(names):
         found = ", ".join(
@@ -268,15 +268,23 @@ def _one_image(images: Mapping[str, Image], settings: ArchiveConfig, anyhow: boo
         )
         raise bad_image(f"{found}: say in archive.members which hold the pixels", "SeveralImages")
     grid = _grid(images, settings.grid)
-    parts = [_to_grid(suffix, image, grid, settings.resampling) for suffix, image in images.items()]
+    stems = [suffix.rpartition(".")[0] or suffix for suffix in images]
+    methods = ["nearest" if is_categorical(stem) else settings.resampling for stem in stems]
+    parts = [_to_grid(*pair, grid, method) for pair, method in zip(images.items(), methods, strict=True)]
     pixels = np.concatenate([part for part, _ in parts])
     place = grid.place or next((image.place for image in images.values() if image.place), None)
     return Image(pixels, tuple(names), np.logical_and.reduce([mask for _, mask in parts]), None, place)
 
 
+def names_in(suffix: str, bands: Sequence[str]) -> list[str]:
+    """What the bands of one file of several are called."""
+    stem = suffix.removesuffix(".zip").rpartition(".")[0] if holds_pixels(suffix, None) else suffix
+    return [stem] if len(bands) == 1 and stem else [f"{stem}.{band}" if stem else band for band in bands]
+
+
 def _grid(images: Mapping[str, Image], name: str | None) -> Image:
     """The image whose grid counts: the one that ``archive.grid`` names, else the finest."""
-    if name is None:
+    if name is None or len({image.pixels.shape[1:] for image in images.values()}) == 1:
         return max(images.values(), key=lambda image: image.pixels[0].size)
     for suffix, image in images.items():
         if name in (suffix, suffix.rpartition(".")[0], *image.bands):
@@ -286,9 +294,9 @@ def _grid(images: Mapping[str, Image], name: str | None) -> Image:
 
 def _to_grid(suffix: str, image: Image, grid: Image, method: str) -> tuple[NDArray[Any], NDArray[np.bool_]]:
     """An image's pixels and mask on the grid of another one over the same ground."""
-    mask = _mask(image.pixels, image.mask, image.nodata)
+    mask = valid_pixels(image.pixels, image.mask, image.nodata)
     shape, own = grid.pixels.shape[1:], image.pixels.shape[1:]
-    if not _same_ground(image, grid):
+    if not same_ground((own[0], own[1]), image.place, (shape[0], shape[1]), grid.place):
         sizes = " and ".join(f"{width} x {height}" for height, width in (own, shape))
         raise bad_image(f"{suffix} does not cover the same ground as the other bands ({sizes})", "BandMismatch")
     if own == shape:
@@ -298,26 +306,14 @@ def _to_grid(suffix: str, image: Image, grid: Image, method: str) -> tuple[NDArr
 
 def _mask_to_grid(name: str, mask: Image, image: Image, shape: tuple[int, int]) -> NDArray[Any]:
     """A mask band's values ``(height, width)`` on the grid of the pixels, each the nearest."""
-    if not _same_ground(mask, image):
+    own = mask.pixels.shape[1], mask.pixels.shape[2]
+    if not same_ground(own, mask.place, shape, image.place):
         raise bad_image(f"{name} does not cover the same ground as the other bands", "BandMismatch")
     values = mask.pixels
-    if values.shape[1:] != shape:
+    if own != shape:
         values, _ = resample(values, np.ones(values.shape[1:], bool), shape, "nearest")
     flat: NDArray[Any] = values[0]
     return flat
-
-
-def _same_ground(image: Image, other: Image) -> bool:
-    """Whether two images' edges are the same to a pixel of the coarser one, as far as can be told."""
-    (height, width), (rows, columns) = image.pixels.shape[1:], other.pixels.shape[1:]
-    if image.place and other.place:
-        if image.place.crs != other.place.crs:
-            return False
-        edges = np.subtract(image.place.bounds(height, width), other.place.bounds(rows, columns))
-        a, b, _, d, e, _ = (image if height * width < rows * columns else other).place.transform  # type: ignore[union-attr]
-        step = max(abs(a) + abs(b), abs(d) + abs(e))
-        return bool(np.abs(edges).max() <= step)
-    return bool(abs(height * columns - width * rows) <= max(height, width, rows, columns))
 
 
 def _named(image: Image, names: list[str] | None) -> tuple[str, ...]:
@@ -360,7 +356,7 @@ def _select(pixels: NDArray[Any], have: tuple[str, ...], want: tuple[str, ...]) 
     return np.ascontiguousarray(pixels[[have.index(band) for band in want]])
 
 
-def _mask(pixels: NDArray[Any], mask: NDArray[np.bool_] | None, nodata: float | None) -> NDArray[np.bool_]:
+def valid_pixels(pixels: NDArray[Any], mask: NDArray[np.bool_] | None, nodata: float | None) -> NDArray[np.bool_]:
     """True where the file says so, every band is finite and none is ``nodata``."""
     valid = np.ones(pixels.shape[1:], bool) if mask is None else mask
     if pixels.dtype.kind == "f":

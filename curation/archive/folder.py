@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from curation.archive.names import extension, is_text, matters, printable
 from curation.archive.sample import Member, RawSample, Rejection, Wanted
-from curation.archive.shards import group_scenes
+from curation.archive.shards import group_scenes, scene_key
 from curation.errors import AccessError
 
 if TYPE_CHECKING:
@@ -38,6 +38,8 @@ def read_folder(
             return Rejection(printable(key), index, "read", "BadName", f"the name {printable(key)} is not UTF-8")
         for file in files.values():
             suffix = extension(file.path)
+            if file.size < 0:
+                return Rejection(key, index, "read", "MissingAsset", f"{_base(file)} is listed but not there")
             if file.size == 0 and suffix != "txt" and matters(suffix, settings.members):
                 return Rejection(key, index, "read", "EmptyMember", f"{_base(file)} has no bytes")
         members = [
@@ -68,7 +70,7 @@ def _groups(files: tuple[FileInfo, ...], scene: str | None) -> dict[str, dict[st
         suffixes = [
             f"{band}.{_suffix(file)}" if band and band != _suffix(file) else _suffix(file) for band, file in own
         ]
-        groups[name.rpartition("/")[2]] = dict(zip(suffixes, (file for _, file in own), strict=True))
+        groups[scene_key(name)] = dict(zip(suffixes, (file for _, file in own), strict=True))
     return groups
 
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import BmpImagePlugin, JpegImagePlugin, PngImagePlugin, TiffImagePlugin, WebPImagePlugin
 from PIL.Image import Image as PillowImage
 
+from curation.archive.gmljp2 import read_gmljp2
 from curation.archive.sample import Image
 from curation.errors import BadSample
 
@@ -64,7 +65,7 @@ def check_pixels(height: int, width: int, bands: int, max_pixels: int) -> None:
 
 def decode_jpeg(data: bytes, max_pixels: int) -> Image:
     """Grey and RGB by libjpeg-turbo itself, which takes half as long as through Pillow; all else by Pillow."""
-    process, precision, height, width, components = _jpeg_frame(data)
+    process, precision, height, width, components = jpeg_frame(data)
     check_pixels(height, width, components, max_pixels)
     simple = process in (0xC0, 0xC1, 0xC2) and precision == 8 and components in (1, 3)
     if not simple or not data.endswith(b"\xff\xd9"):  # libjpeg fills what is cut short with grey, Pillow tells
@@ -72,7 +73,7 @@ def decode_jpeg(data: bytes, max_pixels: int) -> Image:
     return _from_array(imagecodecs.jpeg8_decode(data))
 
 
-def _jpeg_frame(data: bytes) -> tuple[int, int, int, int, int]:
+def jpeg_frame(data: bytes) -> tuple[int, int, int, int, int]:
     """Coding process, bits a sample, height, width and components, from the frame header (ITU-T T.81, B.2.2)."""
     position = 2
     try:
@@ -189,8 +190,11 @@ def decode_jp2(data: bytes, max_pixels: int) -> Image:
     check_pixels(bottom - top, right - left, components, max_pixels)
     values = imagecodecs.jpeg2k_decode(data)
     if values.ndim == 2 or (values.shape[2] == 3 and values.dtype == np.uint8):
-        return _from_array(values)
-    return Image(np.ascontiguousarray(values.transpose(2, 0, 1)), numbered(values.shape[2]))
+        image = _from_array(values)
+    else:
+        image = Image(np.ascontiguousarray(values.transpose(2, 0, 1)), numbered(values.shape[2]))
+    image.place = read_gmljp2(data[:start])
+    return image
 
 
 # npy

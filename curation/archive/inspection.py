@@ -97,7 +97,8 @@ def _layout(files: Sequence[FileInfo], found: Findings) -> None:
     largest = max((file.size for file in files if file.path in set(images)), default=0)
     alone = not any(extension(path) in SHARDS - {"parquet"} for path in paths)
     scene = (find_scene(images) or ("file" if largest > LARGE_FILE else None)) if alone else None
-    if scene and largest > LARGE_FILE:
+    listed = len(paths) == 1 and extension(paths[0]) in ("txt", "json", "geojson")  # of scenes, which are large
+    if listed or (scene and largest > LARGE_FILE):
         found.config["tile"] = {"size": TILE}
     if scene and scene != "file":
         found.notes.append(f"bands lie in files of their own: archive.scene={scene}")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fsspec.utils import glob_translate
 
+from curation.archive.lists import read_list
 from curation.archive.names import IMAGES, SIDECARS, extension, is_shard, is_text, printable
 from curation.archive.shards import Shard, shards_of
 from curation.errors import AccessError, RequestError
@@ -34,7 +35,7 @@ def list_archive(url: Any, options: Options | None = None, settings: ArchiveConf
     """List the roots and shards that ``url`` names.
 
     Args:
-        url: one literal URL of a folder, a shard, or a glob (``*``, ``?``,
+        url: one literal URL of a folder, a shard, a list of scenes, or a glob (``*``, ``?``,
             ``[…]``, ``**``), as typed; a list of them, or a mapping of names to
             them; also the text ``[a, b]`` or ``{name: url}`` where no such path exists.
         options: per protocol, root or place, what its file system is made with.
@@ -58,7 +59,12 @@ def list_files(url: str, options: Options | None = None) -> list[FileInfo]:
     Raises:
         RequestError: there is nothing.
     """
-    return _find(url, options_for(options, "root0", url))[1]
+    own = options_for(options, "root0", url)
+    folder = Folder(url, own)
+    kind = _kind(folder)
+    if kind == "file":
+        return [folder.parent.info(folder.url.rpartition("/")[2])]
+    return folder.list() if kind == "directory" else _find_glob(url, own)[1]
 
 
 def root_names(url: Any) -> list[str]:
@@ -132,14 +138,14 @@ def _unquote(text: str) -> str:
 
 def _list_root(name: str, url: str, options: Options | None, settings: ArchiveConfig | None) -> Root:
     try:
-        folder, files = _find(url, options)
+        folder, found = _find(name, url, options, settings)
     except AccessError as error:
         cause = error.__cause__
         if isinstance(cause, PermissionError) or "Credentials" in type(cause).__name__:
             advice = "set them by environment, profile or instance role" if not is_local(url) else "check its mode"
             raise RequestError(f"{error}; {advice}") from error
         raise
-    shards = tuple(sorted(shards_of(name, files, settings), key=lambda shard: shard.path))
+    shards = tuple(sorted(found, key=lambda shard: shard.path))
     for shard in shards:
         if not is_text(shard.path):
             raise RequestError(f"the name of {printable(shard.name)} is not UTF-8: rename it")
@@ -149,8 +155,10 @@ def _list_root(name: str, url: str, options: Options | None, settings: ArchiveCo
     return Root(name, folder, shards)
 
 
-def _find(url: str, options: Options | None) -> tuple[Folder, list[FileInfo]]:
-    """The root's folder and the files in question below it."""
+def _find(
+    name: str, url: str, options: Options | None, settings: ArchiveConfig | None
+) -> tuple[Folder, Iterable[Shard]]:
+    """The root's folder and the shards in question below it."""
     if not is_local(url) and _MAGIC.search(url.split("://", 1)[1].split("/")[0]):
         raise RequestError(f"{public_url(url)}: a bucket's name cannot be a pattern")
     folder = Folder(url, options)
@@ -159,15 +167,19 @@ def _find(url: str, options: Options | None) -> tuple[Folder, list[FileInfo]]:
         above, _, base = folder.url.rpartition("/")
         if base.endswith(".zarr"):  # a store is a shard, as a tar is
             folder = Folder(above or "/", options)
-            return folder, folder.list(base)
-        return folder, folder.list()
+            return folder, shards_of(name, folder.list(base), settings)
+        return folder, shards_of(name, folder.list(), settings)
     if kind == "file":
+        base, parent = folder.url.rpartition("/")[2], folder.parent
+        listed = read_list(name, parent, base, settings)
+        if listed is not None:
+            return listed
         if not is_shard(url):
-            raise RequestError(f"{public_url(url)} is no shard: give a tar, Parquet, zipped Zarr or TIFF, or a folder")
-        parent, _, base = folder.url.rpartition("/")
-        parent_folder = Folder(parent or "/", options)
-        return parent_folder, [parent_folder.info(base)]
-    return _find_glob(url, options)
+            may = "a tar, Parquet, zipped Zarr or TIFF, a list (txt, STAC json), or a folder"
+            raise RequestError(f"{public_url(url)} is no shard: give {may}")
+        return parent, shards_of(name, [parent.info(base)], settings)
+    folder, files = _find_glob(url, options)
+    return folder, shards_of(name, files, settings)
 
 
 def _find_glob(url: str, options: Options | None) -> tuple[Folder, list[FileInfo]]:

@@ -16,12 +16,21 @@ ALIASES = {  # of bands by what they see, in the names of Sentinel-2
 }
 
 _PREVIEW = re.compile(r"(?:^|[_.-])(?:thumb|thumbnail|preview|quicklook|browse)(?:$|[_.-])", re.IGNORECASE)
+# Bands of classes or flags, not measurements: Sentinel-2's, Landsat's, MODIS', and what people call their own.
+_CATEGORICAL = re.compile(
+    r"(?:.*[/_.-])?(?:scl|fmask|qa\d*|qa_\w+|b?qa|msk_\w+|(?:\w+_)?mask|cloudmask|clm|cld|clp)", re.IGNORECASE
+)
 _UNSAFE = re.compile(r"[/\\]|(?:.*[/\\])?\.\.(?:[/\\]|$)", re.DOTALL)
 
 
 def extension(name: str) -> str:
     """What follows the last dot, in lower case: ``tif`` of ``a/b.B02.TIF``; empty without a dot."""
     return name.rpartition("/")[2].rpartition(".")[2].lower() if "." in name else ""
+
+
+def is_categorical(band: str) -> bool:
+    """Whether a band holds classes or flags (``SCL``, ``QA60``, ``cloud_mask``): numbers that must not be mixed."""
+    return _CATEGORICAL.fullmatch(band) is not None
 
 
 def is_shard(path: str) -> bool:

@@ -82,6 +82,11 @@ def named_crs(code: int | str) -> str | None:
     return text if epsg is None else f"EPSG:{epsg}"
 
 
+def is_north_first(name: str) -> bool:
+    """Whether a reference system, by its authority, names latitude or northing first."""
+    return _crs(name).axis_info[0].direction == "north"
+
+
 @lru_cache(maxsize=256)
 def _crs(name: str) -> CRS:
     return CRS.from_user_input(name)

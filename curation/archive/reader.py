@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 
 from curation.archive.folder import read_folder
 from curation.archive.joined import read_joined
+from curation.archive.lists import CHECKSUM
 from curation.archive.parquet import read_parquet
 from curation.archive.sample import RawSample, Rejection, Wanted
+from curation.archive.scene import read_scene
 from curation.archive.shards import Shard
 from curation.archive.webdataset import read_tar
 from curation.archive.zarr import read_zarr
@@ -25,7 +27,13 @@ Reader = Callable[
     [Folder, Shard, "ArchiveConfig", Sequence[Wanted] | None],
     Iterator[RawSample | Rejection],
 ]
-READERS: dict[str, Reader] = {"tar": read_tar, "folder": read_folder, "parquet": read_parquet, "zarr": read_zarr}
+READERS: dict[str, Reader] = {
+    "tar": read_tar,
+    "folder": read_folder,
+    "parquet": read_parquet,
+    "zarr": read_zarr,
+    "scene": read_scene,
+}
 READERS["joined"] = partial(read_joined, READERS)
 
 
@@ -60,14 +68,15 @@ def _check_unchanged(folder: Folder, shard: Shard) -> None:
         for _, part in shard.parts:
             _check_unchanged(folder, part)
         return
-    if shard.format == "folder":
+    listed = [file for file in shard.contents if file.size >= 0 and not file.version.startswith(CHECKSUM)]
+    if shard.format == "folder" and not folder.url.startswith("http"):  # which lists no folders
         inside = {os.path.dirname(file.path) for file in shard.files}
         now = {file.path: file for file in folder.list(os.path.commonpath(inside), recursive=len(inside) > 1)}
     elif shard.format == "zarr" and shard.file is None:
         now = {file.path: file for file in folder.list(shard.path)}
     else:
-        now = {file.path: folder.info(file.path) for file in shard.contents}
-    for file in shard.contents:
+        now = {file.path: folder.info(file.path) for file in listed}
+    for file in listed:
         if file.path not in now:
             raise AccessError(f"{folder.public(file.path)}: it vanished after it was listed")
         if now[file.path] != file:

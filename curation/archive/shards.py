@@ -62,7 +62,7 @@ class Shard:
     @property
     def size(self) -> int:
         """Bytes of all its files."""
-        return sum(file.size for file in self.contents)
+        return sum(max(0, file.size) for file in self.contents)
 
     @property
     def fingerprint(self) -> dict[str, Any]:
@@ -171,10 +171,16 @@ def group_scenes(files: Iterable[FileInfo], scene: str) -> dict[str, list[tuple[
         if images:
             sidecars = [(extension(file.path), file) for _, file in own if extension(file.path) in SIDECARS]
             if scene == "folder":
-                bands = distinct_names([_stem(file.path).rpartition("/")[2] for _, file in images])
+                bands = distinct_names([_stem(file.path).rpartition("/")[2] for _, file in images if len(images) > 1])
+                bands = bands or [""]  # one file is the whole scene
                 images = list(zip(bands, (file for _, file in images), strict=True))
             found[name] = sorted(images) + sidecars
     return found
+
+
+def scene_key(name: str) -> str:
+    """The key of a scene by its name: the last part of it, ``scene`` where that is the root itself."""
+    return "scene" if name == "." else name.rpartition("/")[2]
 
 
 def _scene_and_band(path: str, scene: str) -> Iterator[tuple[str, str]]:

@@ -11,7 +11,7 @@ import re
 import struct
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, Protocol
 
 import imagecodecs
 import numpy as np
@@ -33,10 +33,18 @@ _LIBTIFF = frozenset({1, 5, 7, 8, 32946, 32773, 50000})
 MAX_PAGES = 4096
 
 
+class Source(Protocol):
+    """The bytes of a file, here or fetched when they are asked for."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, part: slice, /) -> bytes: ...
+
+
 class Page:
     """One directory of a TIFF; values are read when they are asked for."""
 
-    def __init__(self, data: bytes, order: str, index: int, entries: dict[int, tuple[int, int, bytes]]) -> None:
+    def __init__(self, data: Source, order: str, index: int, entries: dict[int, tuple[int, int, bytes]]) -> None:
         self.data, self.order, self.index, self.entries = data, order, index, entries
 
     def values(self, tag: int, *default: Any) -> tuple[Any, ...]:
@@ -69,7 +77,7 @@ class Page:
 
 
 @dataclass(slots=True)
-class _Layout:
+class Layout:
     """How a page stores its pixels; pages of one image are equal in it."""
 
     height: int
@@ -81,22 +89,22 @@ class _Layout:
     separate: bool
 
 
-def read_pages(data: bytes) -> list[Page]:
+def read_pages(data: Source) -> list[Page]:
     """The directories of a TIFF in their order."""
     order = {b"II": "<", b"MM": ">"}[data[:2]]
     try:
-        big = struct.unpack_from(order + "H", data, 2)[0] == 43
-        (start,) = struct.unpack_from(order + ("Q" if big else "I"), data, 8 if big else 4)
+        big = struct.unpack(order + "H", data[2:4])[0] == 43
+        (start,) = struct.unpack(order + ("Q" if big else "I"), data[8:16] if big else data[4:8])
         entry, count_format, next_format = ("HHQ8s", "Q", "Q") if big else ("HHI4s", "H", "I")
         pages: list[Page] = []
         seen = set()
         while start and start not in seen and len(pages) < MAX_PAGES:
             seen.add(start)
-            (count,) = struct.unpack_from(order + count_format, data, start)
             first = start + struct.calcsize("=" + count_format)
+            (count,) = struct.unpack(order + count_format, data[start:first])
             last = first + count * struct.calcsize("=" + entry)
             table = data[first:last]
-            (start,) = struct.unpack_from(order + next_format, data, last)
+            (start,) = struct.unpack(order + next_format, data[last : last + struct.calcsize("=" + next_format)])
             entries = {tag: (kind, n, value) for tag, kind, n, value in struct.iter_unpack(order + entry, table)}
             pages.append(Page(data, order, len(pages), entries))
     except struct.error:
@@ -116,30 +124,35 @@ def decode_tiff(data: bytes, max_pixels: int) -> Image | None:
     Raises:
         BadSample: it is damaged, too large, or of a kind that is not read.
     """
-    pages = read_pages(data)
-    kinds = [page.number(254, 0) & 5 | (page.number(255, 1) == 2) for page in pages]  # 1 smaller copy, 4 mask
-    images = [page for page, kind in zip(pages, kinds, strict=True) if not kind] or pages[:1]
-    layout = _layout(images[0])
+    images, masks = full_pages(read_pages(data))
+    layout = read_layout(images[0])
     check_pixels(layout.height, layout.width, layout.samples * len(images), max_pixels)
-    _check_tiles(images[0], layout.samples, max_pixels)
+    check_tiles(images[0], layout.samples, max_pixels)
     for page in images[1:]:
-        if _layout(page) != layout:
+        if read_layout(page) != layout:
             raise BadSample("decode", "SeveralImages", f"tif: {len(images)} pages of different kinds")
-        _check_tiles(page, layout.samples, max_pixels)
+        check_tiles(page, layout.samples, max_pixels)
     if layout.photometric not in (1, 2) or min(layout.bits) < 8:
         if len(images) > 1:
             raise BadSample("decode", "Unsupported", "tif: several pages with colours that are no bands")
         return None
-    planes = [_pixels(page, layout) for page in images]
+    planes = [_pixels(data, page, layout) for page in images]
     pixels = planes[0] if len(planes) == 1 else np.concatenate(planes)
-    masks = [page for page, kind in zip(pages, kinds, strict=True) if kind == 4]
-    mask = _mask(masks[0], layout) if masks else None
-    return _image(images[0], layout, pixels, mask)
+    mask = _mask(data, masks[0], layout) if masks else None
+    return read_legend(images[0], layout, len(pixels)).image(pixels, mask)
 
 
-def _layout(page: Page) -> _Layout:
+def full_pages(pages: list[Page]) -> tuple[list[Page], list[Page]]:
+    """The directories of full resolution: those of pixels, and masks."""
+    kinds = [page.number(254, 0) & 5 | (page.number(255, 1) == 2) for page in pages]  # 1 smaller copy, 4 mask
+    images = [page for page, kind in zip(pages, kinds, strict=True) if not kind] or pages[:1]
+    return images, [page for page, kind in zip(pages, kinds, strict=True) if kind == 4]
+
+
+def read_layout(page: Page) -> Layout:
+    """How a page stores its pixels, by its tags."""
     samples = page.number(277, 1)
-    return _Layout(
+    return Layout(
         height=page.number(257, 0),
         width=page.number(256, 0),
         samples=samples,
@@ -150,26 +163,26 @@ def _layout(page: Page) -> _Layout:
     )
 
 
-def _pixels(page: Page, layout: _Layout) -> NDArray[Any]:
+def _pixels(data: bytes, page: Page, layout: Layout) -> NDArray[Any]:
     """``(samples, height, width)``, in native byte order."""
     pixels: NDArray[Any]
     usual = page.number(259, 1) in _LIBTIFF and set(layout.bits) <= {8, 16, 32, 64}
     if _check_segments(page) and usual:
-        pixels = imagecodecs.tiff_decode(page.data, index=page.index)
+        pixels = imagecodecs.tiff_decode(data, index=page.index)
     else:
-        with tifffile.TiffFile(io.BytesIO(page.data)) as file:
+        with tifffile.TiffFile(io.BytesIO(data)) as file:
             pixels = file.pages[page.index].asarray()
     shape = layout.height, layout.width
     if pixels.shape == shape:
         pixels = pixels[None]
-    elif pixels.shape == (*shape, layout.samples) and not layout.separate:
+    elif pixels.shape == (*shape, layout.samples) and not (layout.separate and pixels.shape[0] == layout.samples):
         pixels = pixels.transpose(2, 0, 1)
     if pixels.shape != (layout.samples, *shape):
         raise bad_image(f"tif: pixels of shape {pixels.shape} where the header says {(layout.samples, *shape)}")
     return np.ascontiguousarray(pixels, pixels.dtype.newbyteorder("="))
 
 
-def _check_tiles(page: Page, samples: int, max_pixels: int) -> None:
+def check_tiles(page: Page, samples: int, max_pixels: int) -> None:
     """Refuse tiles that alone are beyond the limit, and volumes."""
     if 322 in page.entries or 323 in page.entries:
         check_pixels(page.number(323, 0), page.number(322, 0), samples, max_pixels)
@@ -192,35 +205,49 @@ def _check_segments(page: Page) -> bool:
     return all(counts)
 
 
-def _mask(page: Page, layout: _Layout) -> NDArray[np.bool_] | None:
+def _mask(data: bytes, page: Page, layout: Layout) -> NDArray[np.bool_] | None:
     """GDAL's mask page: not 0 is valid."""
     if (page.number(257, 0), page.number(256, 0)) != (layout.height, layout.width):
         return None
-    with tifffile.TiffFile(io.BytesIO(page.data)) as file:
+    with tifffile.TiffFile(io.BytesIO(data)) as file:
         return np.asarray(file.pages[page.index].asarray() != 0)
 
 
-def _image(page: Page, layout: _Layout, pixels: NDArray[Any], mask: NDArray[np.bool_] | None) -> Image:
-    names = _descriptions(page.text(42112), len(pixels))
-    default = [f"b{i + 1}" for i in range(len(pixels))]
-    colours = 3 if layout.photometric == 2 and len(pixels) >= 3 else 0
+@dataclass(frozen=True, slots=True)
+class Legend:
+    """What the tags say of the pixels: names of the bands, which sample is alpha (no band), nodata, and the place."""
+
+    bands: tuple[str, ...]
+    alpha: int | None
+    nodata: float | None
+    place: Georeference | None
+
+    def image(self, pixels: NDArray[Any], mask: NDArray[np.bool_] | None) -> Image:
+        """An image of samples ``(samples, height, width)``; alpha becomes mask."""
+        if self.alpha is not None:
+            opaque = pixels[self.alpha] > 0
+            mask = opaque if mask is None else mask & opaque
+            pixels = np.delete(pixels, self.alpha, axis=0)
+        return Image(pixels, self.bands, mask, self.nodata, self.place)
+
+
+def read_legend(page: Page, layout: Layout, samples: int) -> Legend:
+    """The legend of an image of as many samples, by the tags of its first page."""
+    names = _descriptions(page.text(42112), samples)
+    default = [f"b{i + 1}" for i in range(samples)]
+    colours = 3 if layout.photometric in (2, 6) and samples >= 3 else 0
     default[:colours] = ["red", "green", "blue"][:colours]
     alpha = _alpha(page, layout, names)
-    if alpha is not None:
-        opaque = pixels[alpha] > 0
-        mask = opaque if mask is None else mask & opaque
-        pixels = np.delete(pixels, alpha, axis=0)
-        del default[alpha]
-        names = tuple(name for i, name in enumerate(names) if i != alpha)
+    bands = tuple(name for i, name in enumerate(names or default) if i != alpha)
     nodata = page.text(42113).strip()
     try:
         value = float(nodata) if nodata else None
     except ValueError:
         value = None
-    return Image(pixels, names or tuple(default), mask, value, georeference(page))
+    return Legend(bands, alpha, value, georeference(page))
 
 
-def _alpha(page: Page, layout: _Layout, names: tuple[str, ...]) -> int | None:
+def _alpha(page: Page, layout: Layout, names: tuple[str, ...]) -> int | None:
     """The sample that says how opaque a pixel is; one with a name of its own is a band."""
     colours = 3 if layout.photometric == 2 else 1
     for i, kind in enumerate(page.values(338)):
