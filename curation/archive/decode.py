@@ -120,7 +120,7 @@ def conform(sample: Sample, bands: tuple[str, ...], dtype: str, radiometry: str 
 def _image_and_masks(
     raw: RawSample, settings: ArchiveConfig
 ) -> tuple[Image, str, dict[str, NDArray[Any]], dict[str, Any]]:
-    """The image of a key, the suffix of its first member, its mask bands on its grid by name, and what its files say."""
+    """The image of a key, its first member's suffix, its mask bands on its grid by name, and what its files say."""
     found = _images(raw, settings)
     images, masks = take_masks(found, settings.clouds)
     if not images:
