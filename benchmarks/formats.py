@@ -138,7 +138,7 @@ def _scene(size: int, layout: str) -> ArchiveConfig:
 
 FORMATS = {
     "scene_cog": Format(write_cog, _scene(TILE, "file"), functools.partial(scene_windows, TILE), 16, 2),
-    "scene_bands": Format(write_bands, _scene(TILE, "folder"), functools.partial(scene_windows, TILE), 8, 2),
+    "scene_bands": Format(write_bands, _scene(TILE, "folder"), functools.partial(scene_windows, TILE), 16, 2),
 }
 
 

@@ -165,7 +165,8 @@ def check(root: Root) -> None:
         assert isinstance(raw, RawSample) and raw.window is not None
         sample = decode(raw, config())
         assert sample.time == datetime(2024, 5, 1, 10, 30, tzinfo=UTC) and sample.source_id == raw.key
-        assert sample.incidence_angle == 3.5 and sample.cloud_fraction is None
+        assert sample.incidence_angle == 3.5 and sample.bands == ("B02", "B03")
+        assert sample.clouds is not None and sample.cloud_fraction == sample.clouds[sample.mask].mean()  # by SCL
         assert raw.said["s2:processing_baseline"] == "05.10" and raw.said["earthsearch:boa_offset_applied"] is True
         at = raw.window
         np.testing.assert_array_equal(
@@ -191,7 +192,7 @@ def test_a_whole_item_is_a_sample(tmp_path: Path) -> None:
     (raw,) = read(listed(tmp_path / "item.json", size=None), size=None)
     assert isinstance(raw, RawSample)
     sample = decode(raw, config(None))
-    assert sample.key == "S2A_1" and sample.pixels.shape == (3, 64, 64) and sample.cloud_fraction == 0.125
+    assert sample.key == "S2A_1" and sample.pixels.shape == (2, 64, 64)
     assert sample.footprint == (10.0, 39.9, 10.1, 40.0)
 
 
@@ -239,7 +240,8 @@ def test_bands_and_members_choose_assets(tmp_path: Path) -> None:
         assert shard.bands == (names if "members" in about else (*names, "scl"))  # a mask is kept for validity
         (raw, *_) = read(listed(tmp_path / "item.json", **about), **about)
         assert isinstance(raw, RawSample)
-        assert decode(raw, config(**about)).bands == tuple(about.get("bands") or about["members"])
+        wanted = about.get("bands") or [name for name in about["members"] if name != "scl"]
+        assert decode(raw, config(**about)).bands == tuple(wanted)
 
 
 def test_one_asset_of_several_bands(tmp_path: Path) -> None:

@@ -415,7 +415,7 @@ def test_sidecars_speak_of_every_tile(tmp_path: Path) -> None:
 def test_without_a_size_a_scene_is_one_sample(tmp_path: Path) -> None:
     scene_of_three_grids(tmp_path / "a" / "x")
     (sample,) = tiles(tmp_path / "a", config(None, scene="folder"))
-    assert sample.key == "x" and sample.pixels.shape == (4, 121, 160) and sample.window is None
+    assert sample.key == "x" and sample.pixels.shape == (3, 121, 160) and sample.window is None
 
 
 # bad input

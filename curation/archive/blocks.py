@@ -39,7 +39,7 @@ Range = tuple[int, int]
 Area = tuple[slice, slice]
 
 
-def read_ranges(folder: Folder, path: str, ranges: Sequence[Range]) -> list[bytes]:
+def read_ranges(folder: Folder, path: str, ranges: Sequence[Range]) -> list[memoryview]:
     """The bytes of several ranges of a file, in the order asked for; near ones by one request."""
     spans: list[Range] = []
     places: list[tuple[int, int, int]] = []  # which range, in which span
@@ -54,9 +54,9 @@ def read_ranges(folder: Folder, path: str, ranges: Sequence[Range]) -> list[byte
     else:
         with ThreadPoolExecutor(min(THREADS, len(spans))) as pool:
             parts = list(pool.map(lambda span: folder.read_range(path, *span), spans))
-    found = [b""] * len(ranges)
+    found = [memoryview(b"")] * len(ranges)
     for i, span, at in places:
-        found[i] = parts[span][at : at + ranges[i][1] - ranges[i][0]]
+        found[i] = memoryview(parts[span])[at : at + ranges[i][1] - ranges[i][0]]
     return found
 
 
@@ -65,7 +65,7 @@ class _Header(io.RawIOBase):
 
     def __init__(self, folder: Folder, file: FileInfo) -> None:
         self.folder, self.file = folder, file
-        self.pieces: dict[int, bytes] = {}
+        self.pieces: dict[int, memoryview] = {}
         self.position = 0
 
     def __len__(self) -> int:
@@ -115,14 +115,15 @@ class BlockFile:
 
     Attributes:
         shape, dtype: height and width of full resolution, and the numbers' type.
-        bands: the bands' names.
+        bands, samples: the bands' names; how many samples a pixel has, alpha too.
         nodata, place: see :class:`~curation.archive.sample.Image`.
     """
 
     def __init__(self, folder: Folder, file: FileInfo, images: list[_Layer], mask: _Layer | None, layout: Layout):
         self.folder, self.file, self.images, self.mask = folder, file, images, mask
         self.layers = [*images, *([mask] if mask else [])]
-        self.legend = read_legend(images[0].page, layout, sum(layer.samples for layer in images))
+        self.samples = sum(layer.samples for layer in images)
+        self.legend = read_legend(images[0].page, layout, self.samples)
         self.shape = layout.height, layout.width
         self.bands, self.nodata, self.dtype = self.legend.bands, self.legend.nodata, images[0].dtype
         self.place: Georeference | None = self.legend.place
@@ -143,9 +144,16 @@ class BlockFile:
         for layer in self.layers:
             layer.take(data)
 
-    def part(self, rows: Range, columns: Range) -> Image | Fault:
-        """A part that was planned and fetched, in memory of its own; or why it cannot be read."""
-        parts = [layer.part(rows, columns) for layer in self.layers]
+    def part(self, rows: Range, columns: Range, into: NDArray[Any] | None = None) -> Image | Fault:
+        """A part that was planned and fetched; or why it cannot be read.
+
+        Args:
+            rows: first and last (exclusive).
+            columns: the same.
+            into: ``(bands, height, width)``, where its pixels go, of a file that is one page without alpha; else they
+                have memory of their own.
+        """
+        parts = [layer.part(rows, columns, into if layer is self.images[0] else None) for layer in self.layers]
         faults = [part for part in parts if isinstance(part, Fault)]
         if faults:
             return faults[0]
@@ -235,8 +243,8 @@ class _Layer:
         self.sparse = False  # whether some block was never written
         # Blocks by row and column: the bytes of their segments, from when they are planned; their pixels
         # (samples, height, width), from when they are first used; a fault; nothing, where nothing was ever written.
-        self.blocks: dict[tuple[int, int], list[tuple[int, bytes]] | NDArray[Any] | Fault | None] = {}
-        self.todo: list[tuple[list[tuple[int, bytes]], int, int, int]] = []  # the block, which segment, its bytes
+        self.blocks: dict[tuple[int, int], list[tuple[int, memoryview]] | NDArray[Any] | Fault | None] = {}
+        self.todo: list[tuple[list[tuple[int, memoryview]], int, int, int]] = []  # the block, which segment, its bytes
 
     def plan(self, rows: Range, columns: Sequence[Range], max_pixels: int) -> None:
         high, wide = self.size
@@ -249,7 +257,7 @@ class _Layer:
             if at not in self.blocks:
                 self.blocks[at] = self._queue(*at)
 
-    def _queue(self, down: int, right: int) -> list[tuple[int, bytes]] | Fault | None:
+    def _queue(self, down: int, right: int) -> list[tuple[int, memoryview]] | Fault | None:
         """Note what is to be fetched for a block; what is known of it before."""
         begin = down * self.together
         indices = [
@@ -262,12 +270,12 @@ class _Layer:
             return None
         if any(self.offsets[index] + self.counts[index] > self.end for index in indices):
             return Fault("the file ends before its strips and tiles do", cut=True)
-        content = [(index, b"") for index in indices]
+        content = [(index, memoryview(b"")) for index in indices]
         places = ((self.offsets[index], self.counts[index]) for index in indices)
         self.todo += [(content, i, start, start + size) for i, (start, size) in enumerate(places) if size]
         return content
 
-    def take(self, data: Iterator[bytes]) -> None:
+    def take(self, data: Iterator[memoryview]) -> None:
         """Take the bytes of what was planned."""
         for content, i, _, _ in self.todo:
             content[i] = content[i][0], next(data)
@@ -285,7 +293,7 @@ class _Layer:
             self.blocks[at] = block
         return block
 
-    def _decode(self, at: tuple[int, int], content: list[tuple[int, bytes]]) -> NDArray[Any]:
+    def _decode(self, at: tuple[int, int], content: list[tuple[int, memoryview]]) -> NDArray[Any]:
         """``(samples, height, width)``."""
         if len(content) == 1:
             return self._segment(*content[0])
@@ -297,7 +305,7 @@ class _Layer:
             target[...] = self._segment(index, data)[:, : target.shape[1]] if data else self.fill
         return pixels
 
-    def _segment(self, index: int, data: bytes) -> NDArray[Any]:
+    def _segment(self, index: int, data: memoryview) -> NDArray[Any]:
         """The pixels of a strip or tile, all samples that it has."""
         if self.codec == JPEG:
             _, _, height, width, _ = jpeg_frame(data)
@@ -317,8 +325,9 @@ class _Layer:
                 here = slice(top - down * high, bottom - down * high), slice(left - right * wide, end - right * wide)
                 yield (down, right), there, here
 
-    def part(self, rows: Range, columns: Range) -> NDArray[Any] | Fault:
-        pixels = np.empty((self.samples, rows[1] - rows[0], columns[1] - columns[0]), self.dtype)
+    def part(self, rows: Range, columns: Range, into: NDArray[Any] | None) -> NDArray[Any] | Fault:
+        shape = self.samples, rows[1] - rows[0], columns[1] - columns[0]
+        pixels = np.empty(shape, self.dtype) if into is None else into
         for at, there, here in self._touched(rows, columns):
             block = self._decoded(at)
             if isinstance(block, Fault):

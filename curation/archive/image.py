@@ -73,7 +73,7 @@ def decode_jpeg(data: bytes, max_pixels: int) -> Image:
     return _from_array(imagecodecs.jpeg8_decode(data))
 
 
-def jpeg_frame(data: bytes) -> tuple[int, int, int, int, int]:
+def jpeg_frame(data: bytes | memoryview) -> tuple[int, int, int, int, int]:
     """Coding process, bits a sample, height, width and components, from the frame header (ITU-T T.81, B.2.2)."""
     position = 2
     try:

@@ -12,9 +12,10 @@ import itertools
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from curation.archive.blocks import THREADS, BlockFile, Fault, Range, open_blocks
 from curation.archive.decode import decode_file, names_in, valid_pixels
@@ -110,7 +111,7 @@ class WholeFile:
         self.image = image
         self.bands, self.nodata, self.place = image.bands, image.nodata, image.place
         self.shape: tuple[int, int] = image.pixels.shape[1], image.pixels.shape[2]
-        self.dtype = image.pixels.dtype
+        self.dtype, self.samples = image.pixels.dtype, len(image.pixels)
 
     def plan(self, rows: Range, columns: Sequence[Range], max_pixels: int) -> None:
         """Nothing is to be fetched."""
@@ -118,12 +119,14 @@ class WholeFile:
     def fetch(self) -> None:
         """Nothing is to be fetched."""
 
-    def part(self, rows: Range, columns: Range) -> Image | Fault:
-        """A part, in memory of its own."""
+    def part(self, rows: Range, columns: Range, into: NDArray[Any] | None = None) -> Image | Fault:
+        """A part, in memory of its own or where it is to go."""
         mask = self.image.mask
+        if into is not None:
+            into[...] = self.image.pixels[:, slice(*rows), slice(*columns)]
         return replace(
             self.image,
-            pixels=self.image.pixels[:, slice(*rows), slice(*columns)].copy(),
+            pixels=self.image.pixels[:, slice(*rows), slice(*columns)].copy() if into is None else into,
             mask=None if mask is None else mask[slice(*rows), slice(*columns)],
         )
 
@@ -182,7 +185,7 @@ def _open_scene(folder: Folder, shard: Shard, settings: ArchiveConfig) -> _Scene
     if settings.bands is not None and settings.band_names is None:
         _check_bands(bands, settings.bands)
     plain = [band for band in bands if not is_categorical(band.name)]
-    kinds = {(band.raster.shape, band.raster.dtype, band.raster.nodata, len(band.raster.bands)) for band in plain}
+    kinds = {(band.raster.shape, band.raster.dtype, band.raster.nodata, band.raster.samples) for band in plain}
     alike = kinds == {(grid.raster.shape, grid.raster.dtype, grid.raster.nodata, 1)} and len(plain) > 1
     return _Scene(bands, grid, plain if alike and settings.members is None else [])
 
@@ -307,23 +310,39 @@ def _source(band: _Band, scene: _Scene, window: Window) -> tuple[Range, Range]:
 def _cut(scene: _Scene, window: Window) -> dict[str, Image] | _Broken:
     """The images of a window by their names; bands that are alike are one."""
     made: dict[str, Image] = {}
+    if scene.alike:
+        stack = _stack(scene, window)
+        if isinstance(stack, _Broken):
+            return stack
+        made[extension(scene.alike[0].file.path)] = stack
     for band in scene.bands:
+        if band in scene.alike:
+            continue
         image = band.raster.part(*_source(band, scene, window))
         if isinstance(image, Fault):
             return _Broken(band.file, image)
-        made[band.name] = image if band in scene.alike else _on_grid(band, image, scene, window)
-    if not scene.alike:
-        return made
-    parts = [made.pop(band.name) for band in scene.alike]
-    masks = [part.mask for part in parts if part.mask is not None]
-    stack = Image(
-        np.concatenate([part.pixels for part in parts]),
+        made[band.name] = _on_grid(band, image, scene, window)
+    return made
+
+
+def _stack(scene: _Scene, window: Window) -> Image | _Broken:
+    """A window of the bands that are alike."""
+    first, masks = scene.alike[0].raster, []
+    pixels = np.empty((len(scene.alike), window.height, window.width), first.dtype)
+    for i, band in enumerate(scene.alike):
+        image = band.raster.part(*_source(band, scene, window), pixels[i : i + 1])
+        if isinstance(image, Fault):
+            return _Broken(band.file, image)
+        if image.mask is not None:
+            masks.append(image.mask)
+    place = scene.grid.raster.place
+    return Image(
+        pixels,
         tuple(band.raster.bands[0] for band in scene.alike),
         np.logical_and.reduce(masks) if masks else None,
-        parts[0].nodata,
-        scene.grid.raster.place and scene.grid.raster.place.window(window.row, window.column),
+        first.nodata,
+        place and place.window(window.row, window.column),
     )
-    return {extension(scene.alike[0].file.path): stack, **made}
 
 
 def _on_grid(band: _Band, image: Image, scene: _Scene, window: Window) -> Image:
