@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import ray
 
 from curation.archive.listing import Root, list_archive
-from curation.archive.tables import Table, open_tables
+from curation.archive.tables import Table, TableFilter, open_tables
 from curation.catalog.artefact import file_name, portable_encoder
 from curation.catalog.build import BANK, Catalog, build_catalog, check_bad_fraction
 from curation.catalog.calibration import load_calibration, summary
@@ -46,6 +46,7 @@ class Run:
     bank: Root | None
     resources: Resources
     tables: tuple[Table, ...] = ()
+    filter: TableFilter | None = None
     begun: float = field(default_factory=time.time)
 
     def catalog(self, encode: bool = True) -> Catalog:
@@ -54,7 +55,7 @@ class Run:
         Raises:
             CurationError: it has no row.
         """
-        catalog = build_catalog(self.config, self.roots, self.bank, self.resources, encode)
+        catalog = build_catalog(self.config, self.roots, self.bank, self.resources, encode, self.filter)
         if not catalog.counts["kept"]:
             raise CurationError(
                 f"none of {catalog.counts['read']} samples could be used: each has its reason in "
@@ -138,6 +139,7 @@ def open_run(arguments: Sequence[str]) -> Iterator[Run]:
     workspace.check_writable()
     roots = list_archive(config.archive.url, config.runtime.storage, config.archive)
     tables = open_tables(config.archive.tables, config.runtime.storage)
+    only = TableFilter(tables, config.archive.filter) if config.archive.filter else None
     if any(root.name == BANK for root in roots):
         raise RequestError(f"archive.url: no root of the archive may be called {BANK!r}: give it another name")
     bank = None
@@ -148,7 +150,7 @@ def open_run(arguments: Sequence[str]) -> Iterator[Run]:
     connected = ray.is_initialized()
     resources = start_ray(config.runtime)
     try:
-        yield Run(config, workspace, roots, bank, resources, tables)
+        yield Run(config, workspace, roots, bank, resources, tables, only)
     finally:
         if not connected:
             ray.shutdown()
@@ -182,7 +184,9 @@ def finish(run: Run, catalog: Catalog, manifest: Manifest, report: str) -> dict[
         "report": report,
     }
     dropped = [(f"dropped: {reason}", count) for reason, count in manifest.dropped.items()]
-    rows = [("read", catalog.counts["read"]), ("quarantined", bad), *dropped, ("kept", manifest.kept)]
+    passed = [("filtered out", catalog.counts["filtered"]), ("tiles without a pixel", catalog.counts["empty"])]
+    passed = [row for row in passed if row[1]]
+    rows = [*passed, ("read", catalog.counts["read"]), ("quarantined", bad), *dropped, ("kept", manifest.kept)]
     width = max(len(name) for name, _ in rows)
     log.info("\n%s\n", "\n".join(f"  {name:{width}}  {count:>12,}" for name, count in rows))
     log.info("manifest  %s\nreport    %s", result["manifest"], result["report"])

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from curation.archive.listing import list_archive
+from curation.archive.tables import TableFilter, open_tables
 from curation.catalog.plan import plan
 from curation.cli import execute
 from curation.config import load_config
@@ -25,7 +26,9 @@ def run(arguments: Sequence[str]) -> dict[str, Any]:
         del rest[position : position + 2]
     config = load_config(rest)
     config.require("archive.url")
-    result = plan(config, list_archive(config.archive.url, config.runtime.storage, config.archive), pilot)
+    roots = list_archive(config.archive.url, config.runtime.storage, config.archive)
+    tables = open_tables(config.archive.tables, config.runtime.storage)
+    result = plan(config, roots, pilot, TableFilter(tables, config.archive.filter) if config.archive.filter else None)
     logging.getLogger("curation").info(json.dumps(result, indent=2))
     return result
 

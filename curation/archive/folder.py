@@ -15,6 +15,7 @@ from curation.errors import AccessError
 
 if TYPE_CHECKING:
     from curation.archive.shards import Shard
+    from curation.archive.tables import Sieve
     from curation.config import ArchiveConfig
     from curation.storage import FileInfo, Folder
 
@@ -23,7 +24,11 @@ AHEAD = 32  # samples that are fetched before they are asked for
 
 
 def read_folder(
-    folder: Folder, shard: Shard, settings: ArchiveConfig, only: Sequence[Wanted] | None = None
+    folder: Folder,
+    shard: Shard,
+    settings: ArchiveConfig,
+    only: Sequence[Wanted] | None = None,
+    sieve: Sieve | None = None,
 ) -> Iterator[RawSample | Rejection]:
     """The samples of a folder, sorted by key, numbered from 0.
 
@@ -51,6 +56,9 @@ def read_folder(
     if only is not None:
         keys = {wanted.key for wanted in only}
         groups = [group for group in groups if group[0] in keys]
+    if sieve is not None and sieve.by_key and groups:
+        allowed = sieve.allowed([key for key, _ in groups], [{}] * len(groups))
+        groups = [group for group, passes in zip(groups, allowed, strict=True) if passes]
     calls = [partial(read, index, key, files) for index, (key, files) in enumerate(groups)]
     if folder.local:
         for call in calls:

@@ -14,6 +14,7 @@ from curation.errors import BadSample
 if TYPE_CHECKING:
     from curation.archive.reader import Reader
     from curation.archive.shards import Shard
+    from curation.archive.tables import Sieve
     from curation.config import ArchiveConfig
     from curation.storage import Folder
 
@@ -27,6 +28,7 @@ def read_joined(
     shard: Shard,
     settings: ArchiveConfig,
     only: Sequence[Wanted] | None = None,
+    sieve: Sieve | None = None,
 ) -> Iterator[RawSample | Rejection]:
     """The samples that all modalities have, numbered from 0, in the order in which the last one of each came.
 
@@ -36,7 +38,7 @@ def read_joined(
         AccessError: a part vanished or gave fewer bytes than the listing said.
     """
     streams = [
-        _Stream(modality, part, readers[part.format](folder, part, _own(settings, modality), _asked(only, first)))
+        _Stream(modality, part, readers[part.format](folder, part, _own(settings, modality), _asked(only, first), None))
         for first, (modality, part) in zip(_firsts(), shard.parts, strict=False)
     ]
     for index, item in enumerate(_Join(streams).read()):

@@ -24,6 +24,7 @@ from curation.errors import AccessError
 
 if TYPE_CHECKING:
     from curation.archive.shards import Shard
+    from curation.archive.tables import Sieve
     from curation.config import ArchiveConfig
     from curation.storage import Folder
 
@@ -35,7 +36,11 @@ _BUFFER = 1 << 20  # bytes of a column that are read at once from a local file
 
 
 def read_parquet(
-    folder: Folder, shard: Shard, settings: ArchiveConfig, only: Sequence[Wanted] | None = None
+    folder: Folder,
+    shard: Shard,
+    settings: ArchiveConfig,
+    only: Sequence[Wanted] | None = None,
+    sieve: Sieve | None = None,
 ) -> Iterator[RawSample | Rejection]:
     """The rows of a file in their order, numbered from 0.
 
@@ -58,8 +63,11 @@ def read_parquet(
     start = 0
     for group in range(file.num_row_groups):
         count = file.metadata.row_group(group).num_rows
-        if places is None or group in places:
-            yield from rows.read(file, group, start, count, None if places is None else places[group])
+        wanted = None if places is None else places.get(group, set())
+        if sieve is not None and wanted is None:
+            wanted = _allowed(file, columns, group, start, sieve)
+        if wanted is None or wanted:
+            yield from rows.read(file, group, start, count, wanted)
         start += count
 
 
@@ -250,7 +258,7 @@ class _Rows:
     ) -> RawSample | Rejection:
         columns = self.columns
         parts = [said[name] for name in columns.key]
-        key = "_".join(map(str, parts)) if parts else f"{number:09d}"
+        key = _key(columns, said, number)
         if any(part is None for part in parts):
             return self._reject(f"{number:09d}", "BadName", f"the column {columns.key[parts.index(None)]} is null")
         if key in self.keys:
@@ -274,6 +282,26 @@ class _Rows:
     def _next(self) -> int:
         self.index += 1
         return self.index - 1
+
+
+def _allowed(file: pq.ParquetFile, columns: _Columns, group: int, start: int, sieve: Sieve) -> set[int] | None:
+    """The rows of a group that pass a sieve, by what is said of them; ``None`` where that cannot be read."""
+    names = list(dict.fromkeys((*columns.key, *columns.said)))
+    try:
+        table = file.read_row_group(group, columns=names, use_threads=False)
+        values = {name: _values(table.column(name).combine_chunks()) for name in names}
+    except _FAULTS as error:
+        _damage(error)  # it is rejected when its turn comes
+        return None
+    count = file.metadata.row_group(group).num_rows
+    said = [{name: column[row] for name, column in values.items()} for row in range(count)]
+    keys = [_key(columns, one, start + row) for row, one in enumerate(said)]
+    return {row for row, passes in enumerate(sieve.allowed(keys, said)) if passes}
+
+
+def _key(columns: _Columns, said: dict[str, Any], number: int) -> str:
+    """A row's key: its key columns' values, else its number."""
+    return "_".join(str(said[name]) for name in columns.key) if columns.key else f"{number:09d}"
 
 
 def _places(file: pq.ParquetFile, columns: _Columns, only: Sequence[Wanted]) -> dict[int, set[int]]:

@@ -20,11 +20,12 @@ from curation.errors import AccessError
 from curation.storage import Folder
 
 if TYPE_CHECKING:
+    from curation.archive.tables import Sieve
     from curation.config import ArchiveConfig
 
 
 Reader = Callable[
-    [Folder, Shard, "ArchiveConfig", Sequence[Wanted] | None],
+    [Folder, Shard, "ArchiveConfig", Sequence[Wanted] | None, "Sieve | None"],
     Iterator[RawSample | Rejection],
 ]
 READERS: dict[str, Reader] = {
@@ -38,15 +39,20 @@ READERS["joined"] = partial(read_joined, READERS)
 
 
 def read_shard(
-    folder: Folder, shard: Shard, settings: ArchiveConfig, only: Sequence[Wanted] | None = None
+    folder: Folder,
+    shard: Shard,
+    settings: ArchiveConfig,
+    only: Sequence[Wanted] | None = None,
+    sieve: Sieve | None = None,
 ) -> Iterator[RawSample | Rejection]:
-    """Everything in a shard, in its order, numbered from 0 without gaps.
+    """Everything in a shard, in its order, numbered from 0 without gaps (with a sieve, as many as pass it).
 
     Args:
         folder: the root's folder.
         shard: as the listing gave it.
         settings: how archives are read.
         only: just these samples, in the shard's order; their numbers mean nothing then.
+        sieve: passes by what a table says of the samples, where the format allows before their pixels are read.
 
     Raises:
         AccessError: the shard vanished, changed, or gave fewer bytes than the
@@ -54,7 +60,8 @@ def read_shard(
             counts only once the stream has ended.
     """
     try:
-        yield from READERS[shard.format](folder, shard, settings, only)
+        items = READERS[shard.format](folder, shard, settings, only, sieve)
+        yield from items if sieve is None else sieve.sift(items)
         if only is None:
             _check_unchanged(folder, shard)
     except FileNotFoundError as error:

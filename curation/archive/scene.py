@@ -27,12 +27,17 @@ from curation.archive.tiling import windows
 from curation.errors import AccessError, BadSample
 
 if TYPE_CHECKING:
+    from curation.archive.tables import Sieve
     from curation.config import ArchiveConfig
     from curation.storage import FileInfo, Folder
 
 
 def read_scene(
-    folder: Folder, shard: Shard, settings: ArchiveConfig, only: Sequence[Wanted] | None = None
+    folder: Folder,
+    shard: Shard,
+    settings: ArchiveConfig,
+    only: Sequence[Wanted] | None = None,
+    sieve: Sieve | None = None,
 ) -> Iterator[RawSample | Rejection]:
     """The tiles of a scene, row by row, numbered from 0; without ``archive.tile.size`` the scene as one sample.
 
@@ -49,6 +54,8 @@ def read_scene(
     key = scene_key(shard.path)
     if not is_text(key):
         yield Rejection(printable(key), 0, "read", "BadName", f"the name {printable(key)} is not UTF-8")
+        return
+    if sieve is not None and not sieve.allowed([key], [shard.said])[0]:
         return
     try:
         scene = _open_scene(folder, shard, settings)

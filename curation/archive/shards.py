@@ -37,6 +37,7 @@ class Shard:
         parts: of a joined shard, each modality and its shard.
         said: what a list says of a scene, by the sidecars' names.
         vectors: version of the precomputed vectors that its rows are made with; empty where pixels are read.
+        filter: digest of the filter that its samples pass; empty where there is none.
     """
 
     root: str
@@ -48,6 +49,7 @@ class Shard:
     parts: tuple[tuple[str, Shard], ...] = ()
     said: Mapping[str, Any] = field(default_factory=dict)
     vectors: str = ""
+    filter: str = ""
 
     @property
     def name(self) -> str:
@@ -67,7 +69,7 @@ class Shard:
     @property
     def fingerprint(self) -> dict[str, Any]:
         """What differs once the shard's content does: size and version (of several files, a hash over theirs)."""
-        more = {"vectors": self.vectors} if self.vectors else {}
+        more = {name: value for name in ("vectors", "filter") if (value := getattr(self, name))}
         if self.said:
             more["said"] = hashlib.blake2b(json.dumps(self.said, sort_keys=True).encode(), digest_size=16).hexdigest()
         if self.file is not None:

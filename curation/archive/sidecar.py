@@ -87,6 +87,12 @@ def read_fields(said: Mapping[str, Any], names: Mapping[str, str] | None = None)
     }
 
 
+def source_id(said: Mapping[str, Any], names: Mapping[str, str] | None = None) -> str | None:
+    """The one field that tables are joined on besides the key; ``None`` too where it cannot be right."""
+    value = _first(said, *((names or {}).get(name, name) for name in NAMES["source_id"]))[1]
+    return str(value) if isinstance(value, str | int) else None
+
+
 def _bad(message: str) -> BadSample:
     return BadSample("decode", "BadSidecar", message)
 

@@ -7,9 +7,10 @@ nothing anew.
 
 import difflib
 import hashlib
+import itertools
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -23,11 +24,14 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from curation.archive.filter import compile_filter, names_in
-from curation.errors import RequestError
+from curation.archive.sample import RawSample, Rejection
+from curation.archive.sidecar import gather, source_id
+from curation.errors import BadSample, RequestError
 from curation.storage import FileInfo, Folder, is_local, local_path
 
 HELD = 4  # tables that a process keeps
 CHUNK = 8 << 20  # bytes hashed at once
+SIFTED = 32  # samples looked up at once
 JOINS = ("key", "source_id")
 TILE = re.compile(r"_r\d{5,}_c\d{5,}$")  # what a tile's key has after that of its image
 
@@ -258,3 +262,45 @@ class TableFilter:
         there = np.zeros(len(keys), bool)
         there[rows.filter(compile_filter(self.expression, rows.schema))[""].to_numpy()] = True
         return there
+
+
+class Sieve:
+    """A filter over the samples of one shard: lets pass what is allowed, and counts what is not.
+
+    Args:
+        filter: which samples are allowed.
+        names: ``archive.fields``.
+
+    Attributes:
+        refused: samples that were not allowed.
+    """
+
+    def __init__(self, filter: TableFilter, names: Mapping[str, str] | None = None) -> None:
+        self.filter, self.names, self.refused = filter, names, 0
+
+    @property
+    def by_key(self) -> bool:
+        """Whether a sample's key is all that it takes."""
+        return all(table.on == "key" for table in self.filter.columns)
+
+    def allowed(self, keys: Sequence[str], said: Sequence[Mapping[str, Any]]) -> list[bool]:
+        """Which of several samples may be read; those that may not are counted."""
+        sources = [source_id(one, self.names) for one in said]
+        found = self.filter.allowed(pa.array(keys, pa.string()), pa.array(sources, pa.string())).tolist()
+        self.refused += found.count(False)
+        return [bool(one) for one in found]
+
+    def sift(self, items: Iterable[RawSample | Rejection]) -> Iterator[RawSample | Rejection]:
+        """What is allowed of a stream, looked up some samples at a time; rejections pass."""
+        items = iter(items)
+        while some := list(itertools.islice(items, SIFTED)):
+            raws = [item for item in some if isinstance(item, RawSample)]
+            found = iter(self.allowed([raw.key for raw in raws], [_said(raw) for raw in raws]))
+            yield from (item for item in some if not isinstance(item, RawSample) or next(found))
+
+
+def _said(raw: RawSample) -> Mapping[str, Any]:
+    try:
+        return gather(raw.data, raw.said)
+    except BadSample:  # it is quarantined where it is decoded
+        return raw.said

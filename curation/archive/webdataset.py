@@ -18,6 +18,7 @@ from curation.errors import AccessError
 
 if TYPE_CHECKING:
     from curation.archive.shards import Shard
+    from curation.archive.tables import Sieve
     from curation.config import ArchiveConfig
     from curation.storage import FileInfo, Folder
 
@@ -32,7 +33,11 @@ _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\x
 
 
 def read_tar(
-    folder: Folder, shard: Shard, settings: ArchiveConfig, only: Sequence[Wanted] | None = None
+    folder: Folder,
+    shard: Shard,
+    settings: ArchiveConfig,
+    only: Sequence[Wanted] | None = None,
+    sieve: Sieve | None = None,
 ) -> Iterator[RawSample | Rejection]:
     """The samples of a tar in their order; members of a key must follow each other.
 

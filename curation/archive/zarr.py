@@ -29,6 +29,7 @@ from curation.errors import AccessError, BadSample
 
 if TYPE_CHECKING:
     from curation.archive.shards import Shard
+    from curation.archive.tables import Sieve
     from curation.config import ArchiveConfig
     from curation.storage import Folder
 
@@ -444,7 +445,11 @@ def _check_missing(
 
 
 def read_zarr(
-    folder: Folder, shard: Shard, settings: ArchiveConfig, only: Sequence[Wanted] | None = None
+    folder: Folder,
+    shard: Shard,
+    settings: ArchiveConfig,
+    only: Sequence[Wanted] | None = None,
+    sieve: Sieve | None = None,
 ) -> Iterator[RawSample | Rejection]:
     """The samples of a store or a zip, chunk by chunk, numbered from 0; each chunk is read and decoded once.
 
@@ -468,7 +473,7 @@ def read_zarr(
     except Exception as error:  # zarr raises whatever it likes on metadata that contradict each other
         yield Rejection("", 0, "read", "DamagedShard", f"zarr: {' '.join(str(error).split())[:200]}")
         return
-    reader = _Reader(layout, settings, only)
+    reader = _Reader(layout, settings, only, sieve)
     for index, item in enumerate(reader.read()):
         yield replace(item, index=index)
 
@@ -486,8 +491,10 @@ def _stem(path: str) -> str:
 class _Reader:
     """Goes through a store once."""
 
-    def __init__(self, layout: Layout, settings: ArchiveConfig, only: Sequence[Wanted] | None) -> None:
-        self.layout, self.settings = layout, settings
+    def __init__(
+        self, layout: Layout, settings: ArchiveConfig, only: Sequence[Wanted] | None, sieve: Sieve | None
+    ) -> None:
+        self.layout, self.settings, self.sieve = layout, settings, sieve
         self.wanted = None if only is None else self._positions(only)
         self.keys: set[str] = set()
 
@@ -519,6 +526,9 @@ class _Reader:
             positions = list(itertools.product(*(range(part.start, part.stop) for part in block)))
             if self.wanted is not None:
                 positions = [position for position in positions if position in self.wanted]
+            if self.sieve is not None and self.sieve.by_key and positions:
+                allowed = self.sieve.allowed([self.layout.key(at) for at in positions], [{}] * len(positions))
+                positions = [at for at, passes in zip(positions, allowed, strict=True) if passes]
             if not positions:
                 continue
             if self._in_strips(positions, first):

@@ -39,6 +39,7 @@ from curation.archive.radiometry import (
 from curation.archive.reader import read_shard
 from curation.archive.sample import RawSample, Rejection, Sample
 from curation.archive.shards import Shard
+from curation.archive.tables import Sieve, TableFilter
 from curation.archive.tiling import tiles
 from curation.catalog.calibration import CALIBRATION, calibrate
 from curation.catalog.careful import Subprocess
@@ -171,7 +172,13 @@ def needs_pixels(config: Config) -> bool:
     return str(config.encoder["name"]) != "precomputed"
 
 
-def load_or_fit(config: Config, roots: Sequence[Root], workspace: Folder, shared: Folder | None) -> Artefact:
+def load_or_fit(
+    config: Config,
+    roots: Sequence[Root],
+    workspace: Folder,
+    shared: Folder | None,
+    filter: TableFilter | None = None,
+) -> Artefact:
     """The artefact of this catalog-id: from the workspace, from beside a shared catalog, or fitted now.
 
     Raises:
@@ -187,7 +194,7 @@ def load_or_fit(config: Config, roots: Sequence[Root], workspace: Folder, shared
             f"catalog.url={shared.public()} has no encoder artefact beside it ({_path(config)}): "
             "its rows were made with another encoder config, or the folder was moved alone"
         )
-    _publish(config, workspace, _fit(config, roots))
+    _publish(config, workspace, _fit(config, roots, filter))
     return load_artefact(config, workspace)  # another run may have been first
 
 
@@ -227,7 +234,7 @@ def check_bank(config: Config, bank: Root, artefact: Artefact) -> None:
     undecided = replace(archive, radiometry=replace(archive.radiometry, found=None))
     advice = "use a bank of the same bands, dtype and radiometry, or ask for the shared bands with archive.bands=[…]"
     for settings in (undecided, archive):  # what its numbers say, then what becomes of them
-        draw = (bank.folder, bank.shards[0], settings, BANK_TILES, FIT_BYTES)
+        draw = (bank.folder, bank.shards[0], settings, BANK_TILES, FIT_BYTES, None)
         drawn: Any = _sample_shard.remote(*draw)
         task, reasons, seen = _survived(draw, drawn)
         if not seen:
@@ -276,7 +283,7 @@ def _look_at(shard: str, sample: Sample, archive: ArchiveConfig) -> Seen:
     )
 
 
-def _fit(config: Config, roots: Sequence[Root]) -> dict[str, bytes]:
+def _fit(config: Config, roots: Sequence[Root], filter: TableFilter | None) -> dict[str, bytes]:
     """Sample shards and tiles by hash, then fit in one task, so that the driver holds neither.
 
     Returns:
@@ -292,7 +299,7 @@ def _fit(config: Config, roots: Sequence[Root]) -> dict[str, bytes]:
     archive = _without_detector(config.archive)
     for chunk in itertools.islice(chunks(shards, FIT_SHARDS), FIT_ROUNDS):
         want = -(-config.catalog.fit_samples // len(chunk))
-        drawn = [(folder, shard, archive, want, FIT_BYTES // len(chunk)) for folder, shard in chunk]
+        drawn = [(folder, shard, archive, want, FIT_BYTES // len(chunk), filter) for folder, shard in chunk]
         tasks: list[Any] = [_sample_shard.remote(*draw) for draw in drawn]
         for draw, task in zip(drawn, tasks, strict=True):
             samples, why, seen = _survived(draw, task)
@@ -363,7 +370,13 @@ def _survived(draw: tuple[Any, ...], task: list[Any]) -> tuple[Any, list[str], l
 
 @ray.remote(num_cpus=1, num_returns=3)
 def _sample_shard(
-    folder: Folder, shard: Shard, archive: ArchiveConfig, want: int, max_bytes: int, careful: bool = False
+    folder: Folder,
+    shard: Shard,
+    archive: ArchiveConfig,
+    want: int,
+    max_bytes: int,
+    filter: TableFilter | None,
+    careful: bool = False,
 ) -> tuple[list[Sample], list[str], list[Seen]]:
     """Up to ``want`` decoded samples of a shard, those of smallest hash among its first ``4 * want``.
 
@@ -375,7 +388,7 @@ def _sample_shard(
     kept: list[tuple[int, int, RawSample]] = []  # a heap: the largest hash on top
     reasons: list[str] = []
     size = 0
-    for raw in itertools.islice(_raw_samples(folder, shard, archive, reasons), 4 * want):
+    for raw in itertools.islice(_raw_samples(folder, shard, archive, filter, reasons), 4 * want):
         for image in raw.images.values():
             image.pixels = image.pixels.copy()  # else all of the chunk that it was read with stays
         heapq.heappush(kept, (-_hash(f"{shard.name}\0{raw.key}{raw.window}"), raw.index, raw))
@@ -409,9 +422,11 @@ def _stored(raw: RawSample) -> int:
     return sum(map(len, raw.data.values())) + sum(image.pixels.nbytes for image in raw.images.values())
 
 
-def _raw_samples(folder: Folder, shard: Shard, archive: ArchiveConfig, reasons: list[str]) -> Iterator[RawSample]:
+def _raw_samples(
+    folder: Folder, shard: Shard, archive: ArchiveConfig, filter: TableFilter | None, reasons: list[str]
+) -> Iterator[RawSample]:
     try:
-        for raw in read_shard(folder, shard, archive):
+        for raw in read_shard(folder, shard, archive, sieve=Sieve(filter, archive.fields) if filter else None):
             if isinstance(raw, Rejection):
                 reasons.append(f"{raw.kind}: {raw.message}")
             else:

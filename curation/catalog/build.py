@@ -20,6 +20,7 @@ from ray.data import ActorPoolStrategy
 
 from curation.archive.listing import Root
 from curation.archive.shards import Shard
+from curation.archive.tables import TableFilter
 from curation.catalog.artefact import Artefact, catalog_id, check_bank, encoder_config, load_or_fit, needs_pixels
 from curation.catalog.encode import EncodeSpec, Ledger, ShardEncoder
 from curation.catalog.store import CatalogStore, chunks
@@ -34,6 +35,7 @@ log = logging.getLogger("curation")
 
 BANK = "references"  # the bank's root name
 FOOTERS = 500  # footers read in one task
+COUNTS = ("read", "kept", "quarantined", "filtered", "empty")  # of a footer
 BLOCKS = 10_000  # blocks that Ray Data is handed at most
 
 
@@ -44,7 +46,8 @@ class Catalog:
     Attributes:
         shards: names of the archive's shards, sorted.
         bank: names of the reference bank's shards.
-        counts: read, kept and quarantined, over the archive (not the bank).
+        counts: samples read, kept and quarantined; those that a filter refused, and tiles without a valid pixel, which
+            do not count as read; over the archive (not the bank).
         digest: hash over the shards' names and content digests.
         profile: the numeric profile, or several where mixing was allowed.
     """
@@ -61,7 +64,12 @@ class Catalog:
 
 
 def build_catalog(
-    config: Config, roots: Sequence[Root], bank: Root | None, resources: Resources, encode: bool = True
+    config: Config,
+    roots: Sequence[Root],
+    bank: Root | None,
+    resources: Resources,
+    encode: bool = True,
+    filter: TableFilter | None = None,
 ) -> Catalog:
     """Bring every shard of the listing into the catalog.
 
@@ -71,6 +79,7 @@ def build_catalog(
         bank: the root of the reference bank.
         resources: what the cluster has.
         encode: ``False``: only check that it is complete.
+        filter: which of the archive's samples are read (of the bank all are).
 
     Raises:
         RequestError: the config does not fit the data, or numeric profiles would be mixed.
@@ -79,12 +88,14 @@ def build_catalog(
     assert config.workspace
     workspace = Folder(config.workspace, config.runtime.storage, "workspace")
     shared = Folder(config.catalog.url, config.runtime.storage, "catalog") if config.catalog.url else None
-    artefact = load_or_fit(config, roots, workspace, shared)
+    artefact = load_or_fit(config, roots, workspace, shared, filter)
     store = CatalogStore(workspace, catalog_id(config), shared)
     listed = [(root.folder, shard) for root in (*roots, *([bank] if bank else [])) for shard in root.shards]
     if not needs_pixels(config):
         version = precomputed.versions(encoder_config(config))
         listed = [(folder, replace(shard, vectors=version(shard.name))) for folder, shard in listed]
+    if filter is not None:
+        listed = [(f, shard if shard.root == BANK else replace(shard, filter=filter.digest)) for f, shard in listed]
     state = _reckon(store, artefact, [shard for _, shard in listed])
     pending = [(folder, shard) for folder, shard in listed if shard.name in state.pending]
     if pending and not encode:
@@ -94,7 +105,7 @@ def build_catalog(
         if bank and any(shard.root == BANK for _, shard in pending):
             check_bank(config, bank, artefact)
         log.info("catalog: %d of %d shards to encode", len(pending), len(listed))
-        _encode(config, store, pending, resources)
+        _encode(config, store, pending, resources, filter)
         state = _reckon(store, artefact, [shard for _, shard in listed])
     if state.pending:
         raise IncompleteError(f"{sorted(state.pending)[0]} and {len(state.pending) - 1} more are not in the catalog")
@@ -105,7 +116,7 @@ def build_catalog(
         roots=tuple(roots),
         shards=tuple(sorted(shard.name for root in roots for shard in root.shards)),
         bank=tuple(sorted(shard.name for shard in bank.shards)) if bank else (),
-        counts={name: state.counts[("archive", name)] for name in ("read", "kept", "quarantined")},
+        counts={name: state.counts[("archive", name)] for name in COUNTS},
         digest=_digest(state.digests, bank=False) or "",
         bank_digest=_digest(state.digests, bank=True),
         profiles=tuple(state.profiles),
@@ -167,7 +178,7 @@ def _footers(store: CatalogStore, artefact: str, shards: list[Shard]) -> _State:
         if footer["read"] != footer["kept"] + footer["quarantined"]:
             raise CurationError(f"the counts of {shard.name} do not add up: {footer}")
         part = "bank" if shard.root == BANK else "archive"
-        for name in ("read", "kept", "quarantined"):
+        for name in COUNTS:
             state.counts[(part, name)] += footer[name]
         state.digests.append((shard.name, footer["digest"]))
         if footer["profile"] not in state.profiles:
@@ -208,6 +219,7 @@ def _encode(
     store: CatalogStore,
     pending: Sequence[tuple[Folder, Shard]],
     resources: Resources,
+    filter: TableFilter | None,
 ) -> None:
     runtime = config.runtime
     actors, cpus, ahead = _pool(config, resources, len(pending))
@@ -218,7 +230,7 @@ def _encode(
     items = [{"task": pickle.dumps(item)} for item in ordered]
     stream = ray.data.from_items(items, override_num_blocks=min(len(items), BLOCKS)).map_batches(
         ShardEncoder,
-        fn_constructor_args=(EncodeSpec(config, store, resources.device, ahead, deadline), ledger),
+        fn_constructor_args=(EncodeSpec(config, store, resources.device, ahead, deadline, filter), ledger),
         batch_size=1,
         compute=ActorPoolStrategy(min_size=min(runtime.min_actors, actors), max_size=actors, initial_size=actors),
         num_cpus=cpus,

@@ -25,6 +25,7 @@ from ray.exceptions import WorkerCrashedError
 from curation.archive.reader import read_shard
 from curation.archive.sample import RawSample, Rejection, Sample
 from curation.archive.shards import Shard
+from curation.archive.tables import Sieve, TableFilter
 from curation.catalog.artefact import Artefact, encoder_config, load_artefact
 from curation.catalog.careful import Subprocess
 from curation.catalog.rows import Result, RowMaker
@@ -82,6 +83,7 @@ class EncodeSpec:
     device: str
     decode_ahead: int
     deadline: float | None
+    filter: TableFilter | None = None  # of the archive's samples
 
 
 class ShardEncoder:
@@ -125,7 +127,9 @@ class ShardEncoder:
         return error or "done"
 
     def _encode(self, folder: Folder, shard: Shard, careful: bool) -> None:
-        source = _Source(read_shard(folder, shard, self.spec.config.archive))
+        archive = self.spec.config.archive
+        sieve = Sieve(self.spec.filter, archive.fields) if self.spec.filter and shard.filter else None
+        source = _Source(read_shard(folder, shard, archive, sieve=sieve))
         with _decoder(self.maker, shard.name, careful, self.spec.decode_ahead) as decoded:
             rows = ShardRows(self.encoder)
             reported, at = (0, 0), time.monotonic()
@@ -153,6 +157,7 @@ class ShardEncoder:
             "kept": table.num_rows,
             "quarantined": quarantined.num_rows,
             "empty": rows.empty,
+            "filtered": sieve.refused if sieve else 0,
         }
         self.spec.store.publish(shard.name, table, quarantined, footer)
 

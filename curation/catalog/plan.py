@@ -22,6 +22,7 @@ from curation.archive.radiometry import audit, evidence
 from curation.archive.reader import read_shard
 from curation.archive.sample import RawSample, Sample
 from curation.archive.shards import Shard
+from curation.archive.tables import TableFilter
 from curation.archive.tiling import tiles
 from curation.catalog.artefact import (
     Artefact,
@@ -57,13 +58,14 @@ class Probe:
     tiles: float = 1.0  # of an image
 
 
-def plan(config: Config, roots: Sequence[Root], pilot: int) -> dict[str, Any]:
+def plan(config: Config, roots: Sequence[Root], pilot: int, filter: TableFilter | None = None) -> dict[str, Any]:
     """The plan as one JSON object.
 
     Args:
         config: of the run that is planned.
         roots: the listing.
-        pilot: shards to encode first, on Ray; 0: a probe in this process.
+        pilot: shards to encode first, on Ray; 0: a probe in this process, which no filter concerns.
+        filter: which samples a pilot reads.
 
     Raises:
         RequestError: nothing in the archive can be read.
@@ -73,7 +75,7 @@ def plan(config: Config, roots: Sequence[Root], pilot: int) -> dict[str, Any]:
     cores = config.runtime.num_cpus or len(os.sched_getaffinity(0))
     probe, gpus = _probe(config, roots), 0.0
     if pilot:
-        probe, cores, gpus = _pilot(config, roots, pilot, probe)
+        probe, cores, gpus = _pilot(config, roots, pilot, probe, filter)
     done = _done(config)
     todo = [shard for _, shard in listed if shard.name not in done]
     todo_bytes = sum(shard.size for shard in todo)
@@ -172,7 +174,9 @@ def _settled(samples: Sequence[Sample], shard: str, archive: ArchiveConfig) -> A
     return settled(archive, found, classes([v for sample in samples for v in sample.hints.get("cloud_values", ())]))
 
 
-def _pilot(config: Config, roots: Sequence[Root], count: int, probe: Probe) -> tuple[Probe, int, float]:
+def _pilot(
+    config: Config, roots: Sequence[Root], count: int, probe: Probe, filter: TableFilter | None
+) -> tuple[Probe, int, float]:
     """Bring ``count`` shards into the catalog and measure it; they need not be encoded again."""
     config.require("workspace")
     chosen = sorted((shard for root in roots for shard in root.shards), key=lambda item: _hash(item.name))[:count]
@@ -189,7 +193,7 @@ def _pilot(config: Config, roots: Sequence[Root], count: int, probe: Probe) -> t
         config, roots, Folder(config.workspace, config.runtime.storage, "workspace"), shared
     )  # on all shards, as a run does
     start = time.perf_counter()
-    catalog = build_catalog(config, part, None, resources)
+    catalog = build_catalog(config, part, None, resources, filter=filter)
     seconds = time.perf_counter() - start
     samples = max(1, catalog.counts["read"])
     cores = max(1, int(resources.cpus))
