@@ -19,8 +19,8 @@ from curation.archive.radiometry import (
     state,
 )
 from curation.archive.sample import RawSample, Sample
-from curation.catalog.artefact import fixed_ranges
-from curation.config import ArchiveConfig, RadiometryConfig, load_config
+from curation.catalog.artefact import _look_at, _settle, fixed_ranges
+from curation.config import ArchiveConfig, CloudsConfig, RadiometryConfig, load_config
 from curation.errors import BadSample, RequestError
 from tests.archive_tools import raw
 from tests.radiometry_recipes import (
@@ -319,6 +319,23 @@ def test_a_band_without_a_state_keeps_its_fitted_range() -> None:
     limits = fixed_ranges([sample], config, "float32")
     assert limits[0].tolist() == pytest.approx([0, 0.6]) and 800 < limits[1, 1] <= 900
     assert state(sample.bands, "float32", config.radiometry) == "S2: reflectance"
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (
+            archive_config({"S2L2A": "sentinel2"}),
+            "archive.radiometry.kind: no band is called S2L2A.…; the archive has B02",
+        ),
+        (ArchiveConfig(clouds=CloudsConfig(band="quality", values=[1])), "archive.clouds.band=quality: no tile"),
+    ],
+)
+def test_what_no_tile_has_is_refused(settings: ArchiveConfig, words: str) -> None:
+    tile_seen = _look_at("a.tar", decode(tile("forest", 0, 0), settings), settings)
+    with pytest.raises(RequestError) as error:
+        _settle(settings, [tile_seen])
+    assert words in str(error.value)
 
 
 # requests

@@ -329,7 +329,11 @@ def _settle(archive: ArchiveConfig, seen: Sequence[Seen]) -> tuple[ArchiveConfig
     if archive.clouds.band is not None and not any(tile.masked for tile in seen):
         raise RequestError(f"archive.clouds.band={archive.clouds.band}: no tile has a band of that name")
     if clouds is not None and archive.clouds.band is None:
-        log.info("archive.clouds: cloud_mask is read as %s", MEANING[clouds])
+        log.info(
+            "archive.clouds: cloud_mask is read as %s; if it is not: archive.clouds.band=cloud_mask "
+            "archive.clouds.values=[…]",
+            MEANING[clouds],
+        )
     optical = "reflectance" in seen[0].radiometry
     if optical and archive.clouds.detector is None and all(tile.cloudless for tile in seen):
         log.warning("archive.clouds: nothing tells of clouds: name a mask in archive.clouds.band, or take a detector")
