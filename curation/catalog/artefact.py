@@ -433,7 +433,7 @@ def _speckle(
     samples: Sequence[Sample], ranges: NDArray[np.float32], archive: ArchiveConfig
 ) -> tuple[float | None, ...]:
     """The entropy that speckle alone would have in each of radar's bands, by the looks found in the fitted tiles."""
-    radar = in_decibels(samples[0].bands, archive.radiometry)
+    radar = in_decibels(samples[0].bands, str(samples[0].pixels.dtype), samples[0].radiometry)
     if not radar.any():
         return ()
     tiles = [
@@ -467,7 +467,7 @@ def fixed_ranges(samples: Sequence[Sample], archive: ArchiveConfig, dtype: str) 
         return np.broadcast_to(np.asarray(archive.range, np.float32).reshape(-1, 2), (len(bands), 2)).copy()
     if dtype == "uint8":
         return np.tile(np.array([0, 255], np.float32), (len(bands), 1))
-    known = fixed_range(bands, dtype, archive.radiometry)
+    known = fixed_range(bands, dtype, samples[0].radiometry)
     if None not in known:
         return np.array(known, np.float32)
     pixels = [sample.pixels[:, sample.mask] for sample in samples]
