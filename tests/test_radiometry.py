@@ -19,8 +19,8 @@ from curation.archive.radiometry import (
     state,
 )
 from curation.archive.sample import RawSample, Sample
-from curation.catalog.artefact import fixed_ranges
-from curation.config import ArchiveConfig, RadiometryConfig, load_config
+from curation.catalog.artefact import _look_at, _settle, fixed_ranges
+from curation.config import ArchiveConfig, CloudsConfig, RadiometryConfig, load_config
 from curation.errors import BadSample, RequestError
 from tests.archive_tools import raw
 from tests.radiometry_recipes import (
@@ -123,6 +123,7 @@ def test_pictures_and_archives_without_a_kind_stay_as_they_are() -> None:
     picture = np.full((3, 8, 8), 60, np.uint8)
     sample = decode(raw(tif=geotiff(picture, ("red", "green", "blue"))), archive_config(found={}))
     assert (sample.pixels.dtype, sample.radiometry) == (np.uint8, "unknown")
+    assert not in_decibels(("gray",), "uint8", "db").any() and fixed_range(("gray",), "uint8", "db") == [None]
     said = decode(raw(tif=geotiff(picture), json=b'{"radiometry": "toa"}'), ArchiveConfig())
     assert said.radiometry == "toa"
 
@@ -246,7 +247,7 @@ def test_digital_numbers_are_a_state_of_their_own() -> None:
     config = settle(config, seen([s1("digital", i) for i in range(4)], config))
     sample = decode(s1("digital"), config)
     assert config.radiometry.found == {"": {"units": "digital", "suspect": {}}}
-    assert sample.radiometry == "db_uncalibrated" and fixed_range(("VV",), "float32", config.radiometry) == [None]
+    assert sample.radiometry == "db_uncalibrated" and fixed_range(("VV",), "float32", sample.radiometry) == [None]
     power = backscatter(0)
     bright = sample.mask & (power > 0.01).all(axis=0)
     expected = in_units(power, "db") + 20 * np.log10(400)
@@ -307,7 +308,7 @@ def test_each_modality_has_its_own_meaning() -> None:
     assert sample.bands == ("S2L2A.B02", "S2L2A.B03", "S2L2A.B04", "S2L2A.B08", "S1GRD.vv", "S1GRD.vh")
     np.testing.assert_allclose(sample.pixels[:4], reflectance_dn("forest", 0) / 1e4, atol=1e-6)
     np.testing.assert_allclose(sample.pixels[4:], in_units(backscatter(0), "db"), atol=1e-3)
-    np.testing.assert_array_equal(in_decibels(sample.bands, made.radiometry), [False] * 4 + [True] * 2)
+    np.testing.assert_array_equal(in_decibels(sample.bands, "float32", sample.radiometry), [False] * 4 + [True] * 2)
     limits = fixed_ranges([sample], made, "float32")
     np.testing.assert_allclose(limits, [[0, 0.6]] * 4 + [[-25, 5], [-32, -2]])
 
@@ -316,9 +317,27 @@ def test_a_band_without_a_state_keeps_its_fitted_range() -> None:
     config = archive_config({"S2": "sentinel2"}, found={"S2": {"offset": 0}})
     pixels = np.stack([np.full((8, 8), 0.2), np.linspace(0, 900, 64).reshape(8, 8)]).astype(np.float32)
     sample = Sample("k", 0, pixels, np.ones((8, 8), bool), ("S2.B04", "DEM"), raw(tif=b"x").members[0])
+    sample.radiometry = "S2: reflectance"
     limits = fixed_ranges([sample], config, "float32")
     assert limits[0].tolist() == pytest.approx([0, 0.6]) and 800 < limits[1, 1] <= 900
     assert state(sample.bands, "float32", config.radiometry) == "S2: reflectance"
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (
+            archive_config({"S2L2A": "sentinel2"}),
+            "archive.radiometry.kind: no band is called S2L2A.…; the archive has B02",
+        ),
+        (ArchiveConfig(clouds=CloudsConfig(band="quality", values=[1])), "archive.clouds.band=quality: no tile"),
+    ],
+)
+def test_what_no_tile_has_is_refused(settings: ArchiveConfig, words: str) -> None:
+    tile_seen = _look_at("a.tar", decode(tile("forest", 0, 0), settings), settings)
+    with pytest.raises(RequestError) as error:
+        _settle(settings, [tile_seen])
+    assert words in str(error.value)
 
 
 # requests

@@ -55,6 +55,17 @@ def test_the_scale_is_the_archives_not_the_tiles() -> None:
     assert 140 < bright.mean() < 190
 
 
+def test_reflectance_is_drawn_as_bright_as_its_digital_numbers() -> None:
+    dn = flat(*[400] * 3, dtype="uint16")
+    reflectance = (dn / 10000).astype(np.float32)
+    limits, mask = np.array([[0, 0.4]] * 3, np.float32), np.ones((32, 32), bool)
+    bands = ("S2L2A.B02", "S2L2A.B03", "S2L2A.B04")
+    drawn_so = opened(thumbnail(reflectance, mask, limits, bands, "S2L2A: reflectance"))
+    np.testing.assert_allclose(drawn_so.mean(), drawn(dn, 4000, bands).mean(), atol=1)
+    linear = opened(thumbnail(reflectance, mask, limits, bands, "db"))
+    np.testing.assert_allclose(linear.mean(), 25.5, atol=1)
+
+
 def test_invalid_pixels_are_grey_whatever_they_hold() -> None:
     pixels = np.full((3, 32, 32), np.nan, np.float32)
     pixels[:, :, :16] = 1

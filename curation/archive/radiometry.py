@@ -114,23 +114,17 @@ def polarisation(band: str) -> str | None:
     return "cross" if "vh" in name or "hv" in name else None
 
 
-def in_decibels(bands: Sequence[str], settings: RadiometryConfig) -> NDArray[np.bool_]:
-    """``(bands,)``, True where the numbers will be decibels."""
-    found = np.zeros(len(bands), bool)
-    for part in parts(bands, settings):
-        found[list(part.positions)] = part.kind == "sentinel1"
-    return found
+def in_decibels(bands: Sequence[str], dtype: str, radiometry: str) -> NDArray[np.bool_]:
+    """``(bands,)``, True where the numbers are decibels."""
+    return np.array([dtype == "float32" and band_state(band, radiometry).startswith("db") for band in bands], bool)
 
 
-def fixed_range(bands: Sequence[str], dtype: str, settings: RadiometryConfig) -> list[tuple[float, float] | None]:
+def fixed_range(bands: Sequence[str], dtype: str, radiometry: str) -> list[tuple[float, float] | None]:
     """The range of each band that its state gives; ``None`` where it gives none."""
-    found: list[tuple[float, float] | None] = [None] * len(bands)
-    for part in parts(bands, settings) if dtype != "uint8" else []:
-        for i in part.positions:
-            if part.kind == "sentinel2":
-                found[i] = REFLECTANCE
-            elif _units(part, settings) != "digital":
-                found[i] = POWERS[polarisation(bands[i])]
+    found: list[tuple[float, float] | None] = []
+    for band in bands:
+        means = band_state(band, radiometry) if dtype == "float32" else ""
+        found.append(REFLECTANCE if means == "reflectance" else POWERS[polarisation(band)] if means == "db" else None)
     return found
 
 

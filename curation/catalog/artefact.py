@@ -347,7 +347,11 @@ def _settle(archive: ArchiveConfig, seen: Sequence[Seen]) -> tuple[ArchiveConfig
     if archive.clouds.band is not None and not any(tile.masked for tile in seen):
         raise RequestError(f"archive.clouds.band={archive.clouds.band}: no tile has a band of that name")
     if clouds is not None and archive.clouds.band is None:
-        log.info("archive.clouds: cloud_mask is read as %s", MEANING[clouds])
+        log.info(
+            "archive.clouds: cloud_mask is read as %s; if it is not: archive.clouds.band=cloud_mask "
+            "archive.clouds.values=[…]",
+            MEANING[clouds],
+        )
     optical = "reflectance" in seen[0].radiometry
     if optical and archive.clouds.detector is None and all(tile.cloudless for tile in seen):
         log.warning("archive.clouds: nothing tells of clouds: name a mask in archive.clouds.band, or take a detector")
@@ -461,7 +465,7 @@ def _speckle(
     samples: Sequence[Sample], ranges: NDArray[np.float32], archive: ArchiveConfig
 ) -> tuple[float | None, ...]:
     """The entropy that speckle alone would have in each of radar's bands, by the looks found in the fitted tiles."""
-    radar = in_decibels(samples[0].bands, archive.radiometry)
+    radar = in_decibels(samples[0].bands, str(samples[0].pixels.dtype), samples[0].radiometry)
     if not radar.any():
         return ()
     tiles = [
@@ -495,7 +499,7 @@ def fixed_ranges(samples: Sequence[Sample], archive: ArchiveConfig, dtype: str) 
         return np.broadcast_to(np.asarray(archive.range, np.float32).reshape(-1, 2), (len(bands), 2)).copy()
     if dtype == "uint8":
         return np.tile(np.array([0, 255], np.float32), (len(bands), 1))
-    known = fixed_range(bands, dtype, archive.radiometry)
+    known = fixed_range(bands, dtype, samples[0].radiometry)
     if None not in known:
         return np.array(known, np.float32)
     pixels = [sample.pixels[:, sample.mask] for sample in samples]

@@ -103,8 +103,8 @@ class RowMaker:
         pixels, mask = sample.pixels, sample.mask
         height, width = mask.shape
         seen = mask if sample.clouds is None else mask & ~sample.clouds
-        settings = self.archive.radiometry
-        bits = information(pixels, seen, self.ranges, in_decibels(self.bands, settings), settings.looks)
+        radar = in_decibels(self.bands, self.dtype, self.radiometry)
+        bits = information(pixels, seen, self.ranges, radar, self.archive.radiometry.looks)
         outline, patch = signature_and_patch(pixels, mask, self.ranges)
         shown = in_share(columns["sample_id"], self.thumbnails)
         return {

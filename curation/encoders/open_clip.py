@@ -59,7 +59,7 @@ def fit(config: Config, samples: Sequence[Sample], bands: tuple[str, ...], range
     Arrays: ``checkpoint``, the hash of the weights; ``rgb_range`` (3, 2), black and white of red, green and blue.
     """
     chosen, less = rgb_bands(config["rgb"], bands)
-    state = samples[0].radiometry if samples else "unknown"
+    state = samples[0].radiometry if samples and samples[0].pixels.dtype.kind == "f" else "unknown"
     limits = rgb_range(config.get("rgb_range"), chosen, less, bands, ranges, state)
     _, weights = load(config)
     return {"checkpoint": weights, "rgb_range": limits}

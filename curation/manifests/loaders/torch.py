@@ -26,7 +26,7 @@ class TorchSamples(SampleStream, IterableDataset[dict[str, Any]]):
 
     Args:
         manifest: an open manifest, or the URL of one.
-        decode: ``pixels``, a tensor (bands, height, width) with the bands and dtype of the whole archive, and
+        decode: ``pixels``, a tensor (bands, height, width) with the bands, dtype and units of the archive, and
             ``mask``, bool (height, width), in place of ``files``, the bytes by suffix (of a tile those of its image).
         options: see :class:`SampleStream`.
 
