@@ -98,11 +98,12 @@ def _probe(config: Config, roots: Sequence[Root]) -> Probe:
     """Encode the first samples of one shard in this process, on one thread."""
     root = roots[0]
     shard = min(root.shards, key=lambda item: _hash(item.name))
-    head = itertools.islice(read_shard(root.folder, shard, config.archive), PROBE)
-    raws = [raw for raw in head if isinstance(raw, RawSample)]
+    head = list(itertools.islice(read_shard(root.folder, shard, config.archive), PROBE + 1))
+    raws = [raw for raw in head[:PROBE] if isinstance(raw, RawSample)]
     if not raws:
         raise RequestError(f"no readable sample at the start of {shard.name}")
-    size = sum(sum(member.size + 512 for member in raw.members) for raw in raws) / len(raws)
+    whole = shard.size if len(head) <= PROBE else sum(member.size + 512 for raw in raws for member in raw.members)
+    size = whole / len(raws)
     if not needs_pixels(config):
         artefact = fit_artefact(encoder_config(config), [], (), "", np.zeros((0, 2), np.float32), 0)
         encoder = build_encoder(encoder_config(config), artefact, (), "", "cpu", 1)
@@ -132,6 +133,7 @@ def _probe(config: Config, roots: Sequence[Root]) -> Probe:
     for first in range(0, len(rows), encoder.batch):
         encoder.encode(np.stack([row.tile for row in rows[first : first + encoder.batch]]))
     seconds = (time.perf_counter() - start) / len(rows)
+    size *= len(raws) / len(rows)  # several tiles of one image
     return Probe(size, seconds, encoder.dim, f"{len(rows)} samples of {shard.name} on one core of this machine, no GPU")
 
 
