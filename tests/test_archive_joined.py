@@ -199,9 +199,13 @@ def join(*keys: Sequence[str]) -> list[RawSample | Rejection]:
     """Modalities of samples without pixels."""
     names = [f"M{i}" for i in range(len(keys))]
 
-    def read(folder: Any, shard: Shard, settings: Any, only: Any) -> Iterator[RawSample]:
-        for index, key in enumerate(keys[int(shard.path)]):
-            yield RawSample(key, index, [Member(key, 0, 1)], {"npy": key.encode()})
+    def read(folder: Any, shard: Shard, settings: Any, only: Any) -> Iterator[RawSample | Rejection]:
+        own = keys[int(shard.path)]
+        for index, key in enumerate(own):
+            if key in own[:index]:
+                yield Rejection(key, index, "read", "DuplicateKey", "it came before")
+            else:
+                yield RawSample(key, index, [Member(key, 0, 1)], {"npy": key.encode()})
 
     parts = tuple((name, Shard("r", str(i), "x")) for i, name in enumerate(names))
     shard = Shard("r", "0", "joined", parts=parts)
@@ -228,6 +232,14 @@ def test_every_key_of_any_modality_comes_out_once(data: st.DataObject, count: in
     there = set.intersection(*map(set, own))
     assert set(found) == set.union(*map(set, own))
     assert {key for key, kind in found.items() if not kind} == there
+
+
+@pytest.mark.parametrize("first", [["a", "a", "b", "c"], ["b", "a", "a", "c"], ["b", "c", "a", "a"]])
+@pytest.mark.parametrize("second", [["a", "b", "c"], ["c", "b", "a"]])
+def test_a_key_that_comes_twice_in_one_modality(first: list[str], second: list[str]) -> None:
+    for own in ((first, second), (second, first)):
+        found = [(item.key, isinstance(item, Rejection)) for item in join(*own)]
+        assert sorted(found) == [("a", False), ("a", True), ("b", False), ("c", False)]
 
 
 @pytest.mark.parametrize("gap", [10, 70, 1000])

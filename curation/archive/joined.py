@@ -126,12 +126,13 @@ class _Join:
         key = _name(item)
         stream.sorted &= stream.last <= key
         stream.last = key
-        if key in self.finished:
+        pending = self.pending.get(key)
+        if key in self.finished or (pending and stream.modality in pending.items):
             if isinstance(item, Rejection):  # a member or key that came twice
                 yield replace(item, message=f"{stream.modality}: {item.message}")
             return
         pending = self.pending.setdefault(key, _Pending(self.whole))
-        pending.items.setdefault(stream.modality, item)
+        pending.items[stream.modality] = item
         if isinstance(item, Rejection) or len(pending.items) == len(self.streams):
             yield self._finish(key)
 
