@@ -150,6 +150,27 @@ def test_a_part_that_breaks_off_is_one_rejection_for_the_rest(tmp_path: Path) ->
         list(read_shard(root.folder, root.shards[0], ArchiveConfig(modalities=BOTH)))
 
 
+def test_a_row_group_that_is_lost_is_one_rejection(tmp_path: Path) -> None:
+    for modality in BOTH:
+        (tmp_path / modality).mkdir()
+        names = [f"{n:03d}" for n in range(60) if (modality, n) != ("S1GRD", 50)]
+        table = pa.table({"id": names, "image": [geotiff(radar(n, 8)) for n in range(len(names))]})
+        how: dict[str, Any] = {"row_group_size": 20, "compression": "zstd", "use_dictionary": False}
+        pq.write_table(table, tmp_path / modality / "0.parquet", **how)
+    path = tmp_path / "S1GRD" / "0.parquet"
+    chunk = pq.read_metadata(path).row_group(1).column(1)
+    data = bytearray(path.read_bytes())
+    data[chunk.data_page_offset : chunk.data_page_offset + 16] = b"\xff" * 16
+    path.write_bytes(bytes(data))
+    items = read_all(tmp_path, modalities=BOTH)
+    kinds = [item.kind for item in items if isinstance(item, Rejection)]
+    assert sorted(kinds) == ["DamagedShard"] and len(items) == 1 + 20 + 19
+    path.write_bytes(path.read_bytes()[:-1])
+    assert [item.kind for item in read_all(tmp_path, modalities=BOTH) if isinstance(item, Rejection)] == [
+        "DamagedShard"
+    ]
+
+
 def test_a_shard_without_its_counterpart_is_a_wrong_request(tmp_path: Path) -> None:
     write_terramesh(tmp_path, BOTH, shards=2, each=1)
     (tmp_path / "val" / "S1GRD" / "majortom_shard_000002.tar").unlink()
@@ -178,9 +199,13 @@ def join(*keys: Sequence[str]) -> list[RawSample | Rejection]:
     """Modalities of samples without pixels."""
     names = [f"M{i}" for i in range(len(keys))]
 
-    def read(folder: Any, shard: Shard, settings: Any, only: Any) -> Iterator[RawSample]:
-        for index, key in enumerate(keys[int(shard.path)]):
-            yield RawSample(key, index, [Member(key, 0, 1)], {"npy": key.encode()})
+    def read(folder: Any, shard: Shard, settings: Any, only: Any) -> Iterator[RawSample | Rejection]:
+        own = keys[int(shard.path)]
+        for index, key in enumerate(own):
+            if key in own[:index]:
+                yield Rejection(key, index, "read", "DuplicateKey", "it came before")
+            else:
+                yield RawSample(key, index, [Member(key, 0, 1)], {"npy": key.encode()})
 
     parts = tuple((name, Shard("r", str(i), "x")) for i, name in enumerate(names))
     shard = Shard("r", "0", "joined", parts=parts)
@@ -207,6 +232,14 @@ def test_every_key_of_any_modality_comes_out_once(data: st.DataObject, count: in
     there = set.intersection(*map(set, own))
     assert set(found) == set.union(*map(set, own))
     assert {key for key, kind in found.items() if not kind} == there
+
+
+@pytest.mark.parametrize("first", [["a", "a", "b", "c"], ["b", "a", "a", "c"], ["b", "c", "a", "a"]])
+@pytest.mark.parametrize("second", [["a", "b", "c"], ["c", "b", "a"]])
+def test_a_key_that_comes_twice_in_one_modality(first: list[str], second: list[str]) -> None:
+    for own in ((first, second), (second, first)):
+        found = [(item.key, isinstance(item, Rejection)) for item in join(*own)]
+        assert sorted(found) == [("a", False), ("a", True), ("b", False), ("c", False)]
 
 
 @pytest.mark.parametrize("gap", [10, 70, 1000])

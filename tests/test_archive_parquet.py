@@ -2,7 +2,7 @@
 
 import io
 import json
-import os
+import random
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -199,7 +199,7 @@ def test_a_row_group_that_is_damaged_costs_its_rest(tmp_path: Path) -> None:
     chunk = pq.read_metadata(path).row_group(1).column(0)
     data = bytearray(path.read_bytes())
     start = chunk.data_page_offset + 40
-    data[start : start + 200] = os.urandom(200)
+    data[start : start + 200] = random.Random(0).randbytes(200)
     path.write_bytes(bytes(data))
     items = read_all(path)
     assert kinds(items) == [""] * 20 + ["DamagedShard"] + [""] * 20

@@ -294,7 +294,7 @@ def test_from_an_object_store(tmp_path: Path) -> None:
         s3.client.put_object(Bucket=s3.bucket, Key="zip/a.zarr.zip", Body=zip_store(files))
         for key, data in files.items():
             s3.client.put_object(Bucket=s3.bucket, Key=f"folder/a.zarr/{key}", Body=data)
-        for name in ("zip", "folder"):
+        for name in ("zip", "folder", "folder/a.zarr"):
             root = list_archive(f"{s3.url}/{name}", s3.storage)[0]
             found = samples(list(read_shard(root.folder, root.shards[0], ArchiveConfig())))
             for one, other in zip(found, local, strict=True):

@@ -105,9 +105,8 @@ class _Join:
                 yield from self._step(stream)
             yield from self._overdue(self.whole - LAG)
             if any(stream.ended and stream.broken for stream in self.streams):
-                break  # what the others still have can have no counterpart
-        if not any(stream.broken for stream in self.streams):
-            yield from self._overdue(self.whole + 1)
+                return  # what the others still have can have no counterpart
+        yield from self._overdue(self.whole + 1)
 
     def _behind(self) -> Sequence[_Stream]:
         live = [stream for stream in self.streams if not stream.ended]
@@ -129,12 +128,13 @@ class _Join:
         key = _name(item)
         stream.sorted &= stream.last <= key
         stream.last = key
-        if key in self.finished:
+        pending = self.pending.get(key)
+        if key in self.finished or (pending and stream.modality in pending.items):
             if isinstance(item, Rejection):  # a member or key that came twice
                 yield replace(item, message=f"{stream.modality}: {item.message}")
             return
         pending = self.pending.setdefault(key, _Pending(self.whole))
-        pending.items.setdefault(stream.modality, item)
+        pending.items[stream.modality] = item
         if isinstance(item, Rejection) or len(pending.items) == len(self.streams):
             yield self._finish(key)
 
@@ -152,12 +152,15 @@ class _Join:
             return Rejection(key, 0, error.stage, error.kind, error.message)
 
     def _overdue(self, before: int) -> Iterator[Rejection]:
-        """Reject what came so long ago that its counterpart should have come: it is missing."""
+        """Reject what came so long ago that its counterpart should have come.
+
+        Not where that may lie in what was rejected already as the rest of a row group or shard.
+        """
         late = [key for key, pending in self.pending.items() if pending.since < before]
         for key in late:
-            yield self._missing(key)
+            yield from self._missing(key)
         while self._too_many():
-            yield self._missing(min(self.pending) if self._sorted else next(iter(self.pending)))
+            yield from self._missing(min(self.pending) if self._sorted else next(iter(self.pending)))
 
     def _too_many(self) -> bool:
         count = len(self.pending)
@@ -165,12 +168,13 @@ class _Join:
             return False
         return count > LAG * len(self.streams) or sum(map(_size, self.pending.values())) > WAITING
 
-    def _missing(self, key: str) -> Rejection:
+    def _missing(self, key: str) -> Iterator[Rejection]:
         there = self.pending.pop(key).items
         self.finished.add(key)
-        missing = [stream.modality for stream in self.streams if stream.modality not in there]
-        message = f"{', '.join(missing)} has no such key, or not within {LAG} samples of {', '.join(there)}"
-        return Rejection(key, 0, "read", "MissingModality", message)
+        missing = [stream.modality for stream in self.streams if stream.modality not in there and not stream.broken]
+        if missing:
+            message = f"{', '.join(missing)} has no such key, or not within {LAG} samples of {', '.join(there)}"
+            yield Rejection(key, 0, "read", "MissingModality", message)
 
 
 def _size(pending: _Pending) -> int:

@@ -111,11 +111,11 @@ def _probe(config: Config, roots: Sequence[Root]) -> Probe:
     """Encode the first samples of one shard in this process, on one thread."""
     root = roots[0]
     shard = min(root.shards, key=lambda item: _hash(item.name))
-    head = itertools.islice(read_shard(root.folder, shard, config.archive), PROBE)
-    raws = [raw for raw in head if isinstance(raw, RawSample)]
+    head = list(itertools.islice(read_shard(root.folder, shard, config.archive), PROBE + 1))
+    raws = [raw for raw in head[:PROBE] if isinstance(raw, RawSample)]
     if not raws:
         raise RequestError(f"no readable sample at the start of {shard.name}")
-    size = sum(map(_bytes, raws)) / len(raws)
+    size = (shard.size if len(head) <= PROBE else sum(map(_bytes, raws))) / len(raws)
     if not needs_pixels(config):
         artefact = fit_artefact(encoder_config(config), [], (), "", np.zeros((0, 2), np.float32), 0)
         encoder = build_encoder(encoder_config(config), artefact, (), "", "cpu", 1)
