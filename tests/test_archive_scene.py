@@ -93,6 +93,7 @@ TILED = {"tiled": True, "blockxsize": 64, "blockysize": 48}
 STORED = {
     "strips": {"blockysize": 16},
     "one strip": {"blockysize": 4096, "compress": "deflate"},
+    "deflate strips band by band": {"blockysize": 8, "interleave": "band", "compress": "deflate"},
     "tiles": TILED,
     "band by band": {**TILED, "interleave": "band", "compress": "deflate"},
     "strips band by band": {"interleave": "band", "compress": "lzw", "predictor": 2},
@@ -505,6 +506,7 @@ def test_mutated_files_never_break_the_reader(tmp_path: Path, seed: int) -> None
     kinds = [
         {**TILED, "compress": "deflate", "predictor": 2},
         {"compress": "lzw"},
+        {"compress": "deflate", "blockysize": 8, "interleave": "band"},
         {**TILED, "compress": "zstd"},
         {**TILED, "blockysize": 64, "compress": "jpeg", "photometric": "ycbcr"},
         {**TILED, "compress": "lerc"},

