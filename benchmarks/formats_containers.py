@@ -1,19 +1,10 @@
-"""Samples a second of our readers and of the plain loops that users of these formats write, on one core.
+"""Containers of `benchmarks.formats`: Parquet (Major TOM), zipped Zarr (SSL4EO-S12), tars of GeoTIFF and of Zarr."""
 
-Both read the same files, which lie in the page cache, and decode to the same pixels. Seconds are those of the CPU, so
-that other processes do not count, and the runs alternate. Parts:
-Parquet against pyarrow with tifffile or rasterio (the faster one), Zarr against zarr chunk by chunk, tars of GeoTIFFs
-and of zipped Zarr against webdataset with tifffile or rasterio, and zarr. ``ratio`` is the least of ours over theirs.
-"""
-
-import argparse
 import io
-import statistics
 import tarfile
 import tempfile
-import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,19 +20,11 @@ from numpy.typing import NDArray
 from rasterio.io import MemoryFile
 from zarr.storage import MemoryStore, ZipStore
 
-from benchmarks.output import print_result
-from curation.archive.decode import decode
-from curation.archive.listing import list_archive
-from curation.archive.reader import read_shard
-from curation.archive.sample import RawSample
-from curation.config import ArchiveConfig
-from curation.runtime import limit_threads
+from benchmarks.formats_base import Format, Pixels
 
 SIDE = 264  # pixels of a tile of SSL4EO-S12 and TerraMesh
 PATCH = 1068  # pixels of a patch of Major TOM
 S2 = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B11", "B12")
-
-Pixels = Iterator[NDArray[Any]]
 
 
 def ground(bands: int, side: int, seed: int) -> NDArray[np.uint16]:
@@ -63,16 +46,6 @@ def tiff(pixels: NDArray[Any]) -> bytes:
         with file.open(driver="GTiff", compress="deflate", predictor=2, transform=grid, **profile) as image:
             image.write(pixels)
         return bytes(file.read())
-
-
-def ours(path: Path) -> Pixels:
-    """Every tile of an archive as our reader gives it."""
-    config = ArchiveConfig()
-    for root in list_archive(str(path), settings=config):
-        for shard in root.shards:
-            for raw in read_shard(root.folder, shard, config):
-                assert isinstance(raw, RawSample), raw
-                yield decode(raw, config).pixels
 
 
 def by_tifffile(data: bytes) -> NDArray[Any]:
@@ -100,7 +73,7 @@ def make_parquet(path: Path, count: int) -> None:
             file.write_table(pa.Table.from_pylist([row], schema))
 
 
-def plain_parquet(path: Path, read: Callable[[bytes], NDArray[Any]]) -> Pixels:
+def plain_parquet(read: Callable[[bytes], NDArray[Any]], path: Path) -> Pixels:
     """A row group at a time, as Major TOM's own code."""
     file = pq.ParquetFile(path / "part_00001.parquet")
     for group in range(file.num_row_groups):
@@ -128,7 +101,7 @@ def plain_zarr(path: Path) -> Pixels:
         yield from bands[n]
 
 
-def make_tar(path: Path, count: int, suffix: str, encode: Callable[[NDArray[Any]], bytes]) -> None:
+def make_tar(suffix: str, encode: Callable[[NDArray[Any]], bytes], path: Path, count: int) -> None:
     """WebDataset tars with one member a sample."""
     with tarfile.open(path / "shard.tar", "w") as tar:
         for i in range(count):
@@ -164,87 +137,20 @@ def by_zarr(data: bytes) -> NDArray[Any]:
     return np.asarray(bands[0])
 
 
-def plain_tar(path: Path, suffix: str, read: Callable[[bytes], NDArray[Any]]) -> Pixels:
+def plain_tar(suffix: str, read: Callable[[bytes], NDArray[Any]], path: Path) -> Pixels:
     """By webdataset."""
     for sample in webdataset.WebDataset(str(path / "shard.tar"), shardshuffle=False, empty_check=False):
         yield read(sample[suffix])
 
 
-# the comparison
-
-
-def rate(run: Callable[[], Pixels]) -> tuple[float, int]:
-    """Samples a second, and a checksum over the pixels."""
-    start, count, total = time.process_time(), 0, 0
-    for pixels in run():
-        count += 1
-        total += int(pixels[:, ::37, ::41].sum())
-    return count / (time.process_time() - start), total
-
-
-def compare(path: Path, plain: dict[str, Callable[[], Pixels]], runs: int) -> dict[str, Any]:
-    """Medians of alternating runs: ours, each plain loop's, and ours over the fastest of them."""
-    loops = {"ours": partial(ours, path), **plain}
-    rates: dict[str, list[float]] = {name: [] for name in loops}
-    sums = {name: rate(run)[1] for name, run in loops.items()}  # warms the caches, too
-    assert len(set(sums.values())) == 1, f"the loops read different pixels: {sums}"
-    for _ in range(runs):
-        for name, run in loops.items():
-            rates[name].append(rate(run)[0])
-    medians = {name: statistics.median(values) for name, values in rates.items()}
-    return {**medians, "ratio": medians["ours"] / max(medians[name] for name in plain)}
-
-
-def parquet(path: Path, count: int, runs: int) -> dict[str, Any]:
-    """Parquet of Major TOM."""
-    make_parquet(path, count)
-    loops = {"tifffile": by_tifffile, "rasterio": by_rasterio}
-    return compare(path, {name: partial(plain_parquet, path, read) for name, read in loops.items()}, runs)
-
-
-def zarr_shard(path: Path, count: int, runs: int) -> dict[str, Any]:
-    """Zipped Zarr with a sample axis."""
-    make_zarr(path, count)
-    return compare(path, {"zarr": partial(plain_zarr, path)}, runs)
-
-
-def tar_of_tiff(path: Path, count: int, runs: int) -> dict[str, Any]:
-    """Tars of multi-band GeoTIFFs."""
-    make_tar(path, count, "tif", tiff)
-    loops = {"tifffile": by_tifffile, "rasterio": by_rasterio}
-    return compare(path, {name: partial(plain_tar, path, "tif", read) for name, read in loops.items()}, runs)
-
-
-def tar_of_zarr(path: Path, count: int, runs: int) -> dict[str, Any]:
-    """Tars of zipped Zarr."""
-    make_tar(path, count, "zarr.zip", zarr_zip)
-    return compare(path, {"zarr": partial(plain_tar, path, "zarr.zip", by_zarr)}, runs)
-
-
-PARTS = {
-    "parquet": (parquet, 8),
-    "zarr": (zarr_shard, 64),
-    "tar_tif": (tar_of_tiff, 64),
-    "tar_zarr": (tar_of_zarr, 128),
+TIFF = {"tifffile": by_tifffile, "rasterio": by_rasterio}
+FORMATS = {
+    "parquet": Format(make_parquet, {name: partial(plain_parquet, read) for name, read in TIFF.items()}, 8, 1),
+    "zarr": Format(make_zarr, {"zarr": plain_zarr}, 64, 8),
+    "tar_tif": Format(
+        partial(make_tar, "tif", tiff), {name: partial(plain_tar, "tif", read) for name, read in TIFF.items()}, 64, 16
+    ),
+    "tar_zarr": Format(
+        partial(make_tar, "zarr.zip", zarr_zip), {"zarr": partial(plain_tar, "zarr.zip", by_zarr)}, 128, 16
+    ),
 }
-
-
-def main() -> None:
-    """Run every part and print the figures."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--parts", nargs="*", choices=list(PARTS), default=list(PARTS))
-    options = parser.parse_args()
-    limit_threads(1)
-    zarr.config.set({"threading.max_workers": 1})
-    figures = {}
-    for name in options.parts:
-        part, count = PARTS[name]
-        with tempfile.TemporaryDirectory() as folder:
-            figures[name] = part(Path(folder), count, options.runs)
-        print(name, figures[name], flush=True)
-    print_result(ratio=min(figure["ratio"] for figure in figures.values()), samples_per_second=figures)
-
-
-if __name__ == "__main__":
-    main()
