@@ -20,6 +20,7 @@ from curation.config import ArchiveConfig, TileConfig
 from curation.errors import RequestError
 from curation.storage import Folder
 from tests.recipes import geotiff, write_tar
+from tests.s3 import s3_server
 
 PIXELS = np.random.default_rng(0).integers(1, 9000, (1, 64, 64)).astype("uint16")
 
@@ -312,3 +313,24 @@ def test_times_without_zone_are_utc(tmp_path: Path) -> None:
     (tmp_path / "item.json").write_text(json.dumps(one))
     (raw, *_) = read(listed(tmp_path / "item.json"))
     assert isinstance(raw, RawSample) and decode(raw, config()).time == datetime(2024, 5, 1, 10, 30, tzinfo=UTC)
+
+
+def test_the_same_items_over_http_and_s3(tmp_path: Path) -> None:
+    with s3_server() as server:
+        server.client.put_bucket_acl(Bucket=server.bucket, ACL="public-read")
+        for name in ("x/B02.tif", "y/B02.tif"):
+            body = put(tmp_path / "a.tif").read_bytes()
+            server.client.put_object(Bucket=server.bucket, Key=name, Body=body, ACL="public-read")
+        for base in (f"{server.endpoint}/{server.bucket}", server.url):
+            items = [item(name, {"B02": asset(f"{base}/{name}/B02.tif")}) for name in ("x", "y", "gone")]
+            (tmp_path / "items.json").write_text(json.dumps({"type": "FeatureCollection", "features": items}))
+            (root,) = list_archive(str(tmp_path / "items.json"), server.storage, config())
+            assert root.folder.url == base
+            found = read(root)
+            gone, *tiles = found
+            assert isinstance(gone, Rejection) and gone.kind == "MissingAsset" and len(tiles) == 8
+            for raw in tiles:
+                assert isinstance(raw, RawSample) and raw.window is not None
+                at = raw.window
+                there = PIXELS[:, at.row : at.row + at.height, at.column : at.column + at.width]
+                np.testing.assert_array_equal(decode(raw, config()).pixels, there)

@@ -95,6 +95,7 @@ STORED = {
     "one strip": {"blockysize": 4096, "compress": "deflate"},
     "deflate strips band by band": {"blockysize": 8, "interleave": "band", "compress": "deflate"},
     "tiles": TILED,
+    "big-endian strips": {"blockysize": 8, "endianness": "big", "interleave": "band", "compress": "deflate"},
     "band by band": {**TILED, "interleave": "band", "compress": "deflate"},
     "strips band by band": {"interleave": "band", "compress": "lzw", "predictor": 2},
     "chunky deflate, predicted": {**TILED, "interleave": "pixel", "compress": "deflate", "predictor": 2},

@@ -9,6 +9,7 @@ the height of the windows and of a block, however tall the image is.
 from __future__ import annotations
 
 import io
+import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -246,7 +247,8 @@ class _Layer:
         self.size = self.block[0] * self.together, self.block[1]  # of a block
         self.codec, self.tables, self.decoder = page.number(259, 1), decoder.jpegtables, decoder.decode
         # Strips of one band each, plain deflate: straight to their place, which is a tenth faster.
-        plain = decoder.predictor == 1 and decoder.fillorder == 1 and decoder.dtype.isnative
+        native = page.order == ("<" if sys.byteorder == "little" else ">") or decoder.dtype.itemsize == 1
+        plain = decoder.predictor == 1 and decoder.fillorder == 1 and native
         self.direct = plain and self.codec in (8, 32946) and not tiled and self.samples == self.planes
         self.dtype: np.dtype[Any] = decoder.dtype.newbyteorder("=")
         nodata = read_legend(page, layout, self.samples).nodata

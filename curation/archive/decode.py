@@ -123,6 +123,8 @@ def _image_and_masks(
     """The image of a key, its first member's suffix, its mask bands on its grid by name, and what its files say."""
     found = _images(raw, settings)
     images, masks = take_masks(found, settings.clouds)
+    for one in found.values():
+        masks |= {name: Image(values[None], (name,), place=one.place) for name, values in one.masks.items()}
     if not images:
         raise bad_image(f"no image in it but masks: {', '.join(masks)}"[:200], "NoImage")
     chosen = bool(settings.members or settings.scene or raw.images) or _in_columns(raw, settings)
