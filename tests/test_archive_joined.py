@@ -199,7 +199,7 @@ def join(*keys: Sequence[str]) -> list[RawSample | Rejection]:
     """Modalities of samples without pixels."""
     names = [f"M{i}" for i in range(len(keys))]
 
-    def read(folder: Any, shard: Shard, settings: Any, only: Any) -> Iterator[RawSample | Rejection]:
+    def read(folder: Any, shard: Shard, settings: Any, only: Any, sieve: Any) -> Iterator[RawSample | Rejection]:
         own = keys[int(shard.path)]
         for index, key in enumerate(own):
             if key in own[:index]:

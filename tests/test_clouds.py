@@ -13,7 +13,8 @@ from curation.archive.sample import RawSample, Sample
 from curation.archive.tiling import tiles
 from curation.config import ArchiveConfig, CloudsConfig, RadiometryConfig, load_config
 from curation.errors import BadSample
-from tests.archive_tools import raw
+from tests.archive_tools import decoded, raw
+from tests.containers import terramesh_sample
 from tests.recipes import geotiff
 
 GROUND = np.random.default_rng(0).integers(300, 3000, (2, 32, 32)).astype(np.uint16)
@@ -167,3 +168,13 @@ def test_the_detector_looks_where_there_is_no_mask(omnicloudmask: list[np.ndarra
 def test_without_red_green_and_infrared_the_detector_says_nothing(omnicloudmask: list[np.ndarray]) -> None:
     assert detect(np.ones((2, 40, 40)), np.ones((40, 40), bool), ("VV", "VH")) is None
     assert not omnicloudmask
+
+
+def test_a_mask_inside_a_zipped_zarr_counts() -> None:
+    """TerraMesh: the mask lies in the member beside the bands."""
+    data = terramesh_sample("S2L2A", 3)
+    sample = decoded({"clouds": CloudsConfig(found="four")}, zarr_zip=data)
+    mask = sample.pixels[1] > 4000  # as the recipe makes it
+    assert sample.clouds is not None and mask.any()
+    np.testing.assert_array_equal(sample.clouds, mask)
+    assert sample.cloud_fraction == pytest.approx(mask.mean())
