@@ -97,6 +97,11 @@ class RawSample:
     position: tuple[int, ...] | None = None
     window: Window | None = None
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its files and pixels."""
+        return sum(map(len, self.data.values())) + sum(image.pixels.nbytes for image in self.images.values())
+
 
 @dataclass(frozen=True, slots=True)
 class Wanted:

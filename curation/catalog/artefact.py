@@ -396,9 +396,9 @@ def _sample_shard(
         for image in raw.images.values():
             image.pixels = image.pixels.copy()  # else all of the chunk that it was read with stays
         heapq.heappush(kept, (-_hash(f"{shard.name}\0{raw.key}{raw.window}"), raw.index, raw))
-        size += _stored(raw)
+        size += raw.nbytes
         while len(kept) > want or (size > max_bytes and len(kept) > 1):
-            size -= _stored(heapq.heappop(kept)[2])
+            size -= heapq.heappop(kept)[2].nbytes
     samples: list[Sample] = []
     size, subprocess = 0, Subprocess()
     for _, _, raw in sorted(kept, key=lambda item: (-item[0], item[1])):
@@ -420,10 +420,6 @@ def _some_tiles(shard: str, sample: Sample, archive: ArchiveConfig, want: int) -
     """A sample, or the ``want`` tiles of smallest hash that it is cut into."""
     found = [tile for tile in tiles(sample, archive.tile.size, archive.tile.stride) if tile.mask.any()]
     return sorted(found, key=lambda tile: _hash(f"{shard}\0{tile.key}"))[:want]
-
-
-def _stored(raw: RawSample) -> int:
-    return sum(map(len, raw.data.values())) + sum(image.pixels.nbytes for image in raw.images.values())
 
 
 def _raw_samples(

@@ -27,7 +27,7 @@ from curation.archive.sample import RawSample, Rejection, Sample
 from curation.archive.shards import Shard
 from curation.archive.tables import Sieve, TableFilter
 from curation.catalog.artefact import Artefact, encoder_config, load_artefact
-from curation.catalog.careful import Subprocess
+from curation.catalog.careful import Subprocess, stream
 from curation.catalog.rows import Result, RowMaker
 from curation.catalog.schema import QUARANTINE_SCHEMA, catalog_schema
 from curation.catalog.store import CatalogStore
@@ -40,7 +40,8 @@ from curation.storage import Folder
 
 log = logging.getLogger("curation")
 
-CHUNK = 32  # samples decoded at once
+CHUNK = 32  # samples decoded at once, at most
+CHUNK_BYTES = 32 << 20  # and not many more bytes of them than that: a few chunks wait to be decoded
 TRIES = 3  # readings of a shard before its access error counts
 PAUSE = 1.0  # seconds between two reports to the ledger
 FATAL_TRIES = 2  # deaths after which a shard is decoded in a subprocess
@@ -129,7 +130,11 @@ class ShardEncoder:
     def _encode(self, folder: Folder, shard: Shard, careful: bool) -> None:
         archive = self.spec.config.archive
         sieve = Sieve(self.spec.filter, archive.fields) if self.spec.filter and shard.filter else None
-        source = _Source(read_shard(folder, shard, archive, sieve=sieve))
+        if careful and shard.format not in ("tar", "folder"):  # whose readers do not decode
+            items = survivors(read_shard, folder, shard, archive)
+            source = _Source(items if sieve is None else sieve.sift(items))
+        else:
+            source = _Source(read_shard(folder, shard, archive, sieve=sieve))
         with _decoder(self.maker, shard.name, careful, self.spec.decode_ahead) as decoded:
             rows = ShardRows(self.encoder)
             reported, at = (0, 0), time.monotonic()
@@ -165,6 +170,17 @@ class ShardEncoder:
         now = rows.counts
         self.ledger.advance.remote(now[0] - reported[0], now[1] - reported[1])
         return now
+
+
+def survivors(read: Callable[..., Iterable[RawSample | Rejection]], *args: Any) -> Iterator[RawSample | Rejection]:
+    """What a reader gives in a process of its own; if that dies, one rejection for the rest of the shard."""
+    index = 0
+    try:
+        for item in stream(read, *args):
+            yield item
+            index += 1
+    except BadSample as error:
+        yield Rejection("", index, error.stage, error.kind, error.message)
 
 
 def row_maker(config: Config, artefact: Artefact, encoder: Encoder) -> RowMaker:
@@ -336,11 +352,13 @@ class _Source:
 
 def _chunks(samples: Iterable[RawSample | Rejection]) -> Iterator[Chunk]:
     chunk: list[RawSample | Rejection] = []
+    size = 0
     for raw in samples:
         chunk.append(raw)
-        if len(chunk) == CHUNK:
+        size += raw.nbytes if isinstance(raw, RawSample) else 0
+        if len(chunk) == CHUNK or size > CHUNK_BYTES:
             yield chunk
-            chunk = []
+            chunk, size = [], 0
     if chunk:
         yield chunk
 
