@@ -232,5 +232,16 @@ def test_the_manifest_says_which_tables_but_not_where_they_lie(clouds: Path) -> 
     config = load_config([f"archive.tables=[{{path: '{clouds}', key: id, on: key}}]"])
     tables = open_tables(config.archive.tables)
     said = config_without_urls(config, tables)["archive"]["tables"]
-    assert said == [{"path": clouds.name, "key": "id", "on": "key", "digest": tables[0].digest}]
+    assert said == [{"path": clouds.name, "key": ["id"], "on": "key", "digest": tables[0].digest}]
     assert config_without_urls(load_config([]), ())["archive"]["tables"] is None
+
+
+def test_several_columns_name_a_sample(tmp_path: Path) -> None:
+    """As Major TOM's metadata do: neither grid cell nor product is alone a name."""
+    (tmp_path / "metadata.csv").write_text("grid_cell,product_id,cloud_cover\n1U_1R,a,5\n1U_1R,b,90\n1U_2R,a,7\n")
+    entry = {"path": str(tmp_path / "metadata.csv"), "key": ["grid_cell", "product_id"], "on": "key"}
+    (table,) = open_tables([entry])
+    found = lookup(table, ["cloud_cover"], pa.array(["1U_2R_a", "1U_1R_b", "1U_1R_a_r00000_c00267", "a"]))
+    assert found["cloud_cover"].to_pylist() == [7, 90, 5, None]
+    with pytest.raises(RequestError, match="no column 'row'"):
+        open_tables([{**entry, "key": ["grid_cell", "row"]}])

@@ -43,7 +43,7 @@ class Table:
     Attributes:
         folder: that it lies in.
         file: its name, size and version there.
-        key: its column that names samples; no value may come twice.
+        key: its column that names samples, or several whose values joined by ``_`` do; no name may come twice.
         on: what that column holds: keys or source ids.
         schema: of its columns.
         digest: of its bytes.
@@ -51,22 +51,22 @@ class Table:
 
     folder: Folder = field(compare=False)
     file: FileInfo
-    key: str
+    key: tuple[str, ...]
     on: str
     schema: pa.Schema = field(compare=False)
     digest: str
 
     @property
-    def identity(self) -> dict[str, str]:
+    def identity(self) -> dict[str, Any]:
         """What decides its values, wherever it lies."""
-        return {"path": self.file.path, "key": self.key, "on": self.on, "digest": self.digest}
+        return {"path": self.file.path, "key": list(self.key), "on": self.on, "digest": self.digest}
 
 
 def open_tables(entries: Sequence[Any] | None, storage: dict[str, Any] | None = None) -> tuple[Table, ...]:
     """The tables of ``archive.tables``: each is read once for its digest, and not held.
 
     Args:
-        entries: mappings of ``path`` (a URL), ``key`` (its column) and ``on`` (key or source_id).
+        entries: mappings of ``path`` (a URL), ``key`` (its column, or several) and ``on`` (key or source_id).
         storage: per protocol, fsspec options.
 
     Raises:
@@ -77,8 +77,11 @@ def open_tables(entries: Sequence[Any] | None, storage: dict[str, Any] | None = 
 
 def _open(entry: Any, storage: dict[str, Any] | None) -> Table:
     if not isinstance(entry, dict) or set(entry) != {"path", "key", "on"} or entry["on"] not in JOINS:
-        raise RequestError(f"archive.tables: {entry} is not {{path: URL, key: its column, on: key or source_id}}")
-    path = str(entry["path"])
+        raise RequestError(
+            f"archive.tables: {entry} is not {{path: URL, key: column or [columns], on: key or source_id}}"
+        )
+    path, key = str(entry["path"]), entry["key"]
+    columns = tuple(map(str, key)) if isinstance(key, list) else (str(key),)
     head, _, name = (local_path(path) if is_local(path) else path).rpartition("/")
     folder = Folder(head or "/", storage)
     try:
@@ -89,13 +92,13 @@ def _open(entry: Any, storage: dict[str, Any] | None) -> Table:
             digest = hashlib.blake2b(digest_size=16)
             while data := source.read(CHUNK):
                 digest.update(data)
-        table = Table(folder, file, str(entry["key"]), entry["on"], _schema(folder, file), digest.hexdigest())
+        table = Table(folder, file, columns, entry["on"], _schema(folder, file), digest.hexdigest())
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
         raise RequestError(f"archive.tables: there is no file {folder.public(name)}") from error
-    if table.key not in table.schema.names:
-        raise RequestError(
-            f"archive.tables: {name} has no column {table.key!r}; it has {', '.join(table.schema.names)}"
-        )
+    for column in columns or ("",):
+        if column not in table.schema.names:
+            known = ", ".join(table.schema.names)
+            raise RequestError(f"archive.tables: {name} has no column {column!r}; it has {known}")
     return table
 
 
@@ -134,20 +137,22 @@ def _held(table: Table, columns: tuple[str, ...]) -> _Held:
     """
     if table.folder.info(table.file.path) != table.file:
         raise RequestError(f"archive.tables: {table.file.path} has changed since the run began: run it again")
-    wanted = list(dict.fromkeys((table.key, *columns)))
+    wanted = list(dict.fromkeys((*table.key, *columns)))
     with _reading(table.folder, table.file) as (source, parquet):
         if parquet:
             read = pq.read_table(source, columns=wanted)
         else:
-            texts = {table.key: pa.string()}  # 007 is a key, not a number
+            texts = {name: pa.string() for name in table.key}  # 007 is a key, not a number
             options = pa.csv.ConvertOptions(include_columns=wanted, column_types=texts)
             read = _without_empty_texts(pa.csv.read_csv(source, convert_options=options))
-    ids, rows = _hashes(read[table.key])
+    names = pc.binary_join_element_wise(*(read[name].cast(pa.string()) for name in table.key), "_")
+    ids, rows = _hashes(names)
     order = np.argsort(ids)
     ids, rows = ids[order], rows[order]
     if (twice := np.flatnonzero(ids[1:] == ids[:-1])).size:
-        name = read[table.key][int(rows[twice].min())].as_py()
-        raise RequestError(f"archive.tables: {table.file.path}: {table.key} {name!r} comes twice: give each one row")
+        name = names[int(rows[twice].min())].as_py()
+        key = "_".join(table.key)
+        raise RequestError(f"archive.tables: {table.file.path}: {key} {name!r} comes twice: give each one row")
     return _Held(ids, rows, read.select(list(columns)).combine_chunks())
 
 
