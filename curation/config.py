@@ -476,6 +476,12 @@ def _check_together(config: Config) -> None:
         "encoder=precomputed reads no pixels, so there is no entropy to select by: "
         "take select.entropy.keep=null and another select.strategy than entropy",
     )
+    cuts = config.encoder.get("name") == "precomputed" and config.archive.tile.size is not None
+    _require(
+        not cuts or config.encoder.get("several") == "tiles",
+        "encoder=precomputed reads no pixels, so that archive.tile.size cuts nothing: leave it out, or take the windows "
+        "that have vectors with encoder.several=tiles",
+    )
     _require(
         config.archive.filter is None or bool(config.archive.tables),
         "archive.filter says what tables must say of a sample: add archive.tables=[{path: URL, key: column, on: key}]",

@@ -29,7 +29,7 @@ from curation.config import ArchiveConfig
 from curation.errors import AccessError, BadSample, RequestError
 from curation.manifests.access import HEADER, LOCAL, OBJECT_STORE, Store, ranges
 from curation.manifests.loaders.container import is_container, prefix_of, read_wanted
-from curation.manifests.loaders.kept import Kept, gone, image_key, is_safe
+from curation.manifests.loaders.kept import Kept, gone, image_key, is_safe, member_key
 from curation.manifests.reading import ManifestReader
 from curation.storage import Folder, is_local
 
@@ -218,7 +218,7 @@ def _cut(
     folder: Folder, path: str, piece: _Piece, blocks: dict[str, tuple[int, bytes]], settings: ArchiveConfig
 ) -> list[Kept]:
     """An image and its files out of ranges with their beginnings; each member's own header must agree."""
-    row, key = piece.tiles[0], image_key(piece.tiles[0])
+    row, key = piece.tiles[0], member_key(piece.tiles[0])
     members: list[Member] = []
     files: dict[str, bytes] = {}
     said: dict[str, Any] = {}
@@ -237,7 +237,8 @@ def _cut(
             said = {**_said(folder, tar, row, own), **said}
     if not image:
         raise gone(folder, path, row, "its image lies elsewhere in the shard")
-    raw = RawSample(key, row["index"], members, files, said=said)
+    position = None if row["position"] is None else tuple(row["position"])
+    raw = RawSample(image_key(row), row["index"], members, files, said=said, position=position)
     return [Kept(tile, folder.public(path), raw, image) for tile in piece.tiles]
 
 

@@ -40,6 +40,12 @@ def image_key(row: dict[str, Any]) -> str:
     return str(row["key"]) if window is None else str(row["key"]).removesuffix(window.suffix)
 
 
+def member_key(row: dict[str, Any]) -> str:
+    """What the members of a tar are called: of several times in one zipped Zarr without ``_t`` and its place."""
+    key = image_key(row)
+    return key if row["position"] is None else key.removesuffix("_t" + "_".join(map(str, row["position"])))
+
+
 def is_safe(name: str) -> bool:
     """A pickle is not handed on: what decodes samples by suffix would load it."""
     return extension(name) not in PICKLES
