@@ -479,8 +479,8 @@ def _check_together(config: Config) -> None:
     cuts = config.encoder.get("name") == "precomputed" and config.archive.tile.size is not None
     _require(
         not cuts or config.encoder.get("several") == "tiles",
-        "encoder=precomputed reads no pixels, so that archive.tile.size cuts nothing: leave it out, or take those "
-        "that have vectors with encoder.several=tiles",
+        "encoder=precomputed reads no pixels, so that archive.tile.size cuts nothing: leave it out, or take "
+        "the windows that have vectors, encoder.several=tiles",
     )
     _require(
         config.archive.filter is None or bool(config.archive.tables),
