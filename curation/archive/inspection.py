@@ -231,8 +231,8 @@ def _numbers(samples: Sequence[Sample], names: Sequence[str], found: Findings) -
         if "scene" not in found.config and len(set(where.values())) > 1:
             found.questions.append(
                 f"Do {', '.join(sorted(where))} show the same places? Then archive.scene=PATTERN, a regular expression "
-                "over the paths with (?P<scene>…) and (?P<band>…), makes one sample of their files (or, where the files are "
-                "called the same in each folder, archive.modalities=[…])."
+                "over the paths with (?P<scene>…) and (?P<band>…), makes one sample of their files (or, if files are "
+                "called the same in each, archive.modalities=[…])."
             )
     if all(re.fullmatch(r"b\d+|gray", band) for band in bands) and len(bands) > 1:
         found.questions.append(f"The files do not name their {len(bands)} bands: archive.band_names=[…] does.")
