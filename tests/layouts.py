@@ -1,7 +1,6 @@
-"""Archives in the layouts of real ones, a catalog and a manifest over them; readers that stand in for real ones."""
+"""Archives in the layouts of real ones, a catalog and a manifest over them."""
 
-import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +10,14 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from curation.archive.decode import decode
-from curation.archive.folder import read_folder
 from curation.archive.listing import list_archive
 from curation.archive.reader import read_shard
-from curation.archive.sample import Image, Member, RawSample, Rejection, Wanted, Window
-from curation.archive.shards import Shard
-from curation.archive.tiling import windows
-from curation.archive.webdataset import read_tar
+from curation.archive.sample import RawSample
 from curation.catalog.rows import Row, RowMaker
 from curation.catalog.schema import catalog_schema
 from curation.config import ArchiveConfig, TileConfig
 from curation.manifests.schema import MANIFEST_SCHEMA
-from curation.storage import Folder
+from tests.containers import store, write_store
 from tests.kept import write_header
 from tests.recipes import geotiff, npy, write_tar
 
@@ -81,97 +76,14 @@ def write_parquet(folder: Path, rows: int = 14) -> None:
 
 
 def write_zarr(folder: Path, samples: int = 4, times: int = 2) -> None:
-    """A store (``bands[sample, time, band, y, x]``), its one chunk an npy file: the reader here is a stand-in."""
+    """A store: ``bands[sample, time, band, y, x]``, a chunk a sample with all its times."""
     cube = np.stack([np.stack([ground(30 * s + t) for t in range(times)]) for s in range(samples)])
-    (folder / "cube.zarr/bands").mkdir(parents=True)
-    (folder / "cube.zarr/bands/0").write_bytes(npy(cube))
-
-
-# readers
-
-
-def _asked(only: Sequence[Wanted] | None, **place: Any) -> bool:
-    return only is None or any(all(getattr(one, n) == value for n, value in place.items()) for one in only)
-
-
-def parquet_stand_in(
-    folder: Folder, shard: Shard, settings: ArchiveConfig, only: Sequence[Wanted] | None = None
-) -> Iterator[RawSample | Rejection]:
-    """Whole rows, a cell a member."""
-    assert shard.file is not None
-    rows = pq.read_table(io.BytesIO(folder.read(shard.file.path))).to_pylist()
-    for index, row in enumerate(rows):
-        key = row.pop("key")
-        if _asked(only, key=key, position=(index, 0)):
-            members = [Member(name, None, len(cell)) for name, cell in row.items()]
-            yield RawSample(key, index, members, row, position=(index, 0))
-
-
-def zarr_stand_in(
-    folder: Folder, shard: Shard, settings: ArchiveConfig, only: Sequence[Wanted] | None = None
-) -> Iterator[RawSample | Rejection]:
-    """Windows of slices, decoded."""
-    cube = np.load(io.BytesIO(folder.read(shard.files[0].path)))
-    bands = ("B02", "B03", "B04")
-    index = 0
-    for position in np.ndindex(cube.shape[:2]):
-        key = f"cube_{position[0]}_t{position[1]}"
-        for window in _windows(cube.shape[3:], settings):
-            if _asked(only, key=key, position=position, window=window):
-                image = Image(_cut(cube[position], window), bands)
-                members = [Member("bands", None, shard.size)]
-                yield RawSample(key, index, members, {}, {"bands": image}, {}, position, window)
-            index += 1
-
-
-def scene_stand_in(
-    folder: Folder, shard: Shard, settings: ArchiveConfig, only: Sequence[Wanted] | None = None
-) -> Iterator[RawSample | Rejection]:
-    """Windows of a scene, decoded; its bands on one grid."""
-    whole_scene = ArchiveConfig(scene=settings.scene, grid=settings.grid)
-    own = Shard(shard.root, ".", "folder", files=shard.files)
-    (raw,) = read_folder(folder, own, whole_scene)
-    assert isinstance(raw, RawSample)
-    sample = decode(raw, whole_scene)
-    for index, window in enumerate(_windows(sample.mask.shape, settings)):
-        if _asked(only, key=raw.key, window=window):
-            images = {b: Image(_cut(sample.pixels[i, None], window), (b,)) for i, b in enumerate(sample.bands)}
-            yield RawSample(raw.key, index, raw.members, {}, images, {}, None, window)
-
-
-def joined_stand_in(
-    folder: Folder, shard: Shard, settings: ArchiveConfig, only: Sequence[Wanted] | None = None
-) -> Iterator[RawSample | Rejection]:
-    """The first modality's order; all of the others in memory."""
-    parts = [(name, part, {item.key: item for item in read_tar(folder, part, settings)}) for name, part in shard.parts]
-    for key, first in parts[0][2].items():
-        if _asked(only, key=key):
-            members, data, said = [], {}, {}
-            for name, part, items in parts:
-                raw = items[key]
-                assert isinstance(raw, RawSample)
-                members += [Member(m.name, m.offset, m.size, part.path) for m in raw.members]
-                data |= {f"{name}.{suffix}": content for suffix, content in raw.data.items()}
-            yield RawSample(key, first.index, members, data, said=said)
-
-
-STAND_INS = {
-    "parquet": parquet_stand_in,
-    "zarr": zarr_stand_in,
-    "scene": scene_stand_in,
-    "joined": joined_stand_in,
-}
-
-
-def _windows(shape: Sequence[int], settings: ArchiveConfig) -> list[Window | None]:
-    size, stride = settings.tile.size, settings.tile.stride
-    return [None] if size is None else list(windows(shape[0], shape[1], size, stride or size))
-
-
-def _cut(pixels: NDArray[Any], window: Window | None) -> NDArray[Any]:
-    if window is None:
-        return pixels
-    return pixels[:, window.row : window.row + window.height, window.column : window.column + window.width]
+    axes = ("sample", "time", "band", "y", "x")
+    arrays = {
+        "bands": (cube, axes, {"chunks": (1, *cube.shape[1:])}),
+        "band": (np.array(["B02", "B03", "B04"]), ("band",), {}),
+    }
+    write_store(folder / "cube.zarr", store(arrays))
 
 
 # catalog and manifest
@@ -189,7 +101,8 @@ def keep(
         raws = list(read_shard(root.folder, shard, config))
         first = next(raw for raw in raws if isinstance(raw, RawSample))
         sample = decode(first, config)
-        maker = RowMaker(config, sample.bands, str(sample.pixels.dtype), _range(sample.bands), lambda s: s.pixels, 0.0)
+        like = (sample.bands, str(sample.pixels.dtype), sample.radiometry)
+        maker = RowMaker(config, *like, _range(sample.bands), lambda s: s.pixels, 0.0)
         found = [result for results in maker.rows(shard.name, raws) for result in results if isinstance(result, Row)]
         rows = [{**row.columns, "index": index} for index, row in enumerate(found)]
         for columns, row in zip(rows, found, strict=True):

@@ -200,7 +200,7 @@ def test_windows_become_rows_with_their_tiles_keys_and_no_pixels_are_read(tmp_pa
     embedding[4] = np.zeros(5, np.float32)  # the middle window of the first patch
     pq.write_table(major_tom(embedding=embedding), tmp_path / "part.parquet")
     encoder = made(config(tmp_path / "part.parquet", **MAJOR_TOM))
-    maker = RowMaker(ArchiveConfig(), (), "", np.zeros((0, 2)), lambda sample: sample, 0.1, encoder.lookup)
+    maker = RowMaker(ArchiveConfig(), (), "", "", np.zeros((0, 2)), lambda sample: sample, 0.1, encoder.lookup)
     members = [Member("B02", None, 11), Member("B03", None, 12)]
     data = {"B02": b"not read", "json": b'{"bbox": [1, 2, 3, 4], "label": "sea"}'}
     raws = [RawSample(f"{c}_{p}", i, members, data, position=(i, 0)) for i, (c, p) in enumerate(CELLS)]

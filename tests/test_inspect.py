@@ -12,6 +12,7 @@ from curation.archive.sidecar import in_name, read_fields
 from curation.config import load_config
 from curation.errors import RequestError
 from jobs.inspect import run
+from tests.containers import major_tom_row, write_major_tom, write_terramesh
 from tests.recipes import encoded, geotiff, npy, write_tar
 
 RNG = np.random.default_rng(3)
@@ -75,3 +76,38 @@ def test_a_config_file_that_is_none(tmp_path: Path) -> None:
     (tmp_path / "text.yaml").write_text("archive: {no_such_key: 1}")
     with pytest.raises(RequestError, match="no_such_key"):
         load_config([f"config={tmp_path / 'text.yaml'}"])
+
+
+def test_what_numbers_and_masks_mean(tmp_path: Path) -> None:
+    write_major_tom(tmp_path / "s2" / "part_00000.parquet", (major_tom_row(i) for i in range(6)))
+    s2 = run([str(tmp_path / "s2"), f"config={tmp_path / 's2.yaml'}"])
+    assert s2["archive"]["radiometry"] == {"kind": "sentinel2"}
+    assert s2["masks"] == ["cloud_mask"] and "cloud_mask is 0 clear" in " ".join(s2["questions"])
+    assert not any("Nothing tells of clouds" in question for question in s2["questions"])
+    assert load_config([f"config={tmp_path / 's2.yaml'}"]).archive.radiometry.kind == "sentinel2"
+
+    write_terramesh(tmp_path / "both", ["S2L2A", "S1GRD"], shards=1, each=4)
+    both = run([str(tmp_path / "both"), f"config={tmp_path / 'both.yaml'}"])
+    assert both["archive"]["modalities"] == ["S1GRD", "S2L2A"]
+    assert both["archive"]["radiometry"] == {"kind": {"S1GRD": "sentinel1", "S2L2A": "sentinel2"}}
+    kinds = load_config([f"config={tmp_path / 'both.yaml'}"]).archive.radiometry.kind
+    assert kinds == both["archive"]["radiometry"]["kind"]
+
+    members = [(f"{i}.{b}.npy", npy(RNG.integers(0, 60, (9, 9), np.uint16))) for i in "ab" for b in ("B4", "Fmask")]
+    write_tar(tmp_path / "x.tar", members)
+    other = run([str(tmp_path / "x.tar"), f"config={tmp_path / 'x.yaml'}"])
+    asked = " ".join(other["questions"])
+    assert "What do the numbers mean?" in asked and "archive.clouds.band=Fmask" in asked
+
+
+def test_numbers_of_another_scale_and_folders_of_one_place_are_asked(tmp_path: Path) -> None:
+    for folder, bands in (("S1", ("VV", "VH")), ("S2", ("B02", "B03", "B04", "B08"))):
+        for place in ("Spain_1", "Ghana_2", "Mali_3")[folder == "S1" :]:
+            path = tmp_path / "chips" / folder / f"{place}_{folder}Hand.tif"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(geotiff(RNG.integers(20_000, 60_000, (len(bands), 40, 40)).astype(np.uint16), bands))
+    result = run([str(tmp_path / "chips"), f"config={tmp_path / 'chips.yaml'}"])
+    asked = " ".join(result["questions"])
+    assert "Do root0/S1, root0/S2 show the same places?" in asked
+    assert result["archive"]["radiometry"]["kind"] == "sentinel2"
+    assert "give archive.radiometry.scale=N" in asked

@@ -12,7 +12,6 @@ import pyarrow.parquet as pq
 import pytest
 
 import curation.manifests.loaders.decoded as decoded
-from curation.archive import reader
 from curation.errors import AccessError, RequestError
 from curation.manifests.loaders.fetch import Fetcher
 from curation.manifests.loaders.torch import TorchSamples
@@ -21,7 +20,6 @@ from curation.manifests.reading import ManifestReader
 from curation.manifests.verify import _check_archive
 from tests.layouts import (
     SCENES,
-    STAND_INS,
     keep,
     write_images,
     write_modalities,
@@ -45,13 +43,6 @@ LAYOUTS: dict[str, tuple[Callable[[Path], None], dict[str, Any]]] = {
         {"modalities": ["S2L2A", "S1GRD"], "members": ["S2L2A.tif", "S1GRD.tif"], **TILE},
     ),
 }
-
-
-@pytest.fixture(autouse=True)
-def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The simplest readers of the formats, so that these tests are of the loaders alone."""
-    for kind, read in STAND_INS.items():
-        monkeypatch.setitem(reader.READERS, kind, read)
 
 
 def torch_samples(url: str, **options: Any) -> TorchSamples:
@@ -172,7 +163,7 @@ def test_bands_of_a_scene_come_by_their_names(tmp_path):
         ("images, tiled", "part-0.tar"),
         ("images, tiled", "loose/img1.npy"),
         ("parquet", "part-00001.parquet"),
-        ("zarr, tiled", "cube.zarr/bands/0"),
+        ("zarr, tiled", "cube.zarr/bands/0.0.0.0.0"),
         ("scenes", "T30UQD_20200101_B03.tif"),
         ("scenes, tiled", "T30UQD_20200101_B03.tif"),
         ("modalities", "train/S1GRD/shard-1.tar"),

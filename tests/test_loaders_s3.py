@@ -7,14 +7,13 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from curation.archive.reader import READERS
 from curation.errors import AccessError
 from curation.manifests.access import OBJECT_STORE, plan_reads
 from curation.manifests.loaders.torch import TorchSamples
 from curation.manifests.loaders.webdataset import WebDatasetSamples
 from curation.storage import Folder
 from tests.kept import Archive, write_archive, write_header
-from tests.layouts import SCENES, STAND_INS, keep, write_images, write_modalities, write_scenes
+from tests.layouts import SCENES, keep, write_images, write_modalities, write_parquet, write_scenes, write_zarr
 from tests.s3 import S3, free_port, s3_server, wait_for
 
 
@@ -64,10 +63,12 @@ def test_the_same_bytes_as_from_a_disk(s3, archive, members):
         (write_images, {"tile": {"size": 16, "stride": 12}}),
         (write_modalities, {"modalities": ["S2L2A", "S1GRD"], "members": ["S2L2A.tif", "S1GRD.tif"]}),
         (write_scenes, {"scene": SCENES, "grid": "B02"}),
+        (write_scenes, {"scene": SCENES, "grid": "B02", "tile": {"size": 16, "stride": 12}}),
+        (write_parquet, {"members": ["B02", "B03"]}),
+        (write_zarr, {"tile": {"size": 16, "stride": 12}}),
     ],
 )
-def test_tiles_modalities_and_scenes_have_the_same_pixels(s3, tmp_path, write, settings, monkeypatch):
-    monkeypatch.setitem(READERS, "joined", STAND_INS["joined"])
+def test_tiles_modalities_and_scenes_have_the_same_pixels(s3, tmp_path, write, settings):
     write(tmp_path / "archive")
     url, truth = keep(tmp_path, settings)
     upload(s3, tmp_path / "archive", f"{tmp_path.name}/")

@@ -56,3 +56,9 @@ def test_clusters_that_follow_the_beam() -> None:
     assert follows is not None and follows > 0.99
     assert ignores is not None and ignores < 0.03  # eta squared alone would say 19 / 599 of pure chance, and more
     assert incidence_share([]) is None
+
+
+def test_dates_of_one_place_are_one_box() -> None:
+    found = ground_map([*(tile(10, 40, 11, 41, kept=day == 3) for day in range(12)), tile(12, 40, 13, 41)])
+    assert found is not None and (found["tiles"], found["kept"], len(found["boxes"])) == (13, 1, 2)
+    assert found["boxes"][-1]["kept"] and found["boxes"][-1]["title"].endswith("kept · 12 tiles here, 1 kept")

@@ -15,13 +15,16 @@ from typing import Any
 import numpy as np
 from omegaconf import OmegaConf
 
+from curation.archive.clouds import MEANING, classes, is_mask
 from curation.archive.decode import decode
 from curation.archive.listing import Root, list_archive, list_files
-from curation.archive.names import IMAGES, SHARDS, extension
+from curation.archive.names import IMAGES, SHARDS, extension, is_categorical
+from curation.archive.radiometry import audit, evidence, polarisation
 from curation.archive.reader import read_shard
 from curation.archive.sample import RawSample, Rejection, Sample, sample_id
 from curation.archive.sidecar import KNOWN_NAMES, gather
-from curation.config import ArchiveConfig, TileConfig
+from curation.archive.tiling import tiles
+from curation.config import ArchiveConfig, RadiometryConfig, TileConfig
 from curation.errors import BadSample, RequestError
 from curation.storage import FileInfo, Options
 
@@ -34,6 +37,7 @@ _FIGURES = ("min", "p1", "median", "p99", "max")
 _BAND = r"(?:B\d{1,2}A?|SCL|TCI|AOT|WVP|VV|VH|HH|HV|red|green|blue|nir\d*|swir\d*|QA\w*)"
 _BAND_FILE = re.compile(rf"^(?P<scene>.*?)(?:^|[_.\-])(?P<band>{_BAND})(?P<rest>(?:[_.\-]\d+m)?)$", re.IGNORECASE)
 _DATE = re.compile(r"(?P<time>(?:19|20)\d{2}-[01]\d-[0-3]\d|(?:19|20)\d{2}[01]\d[0-3]\d(?:T\d{6})?)(?!\d)")
+_RADAR_FILE = re.compile(r"(?:^|[_.\-])(?:VV|VH|HH|HV)(?:[_.\-]|$)|(?:^|[_/])S1[A-D]_", re.IGNORECASE)
 _SPLITS = {"train", "training", "val", "valid", "validation", "test"}
 
 
@@ -70,7 +74,7 @@ def inspect_archive(url: str, options: Options | None = None) -> Findings:
     size = sum(shard.size for _, shard in shards)
     found.facts |= {"shards": len(shards), "bytes": size, "formats": dict(formats)}
     kinds = ", ".join(f"{count} {name}" for name, count in sorted(formats.items()))
-    found.notes.append(f"{len(shards)} shards ({kinds}), {size / 1e9:.4g} GB")
+    found.notes.append(f"{len(shards)} shard{'s' * (len(shards) > 1)} ({kinds}), {size / 1e9:.4g} GB")
     _samples(roots, settings, found)
     return found
 
@@ -161,6 +165,8 @@ def find_scene(images: Sequence[str]) -> str | None:
 def _samples(roots: Sequence[Root], settings: ArchiveConfig, found: Findings) -> None:
     """Read the first samples of some shards, chosen by hash."""
     samples: list[Sample] = []
+    names: list[str] = []  # of the shard of each
+    masks: set[str] = set()
     reasons: Counter[str] = Counter()
     said: dict[str, Any] = {}
     shards = sorted(
@@ -172,15 +178,20 @@ def _samples(roots: Sequence[Root], settings: ArchiveConfig, found: Findings) ->
             if isinstance(result, str):
                 reasons[result] += 1
             else:
+                assert isinstance(raw, RawSample)
                 samples.append(result)
-                said = {**gather(raw.data, raw.said), **said} if isinstance(raw, RawSample) else said
+                names.append(shard.name)
+                masks |= {name for name in (*raw.data, *raw.images) if is_mask(name)}
+                said = {**gather(raw.data, raw.said), **said}
     if not samples:
         raise RequestError(f"no sample could be read: {reasons.most_common(1)[0][0] if reasons else 'it is empty'}")
     if reasons:
         reason, count = reasons.most_common(1)[0]
         of = f"{reasons.total()} of {len(samples) + reasons.total()} samples"
         found.notes.append(f"{of} were unusable, most often {reason} ({count})")
-    _numbers(samples, found)
+    _numbers(samples, names, found)
+    _meaning(samples, names, found)
+    _masks(samples, masks, found)
     _fields(samples, said, found)
 
 
@@ -193,7 +204,7 @@ def _decoded(raw: RawSample | Rejection, settings: ArchiveConfig) -> Sample | st
         return str(error)
 
 
-def _numbers(samples: Sequence[Sample], found: Findings) -> None:
+def _numbers(samples: Sequence[Sample], names: Sequence[str], found: Findings) -> None:
     """Bands, dtypes, sizes and value ranges."""
     kinds = Counter((sample.bands, str(sample.pixels.dtype)) for sample in samples)
     (bands, dtype), count = kinds.most_common(1)[0]
@@ -209,13 +220,20 @@ def _numbers(samples: Sequence[Sample], found: Findings) -> None:
         "crs": sorted({sample.place.crs for sample in samples if sample.place}),
         "valid": float(np.mean([sample.mask.mean() for sample in samples])),
     }
-    found.notes.append(f"{len(bands)} bands of {dtype}: {', '.join(bands[:16])}")
+    found.notes.append(f"{len(bands)} band{'s' * (len(bands) > 1)} of {dtype}: {', '.join(bands[:16])}")
     if len(kinds) > 1:
         others = "; ".join(f"{n} of {len(b)} bands, {d}" for (b, d), n in kinds.most_common()[1:4])
         found.questions.append(
-            f"Samples differ ({count} as above, {others}): which bands do you want? archive.bands=[…] takes those that "
-            "all have; else the rest is quarantined."
+            f"Samples differ ({count} as above, {others}): which do you want? archive.bands=[…] takes bands that all "
+            "have; the rest is quarantined, unless archive.url is narrowed to one kind."
         )
+        where = {shard: (sample.bands, str(sample.pixels.dtype)) for shard, sample in zip(names, samples, strict=True)}
+        if "scene" not in found.config and len(set(where.values())) > 1:
+            found.questions.append(
+                f"Do {', '.join(sorted(where))} show the same places? Then archive.scene=PATTERN, a regular expression "
+                "over the paths with (?P<scene>…) and (?P<band>…), makes one sample of their files (or, if files are "
+                "called the same in each, archive.modalities=[…])."
+            )
     if all(re.fullmatch(r"b\d+|gray", band) for band in bands) and len(bands) > 1:
         found.questions.append(f"The files do not name their {len(bands)} bands: archive.band_names=[…] does.")
     height, width = max(sizes)
@@ -223,6 +241,66 @@ def _numbers(samples: Sequence[Sample], found: Findings) -> None:
         found.config["tile"] = {"size": TILE}
     if "tile" in found.config:
         found.notes.append(f"large images are cut into tiles of {TILE} x {TILE} pixels")
+
+
+def _meaning(samples: Sequence[Sample], names: Sequence[str], found: Findings) -> None:
+    """``archive.radiometry.kind`` by the bands' names, held against the pixels by the audit of the fit."""
+    bands = tuple(found.facts["bands"])
+    alike = [(shard, sample) for shard, sample in zip(names, samples, strict=True) if sample.bands == bands]
+    prefixes = dict.fromkeys(band.rpartition(".")[0] for band in bands)
+    kinds = {p: _kind([b for b in bands if b.rpartition(".")[0] == p], alike[0][1]) for p in prefixes}
+    kinds = {prefix: kind for prefix, kind in kinds.items() if kind}
+    found.facts["radiometry"] = kinds
+    if not kinds:
+        if found.facts["dtype"] != "uint8":
+            found.questions.append(
+                "What do the numbers mean? archive.radiometry.kind=sentinel2 makes them reflectance, sentinel1 "
+                "decibels; without it they stay as they are."
+            )
+        return
+    kind: Any = kinds.get("") or kinds
+    found.config["radiometry"] = {"kind": kind}
+    settings = RadiometryConfig(kind=kind)
+    cut = [(shard, tile) for shard, sample in alike for tile in tiles(sample, _tile_size(found), None)]
+    told = audit([one for shard, tile in cut for one in evidence(shard, tile, settings)], settings)
+    found.notes += [f"archive.radiometry: {note}" for note in told.notes]
+    if told.problem:
+        found.questions.append(f"archive.radiometry: {told.problem}")
+
+
+def _kind(bands: Sequence[str], sample: Sample) -> str | None:
+    """What bands of these names are, of Sentinel-1 and Sentinel-2."""
+    short = {band.rpartition(".")[2].upper() for band in bands}
+    if sample.pixels.dtype == np.uint8:
+        return None  # a picture
+    if all(map(polarisation, bands)):
+        return "sentinel1"
+    if len(bands) == 1 and sample.pixels.dtype == np.float32 and _RADAR_FILE.search(sample.key):
+        return "sentinel1"
+    return "sentinel2" if "B8A" in short or {"B02", "B08"} <= short or {"B2", "B3", "B4", "B12"} <= short else None
+
+
+def _tile_size(found: Findings) -> int | None:
+    size: int | None = found.config.get("tile", {}).get("size")
+    return size
+
+
+def _masks(samples: Sequence[Sample], masks: Iterable[str], found: Findings) -> None:
+    """Bands that tell of clouds, and those that might."""
+    known = sorted(masks) or ["a band of its own"] * any(sample.clouds is not None for sample in samples)
+    found.facts["masks"] = known
+    if known:
+        found.notes.append(f"clouds and validity are told by {', '.join(known)}")
+    if meant := classes([value for sample in samples for value in sample.hints.get("cloud_values", ())]):
+        found.questions.append(
+            f"By the values seen cloud_mask is {MEANING[meant]}: is it so? Else archive.clouds.band=cloud_mask with "
+            "archive.clouds.values=[…]."
+        )
+    for band in sorted({band for sample in samples for band in sample.bands if is_categorical(band)}):
+        found.questions.append(
+            f"{band} looks like classes or flags: if it tells clouds, archive.clouds.band={band} with "
+            "archive.clouds.values=[…], bits=[…] or above=NUMBER; else name the bands to read in archive.bands."
+        )
 
 
 def _fields(samples: Sequence[Sample], said: dict[str, Any], found: Findings) -> None:
@@ -242,7 +320,11 @@ def _fields(samples: Sequence[Sample], said: dict[str, Any], found: Findings) ->
             f"Do any of these say what we need? {shown}. archive.fields={{time: NAME, …}} tells which."
         )
     for name, why in _TOLD.items():
-        if not there[name] and why and not (name == "time" and "name_pattern" in found.config):
+        known_otherwise = (name == "time" and "name_pattern" in found.config) or (
+            name == "cloud_fraction"
+            and (found.facts["masks"] or set(found.facts["radiometry"].values()) == {"sentinel1"})
+        )
+        if not there[name] and why and not known_otherwise:
             found.questions.append(why)
 
 
@@ -260,7 +342,8 @@ _TOLD = {
     "license": "",
     "time": "Nothing gives a time: seasons, and the same place on many dates, cannot be told apart.",
     "footprint": "Nothing gives a place: overlapping tiles, regions and splits by block cannot be told.",
-    "cloud_fraction": "Nothing tells of clouds: no mask band, no cloud cover. Cloudy tiles stay unless you name one.",
+    "cloud_fraction": "Nothing tells of clouds: no mask band, no cloud cover. Cloudy tiles stay, unless you name one "
+    "(archive.tables) or archive.clouds.detector=omnicloudmask looks for them.",
 }
 
 

@@ -149,6 +149,10 @@ def _list_root(name: str, url: str, options: Options | None, settings: ArchiveCo
     for shard in shards:
         if not is_text(shard.path):
             raise RequestError(f"the name of {printable(shard.name)} is not UTF-8: rename it")
+    if not shards and settings and settings.scene not in (None, "file", "folder"):
+        raise RequestError(
+            f"archive.scene={settings.scene} matches no image in {public_url(url)}: see that it fits their paths"
+        )
     if not shards:
         looked_for = f"looked for *.tar, *.parquet, *.zarr, *.zip and images ({', '.join(sorted(IMAGES))})"
         raise RequestError(f"no shard found in {public_url(url)}: {looked_for}")

@@ -45,7 +45,7 @@ def read_shard(
     only: Sequence[Wanted] | None = None,
     sieve: Sieve | None = None,
 ) -> Iterator[RawSample | Rejection]:
-    """Everything in a shard, in its order, numbered from 0 without gaps (with a sieve, as many as pass it).
+    """Everything in a shard, in its order, numbered from 0 without gaps; with a sieve, what passes it.
 
     Args:
         folder: the root's folder.

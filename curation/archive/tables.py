@@ -278,10 +278,12 @@ class Sieve:
 
     Attributes:
         refused: samples that were not allowed.
+        first: key of the first of them.
     """
 
     def __init__(self, filter: TableFilter, names: Mapping[str, str] | None = None) -> None:
-        self.filter, self.names, self.refused = filter, names, 0
+        self.filter, self.names = filter, names
+        self.refused, self.first = 0, ""
 
     @property
     def by_key(self) -> bool:
@@ -292,6 +294,8 @@ class Sieve:
         """Which of several samples may be read; those that may not are counted."""
         sources = [source_id(one, self.names) for one in said]
         found = self.filter.allowed(pa.array(keys, pa.string()), pa.array(sources, pa.string())).tolist()
+        if not self.refused and False in found:
+            self.first = keys[found.index(False)]
         self.refused += found.count(False)
         return [bool(one) for one in found]
 

@@ -425,14 +425,18 @@ def _some_tiles(shard: str, sample: Sample, archive: ArchiveConfig, want: int) -
 def _raw_samples(
     folder: Folder, shard: Shard, archive: ArchiveConfig, filter: TableFilter | None, reasons: list[str]
 ) -> Iterator[RawSample]:
+    sieve = Sieve(filter, archive.fields) if filter else None
     try:
-        for raw in read_shard(folder, shard, archive, sieve=Sieve(filter, archive.fields) if filter else None):
+        for raw in read_shard(folder, shard, archive, sieve=sieve):
             if isinstance(raw, Rejection):
                 reasons.append(f"{raw.kind}: {raw.message}")
             else:
                 yield raw
     except AccessError as error:
         raise AccessError(f"{error} (while sampling the archive for the encoder's fit)") from error
+    if sieve and sieve.refused:
+        what = f"archive.filter allows none of the {sieve.refused} samples of {shard.name}, such as {sieve.first!r}"
+        reasons.append(f"{what}; does archive.tables' key name samples so?")
 
 
 @ray.remote(num_cpus=1)

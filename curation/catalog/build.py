@@ -110,6 +110,9 @@ def build_catalog(
     if state.pending:
         raise IncompleteError(f"{sorted(state.pending)[0]} and {len(state.pending) - 1} more are not in the catalog")
     _check_profiles(config, state.profiles)
+    refused = state.counts[("archive", "filtered")]
+    if refused and not state.counts[("archive", "read")]:
+        raise RequestError(f"archive.filter={config.archive.filter} allows none of the {refused} samples: widen it")
     return Catalog(
         store=store,
         artefact=artefact,

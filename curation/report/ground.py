@@ -38,15 +38,19 @@ def ground_map(points: Sequence[Tile]) -> dict[str, Any] | None:
     def y(lat: Any) -> Any:
         return HEIGHT / 2 - (lat - middle[1]) * scale
 
-    boxes = []
+    places: dict[tuple[float, ...], list[Tile]] = {}  # tiles of one footprint, such as dates of one place, are one box
     for i, tile in enumerate(tiles):
         wide, high = max(x(east[i]) - x(west[i]), LEAST), max(y(south[i]) - y(north[i]), LEAST)
         centre = x((west[i] + east[i]) / 2), y((south[i] + north[i]) / 2)
-        box = {"x": centre[0] - wide / 2, "y": centre[1] - high / 2, "width": wide, "height": high}
-        title = f"{tile.key[:60]} · {'kept' if tile.kept else f'dropped: {tile.reason}'}"
-        boxes.append(
-            {**{name: round(float(value), 1) for name, value in box.items()}, "kept": tile.kept, "title": title}
-        )
+        box = (centre[0] - wide / 2, centre[1] - high / 2, wide, high)
+        places.setdefault(tuple(round(float(value), 1) for value in box), []).append(tile)
+    boxes: list[dict[str, Any]] = []
+    for sides, own in places.items():
+        first = next((tile for tile in own if tile.kept), own[0])
+        title = f"{first.key[:60]} · {'kept' if first.kept else f'dropped: {first.reason}'}"
+        title += f" · {len(own)} tiles here, {sum(tile.kept for tile in own)} kept" if len(own) > 1 else ""
+        named = dict(zip(("x", "y", "width", "height"), sides, strict=True))
+        boxes.append({**named, "kept": first.kept, "title": title})
     boxes.sort(key=lambda box: bool(box["kept"]))  # kept ones on top
     shown = (
         middle[0] - WIDTH / 2 / squeeze / scale,
@@ -56,6 +60,7 @@ def ground_map(points: Sequence[Tile]) -> dict[str, Any] | None:
     )
     return {
         "boxes": boxes,
+        "tiles": len(tiles),
         "kept": sum(tile.kept for tile in tiles),
         "unknown": len(points) - len(tiles),
         "meridians": [(round(float(x(lon)), 1), _degrees(lon, "E", "W")) for lon in _lines(shown[0], shown[1])],
