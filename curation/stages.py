@@ -107,6 +107,7 @@ class Run:
                 replace(self.config, archive=catalog.artefact.settled(self.config.archive)), self.tables
             ),
             "counts": catalog.counts,
+            "warnings": list(catalog.warnings),
             "parent": None,
         }
 

@@ -31,8 +31,9 @@ Options = dict[str, dict[str, Any]]
 
 CHUNK = 8 << 20  # bytes a sequential reader asks for at once
 BLOCK = 1 << 16  # bytes that a random reader asks for at least; as many as pyarrow wants of a file's end
-GAP = 1 << 19  # ranges that lie closer are fetched together: about what a request costs (50 ms, 100 MB/s, 8 in flight)
+GAP = 1 << 16  # ranges that lie closer are fetched together: some ms of a request; in money it is worth only 5 kB
 IN_FLIGHT = 8  # requests at once of one call
+AHEAD = 4 * CHUNK  # bytes that a reader of a file's parts fetches at once
 TRIES = 8  # attempts at a remote operation before it counts as an access error
 PLACES = ("workspace", "references", "catalog")  # what storage options are given for by name, besides roots
 
@@ -284,17 +285,19 @@ class Folder:
         """
         return self._read_range(path, start, stop, version)[0]
 
-    def read_ranges(self, path: str, ranges: Sequence[tuple[int, int]], version: str = "") -> list[bytes]:
+    def read_ranges(
+        self, path: str, ranges: Sequence[tuple[int, int]], version: str = "", gap: int | None = None
+    ) -> list[bytes]:
         """The bytes of several ranges ``(start, stop)`` of one file, in the order asked for.
 
-        Remote ranges that lie closer than ``GAP`` are fetched by one request of ``CHUNK`` bytes or little more,
-        ``IN_FLIGHT`` at once; each is checked for its length and retried alone.
+        Remote ranges that lie no farther apart than ``gap`` (``GAP``) are fetched by one request of ``CHUNK`` bytes
+        or little more, ``IN_FLIGHT`` at once; each is checked for its length and retried alone.
 
         Raises:
             FileNotFoundError: there is no such file.
             AccessError: as :meth:`read_range`; also if the file is replaced between two requests.
         """
-        spans = list(ranges) if self.local else _coalesce(ranges)
+        spans = _coalesce(ranges, 0 if self.local else GAP if gap is None else gap)
 
         def read(span: tuple[int, int]) -> tuple[bytes, str]:
             return self._read_range(path, *span, version)
@@ -306,8 +309,6 @@ class Folder:
                 parts = list(pool.map(read, spans))
         if len({found for data, found in parts if data}) > 1:
             raise self._changed(path)
-        if self.local:
-            return [data for data, _ in parts]
         starts = [start for start, _ in spans]
         given = []
         for start, stop in ranges:
@@ -630,14 +631,28 @@ class _RandomReader(_RemoteReader):
         return self.blocks[begin]
 
 
-def _coalesce(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+def bundled(items: Iterable[T], size: Callable[[T], int]) -> Iterator[list[T]]:
+    """Runs of items, each run of ``AHEAD`` bytes or little more by ``size``: what is worth fetching together."""
+    run: list[T] = []
+    total = 0
+    for item in items:
+        run.append(item)
+        total += size(item)
+        if total >= AHEAD:
+            yield run
+            run, total = [], 0
+    if run:
+        yield run
+
+
+def _coalesce(ranges: Sequence[tuple[int, int]], gap: int) -> list[tuple[int, int]]:
     """What to fetch for ``ranges``, sorted and disjoint; a span grows to ``CHUNK`` bytes at most by joining."""
     spans: list[tuple[int, int]] = []
     for start, stop in sorted(ranges):
         if spans:
             first, last = spans[-1]
             together = max(last, stop)
-            if start < last or (start - last <= GAP and together - first <= CHUNK):
+            if start < last or (start - last <= gap and together - first <= CHUNK):
                 spans[-1] = first, together
                 continue
         spans.append((start, stop))

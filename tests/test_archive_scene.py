@@ -206,13 +206,13 @@ def test_each_block_is_read_and_decoded_once(tmp_path: Path, monkeypatch: pytest
     )
     fetched: list[tuple[int, int]] = []
     decoded: Counter[int] = Counter()
-    plain = blocks.read_ranges
+    plain = Folder.read_ranges
 
-    def read_ranges(folder: Folder, name: str, ranges: Any) -> list[bytes]:
+    def read_ranges(self: Folder, path: str, ranges: Any, *more: Any) -> list[bytes]:
         fetched.extend(ranges)
-        return plain(folder, name, ranges)
+        return plain(self, path, ranges, *more)
 
-    monkeypatch.setattr(blocks, "read_ranges", read_ranges)
+    monkeypatch.setattr(Folder, "read_ranges", read_ranges)
     before = blocks._Layer.__init__
 
     def counted(self: Any, *arguments: Any) -> None:
@@ -260,9 +260,9 @@ def test_only_some_tiles_are_read(tmp_path: Path) -> None:
     read: list[int] = []
 
     class Counting(Folder):
-        def read_range(self, path: str, start: int, stop: int) -> bytes:
-            read.append(stop - start)
-            return super().read_range(path, start, stop)
+        def read_ranges(self, path: str, ranges: Any, *more: Any) -> list[bytes]:
+            read.extend(stop - start for start, stop in ranges)
+            return super().read_ranges(path, ranges, *more)
 
     wanted = [Window(300, 350, 50, 50), Window(0, 50, 50, 50), Window(0, 100, 50, 50)]
     found = list(
@@ -274,7 +274,7 @@ def test_only_some_tiles_are_read(tmp_path: Path) -> None:
         (image,) = raw.images.values()
         at = raw.window
         np.testing.assert_array_equal(image.pixels, pixels[:, at.row : at.row + 50, at.column : at.column + 50])
-    assert sum(read) < path.stat().st_size / 2
+    assert 0 < sum(read) < path.stat().st_size / 2
 
 
 def test_a_remote_scene_is_read_by_ranges(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from curation.manifests import build
 from curation.manifests.schema import DECISIONS_SCHEMA, MANIFEST_SCHEMA, content_id
 from curation.selection.quotas import cluster_weights, quotas
 from curation.selection.sampling import distance_weight, hash01
-from tests.selection_recipes import Workspace, make_workspace, write_clusters
+from tests.selection_recipes import HEADER, Workspace, make_workspace, write_clusters
 
 pytestmark = pytest.mark.usefixtures("ray_local")
 
@@ -165,3 +165,8 @@ def test_assignments_of_another_catalog_are_one_clear_error(tmp_path: Path) -> N
     write_clusters(tmp_path / "clusters/c", turned, 3, parts=1)
     with pytest.raises(CurationError, match="are not of this catalog: cluster again$"):
         workspace.select()
+
+
+def test_what_the_catalog_warns_of_is_in_the_manifest(workspace: Workspace) -> None:
+    content = {**HEADER["content"], "warnings": ["The reference bank is of another resolution."]}
+    assert workspace.select(header={**HEADER, "content": content}).warnings[0] == content["warnings"][0]

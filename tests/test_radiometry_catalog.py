@@ -81,6 +81,25 @@ def test_a_bank_of_another_state_is_refused(ray_local, tmp_path) -> None:
         check_bank(config, bank("bank"), artefact)
 
 
+def test_a_bank_of_another_resolution_is_warned_of(ray_local, tmp_path, caplog) -> None:
+    def write(name: str, degrees: float | None) -> None:
+        place = {} if degrees is None else {"corner": (30.0, 0.01), "pixel": (degrees, degrees)}
+        members = [(f"{i}.tif", geotiff(reflectance_dn(DARK[i], i), **place)) for i in range(4)]
+        write_tar(tmp_path / name / "a.tar", members)
+
+    write("archive", 1e-4)  # 11 m at the equator
+    config = config_of(tmp_path / "archive", tmp_path / "ws")
+    assert fit(config).gsd == pytest.approx(11.13, abs=0.02)
+    for name, degrees, told in (("finer", 1e-5, True), ("alike", 1.4e-4, False), ("unknown", None, False)):
+        write(name, degrees)
+        (bank,) = list_archive({"references": str(tmp_path / name)}, settings=config.archive)
+        for warned in (told, False):  # in the log when it is encoded, in the catalog whenever it is used
+            caplog.clear()
+            catalog = build_catalog(config, list_archive(config.archive.url), bank, start_ray(config.runtime))
+            assert ("1.11 m a pixel, the archive 11.1 m" in caplog.text) == warned
+            assert [text.startswith("The reference bank has 1.11 m") for text in catalog.warnings] == [True] * told
+
+
 def test_radar_in_any_unit_has_one_catalog(ray_local, tmp_path) -> None:
     rows = {}
     for units in ("linear", "db"):

@@ -17,9 +17,11 @@ import math
 import zipfile
 import zlib
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +34,7 @@ from zarr.core.buffer import Buffer, BufferPrototype
 
 from curation.archive.image import bad_image
 from curation.errors import AccessError, BadSample
+from curation.storage import IN_FLIGHT
 
 if TYPE_CHECKING:
     from curation.storage import FileInfo, Folder
@@ -53,7 +56,9 @@ class Array:
         dims: a name an axis, empty where it has none.
         fill: what stands for a chunk that is not there; ``None``: nothing does.
         read: the numbers of a selection, one slice an axis; chunks that are not there are ``fill``.
-        missing: the chunks of a selection that are not there.
+        keys: the files of a selection's chunks, whether or not they are there.
+        missing: those that are not there.
+        sharded: whether a part of such a file can be read alone.
     """
 
     name: str
@@ -64,11 +69,14 @@ class Array:
     attrs: Mapping[str, Any]
     fill: Any
     read: Callable[[Selection], NDArray[Any]]
+    keys: Callable[[Selection], list[str]]
     missing: Callable[[Selection], list[str]]
+    sharded: bool = False
 
-    def whole(self) -> NDArray[Any]:
-        """All its numbers."""
-        return self.read(tuple(slice(0, length) for length in self.shape))
+    @property
+    def everything(self) -> Selection:
+        """The selection of all its numbers."""
+        return tuple(slice(0, length) for length in self.shape)
 
 
 class Files:
@@ -77,10 +85,15 @@ class Files:
     Attributes:
         sizes: bytes of each, as they are handed out.
         waits: for a disk or a store, so that others can be read at the same time.
+        far: in a store where each request takes its time.
     """
 
     sizes: dict[str, int]
     waits: bool
+    far = False
+
+    def ahead(self, keys: Iterable[str]) -> None:
+        """Fetch files that are read next, where they are far, in the place of those that were fetched before."""
 
     def read(self, key: str, start: int, stop: int) -> bytes:
         """Some bytes of a file."""
@@ -96,14 +109,26 @@ class FolderFiles(Files):
         prefix = "" if path == "." else path + "/"
         self.folder, self.files = folder, {file.path.removeprefix(prefix): file for file in files}
         self.sizes = {key: file.size for key, file in self.files.items()}
+        self.far, self.held = not folder.local, dict[str, bytes]()
+
+    def ahead(self, keys: Iterable[str]) -> None:
+        """Fetch files that are read next, ``IN_FLIGHT`` at once."""
+        there = [key for key in dict.fromkeys(keys) if key in self.files]
+        if self.far and there:
+            with ThreadPoolExecutor(min(IN_FLIGHT, len(there))) as pool:
+                whole = pool.map(lambda key: self._fetch(key, 0, self.sizes[key]), there)
+                self.held = dict(zip(there, whole, strict=True))
 
     def read(self, key: str, start: int, stop: int) -> bytes:
         """Some bytes of a file; fewer than were listed are an access error."""
-        path = self.files[key].path
+        return self.held[key][start:stop] if key in self.held else self._fetch(key, start, stop)
+
+    def _fetch(self, key: str, start: int, stop: int) -> bytes:
+        file = self.files[key]
         try:
-            return self.folder.read_range(path, start, stop)
+            return self.folder.read_range(file.path, start, stop, file.version)
         except FileNotFoundError as error:
-            raise AccessError(f"{self.folder.public(path)}: it vanished after it was listed") from error
+            raise AccessError(f"{self.folder.public(file.path)}: it vanished after it was listed") from error
 
 
 class ZipFiles(Files):
@@ -134,6 +159,25 @@ class ZipFiles(Files):
             if start:
                 file.seek(start)
             return file.read(stop - start)
+
+
+class RemoteZipFiles(ZipFiles):
+    """The files of a zip in an object store: those that are read next come by few requests."""
+
+    far = True
+
+    def __init__(self, folder: Folder, file: FileInfo) -> None:
+        super().__init__(folder.open(file, random=True))
+        self.folder, self.file = folder, file
+        starts = sorted({*(info.header_offset for info in self.zip.infolist()), self.zip.start_dir})
+        self.ends = dict(pairwise(starts))  # of what lies from there on: a header, the file, at times more
+
+    def ahead(self, keys: Iterable[str]) -> None:
+        """Fetch files that are read next, near ones together."""
+        starts = dict.fromkeys(self.infos[key].header_offset for key in keys if key in self.infos)
+        ranges = [(start, self.ends[start]) for start in starts if start in self.ends]
+        with self.lock:
+            self.zip.fp = self.folder.open(self.file, random=True, ahead=ranges)
 
 
 @contextmanager
@@ -219,6 +263,7 @@ def open_arrays(files: Files) -> dict[str, Array]:
         BadSample: ``UnsafeFile``, an array holds pickles; ``BadImage``, its metadata cannot be read.
     """
     store, found = _Store(files), {}
+    files.ahead(key for key in files.sizes if key.rpartition("/")[2] in (*METADATA, ".zattrs"))
     for key in sorted(files.sizes):
         name, _, base = key.rpartition("/")
         if base not in (".zarray", "zarr.json"):
@@ -243,14 +288,16 @@ def _from_zarr(name: str, array: Any, files: Files) -> Array:
     chunks, shape = tuple(array.shards or array.chunks), tuple(array.shape)
     attrs = dict(array.attrs)
 
+    def keys(selection: Selection) -> list[str]:
+        found = (array.metadata.encode_chunk_key(place) for place in _places(chunks, selection))
+        return [f"{name}/{key}" if name else key for key in found]
+
     def missing(selection: Selection) -> list[str]:
-        keys = (array.metadata.encode_chunk_key(place) for place in _places(chunks, selection))
-        paths = (f"{name}/{key}" if name else key for key in keys)
-        return [path for path in paths if path not in files.sizes]
+        return [key for key in keys(selection) if key not in files.sizes]
 
     dims = getattr(array.metadata, "dimension_names", None) or attrs.get("_ARRAY_DIMENSIONS")
-    dtype = np.dtype(array.dtype)
-    return Array(name, shape, chunks, dtype, _dims(dims, shape), attrs, array.fill_value, array.__getitem__, missing)
+    about = name, shape, chunks, np.dtype(array.dtype), _dims(dims, shape), attrs, array.fill_value
+    return Array(*about, array.__getitem__, keys, missing, array.shards is not None)
 
 
 def _places(chunks: tuple[int, ...], selection: Selection) -> Iterable[tuple[int, ...]]:
@@ -328,19 +375,18 @@ def _from_zip(name: str, files: ZipFiles, max_bytes: int) -> Array:
         raise bad_image(f"zarr: {name}: {error}") from error
     fill = dtype.type(fill) if dtype.kind == "f" and isinstance(fill, str) else fill  # NaN, Infinity
 
-    def keys(selection: Selection) -> Iterable[tuple[tuple[int, ...], str]]:
-        for place in _places(chunks, selection):
-            yield place, at + (separator.join(map(str, place)) or "0")
+    def keys(selection: Selection) -> list[str]:
+        return [at + (separator.join(map(str, place)) or "0") for place in _places(chunks, selection)]
 
     def missing(selection: Selection) -> list[str]:
-        return [key for _, key in keys(selection) if key not in files.sizes]
+        return [key for key in keys(selection) if key not in files.sizes]
 
     def read(selection: Selection) -> NDArray[Any]:
         if math.prod(chunks) * dtype.itemsize > max_bytes:
             raise bad_image(f"zarr: {name} has chunks of {math.prod(chunks)} numbers", "TooManyPixels")
         wanted = tuple(part.stop - part.start for part in selection)
         out: NDArray[Any] | None = None
-        for place, key in keys(selection):
+        for place, key in zip(_places(chunks, selection), keys(selection), strict=True):
             chunk = _chunk(files, key, dtype, chunks, order, codecs, fill)
             if wanted == chunks and all(part.start % size == 0 for part, size in zip(selection, chunks, strict=True)):
                 return chunk
@@ -354,7 +400,8 @@ def _from_zip(name: str, files: ZipFiles, max_bytes: int) -> Array:
             out[here] = chunk[there]
         return np.empty(wanted, dtype) if out is None else out
 
-    return Array(name, shape, chunks, dtype, _dims(attrs.get("_ARRAY_DIMENSIONS"), shape), attrs, fill, read, missing)
+    dims = _dims(attrs.get("_ARRAY_DIMENSIONS"), shape)
+    return Array(name, shape, chunks, dtype, dims, attrs, fill, read, keys, missing)
 
 
 def _of_codecs(metadata: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import io
 import sys
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +20,7 @@ import tifffile
 from numpy.typing import NDArray
 
 from curation.archive.image import bad_image, check_pixels, jpeg_frame
+from curation.archive.lists import CHECKSUM
 from curation.archive.sample import Image
 from curation.archive.tiff import Layout, Page, check_tiles, full_pages, read_layout, read_legend, read_pages
 from curation.errors import CurationError
@@ -30,9 +30,8 @@ if TYPE_CHECKING:
     from curation.storage import FileInfo, Folder
 
 PIECE = 1 << 16  # bytes of a header that are fetched at once
-GAP = 1 << 16  # bytes that are fetched in vain rather than by another request
+GAP = 1 << 10  # bytes between blocks that are fetched with them: a COG's sizes; more is other blocks, whose turn comes
 STRIPS = 128  # rows of strips that are decoded together
-THREADS = 8  # requests at once to a remote store
 # What is decoded block by block: uncompressed, LZW, JPEG, deflate (two numbers), PackBits, LERC, LZMA, zstd, WebP.
 CODECS = frozenset({1, 5, 7, 8, 32946, 32773, 34887, 34925, 50000, 50001})
 JPEG = 7
@@ -41,25 +40,10 @@ Range = tuple[int, int]
 Area = tuple[slice, slice]
 
 
-def read_ranges(folder: Folder, path: str, ranges: Sequence[Range]) -> list[memoryview]:
-    """The bytes of several ranges of a file, in the order asked for; near ones by one request."""
-    spans: list[Range] = []
-    places: list[tuple[int, int, int]] = []  # which range, in which span
-    for i, (start, stop) in sorted(enumerate(ranges), key=lambda item: item[1]):
-        if spans and start <= spans[-1][1] + GAP:
-            spans[-1] = spans[-1][0], max(spans[-1][1], stop)
-        else:
-            spans.append((start, stop))
-        places.append((i, len(spans) - 1, start - spans[-1][0]))
-    if folder.local or len(spans) < 2:
-        parts = [folder.read_range(path, *span) for span in spans]
-    else:
-        with ThreadPoolExecutor(min(THREADS, len(spans))) as pool:
-            parts = list(pool.map(lambda span: folder.read_range(path, *span), spans))
-    found = [memoryview(b"")] * len(ranges)
-    for i, span, at in places:
-        found[i] = memoryview(parts[span])[at : at + ranges[i][1] - ranges[i][0]]
-    return found
+def _read(folder: Folder, file: FileInfo, ranges: Sequence[Range]) -> list[bytes]:
+    """Ranges of a file of the version that was listed."""
+    version = "" if file.version.startswith(CHECKSUM) else file.version
+    return folder.read_ranges(file.path, ranges, version, GAP)
 
 
 class _Header(io.RawIOBase):
@@ -67,7 +51,7 @@ class _Header(io.RawIOBase):
 
     def __init__(self, folder: Folder, file: FileInfo) -> None:
         self.folder, self.file = folder, file
-        self.pieces: dict[int, memoryview] = {}
+        self.pieces: dict[int, bytes] = {}
         self.position = 0
 
     def __len__(self) -> int:
@@ -80,7 +64,7 @@ class _Header(io.RawIOBase):
         first, last = start // PIECE, -(-stop // PIECE)
         missing = [i for i in range(first, last) if i not in self.pieces]
         ranges = [(i * PIECE, min((i + 1) * PIECE, self.file.size)) for i in missing]
-        self.pieces.update(zip(missing, read_ranges(self.folder, self.file.path, ranges), strict=True))
+        self.pieces.update(zip(missing, _read(self.folder, self.file, ranges), strict=True))
         joined = b"".join(self.pieces[i] for i in range(first, last))
         return joined[start - first * PIECE : stop - first * PIECE]
 
@@ -142,7 +126,7 @@ class BlockFile:
     def fetch(self) -> None:
         """Fetch the bytes of all blocks that are planned and not here yet."""
         ranges = [(start, stop) for layer in self.layers for _, _, start, stop in layer.todo]
-        data = iter(read_ranges(self.folder, self.file.path, ranges) if ranges else [])
+        data = iter(_read(self.folder, self.file, ranges))
         for layer in self.layers:
             layer.take(data)
 
@@ -256,8 +240,8 @@ class _Layer:
         self.sparse = False  # whether some block was never written
         # Blocks by row and column: the bytes of their segments, from when they are planned; their pixels
         # (samples, height, width), from when they are first used; a fault; nothing, where nothing was ever written.
-        self.blocks: dict[tuple[int, int], list[tuple[int, memoryview]] | NDArray[Any] | Fault | None] = {}
-        self.todo: list[tuple[list[tuple[int, memoryview]], int, int, int]] = []  # the block, which segment, its bytes
+        self.blocks: dict[tuple[int, int], list[tuple[int, bytes]] | NDArray[Any] | Fault | None] = {}
+        self.todo: list[tuple[list[tuple[int, bytes]], int, int, int]] = []  # the block, which segment, its bytes
 
     def plan(self, rows: Range, columns: Sequence[Range], max_pixels: int) -> None:
         high, wide = self.size
@@ -270,7 +254,7 @@ class _Layer:
             if at not in self.blocks:
                 self.blocks[at] = self._queue(*at)
 
-    def _queue(self, down: int, right: int) -> list[tuple[int, memoryview]] | Fault | None:
+    def _queue(self, down: int, right: int) -> list[tuple[int, bytes]] | Fault | None:
         """Note what is to be fetched for a block; what is known of it before."""
         begin = down * self.together
         indices = [
@@ -283,12 +267,12 @@ class _Layer:
             return None
         if any(self.offsets[index] + self.counts[index] > self.end for index in indices):
             return Fault("the file ends before its strips and tiles do", cut=True)
-        content = [(index, memoryview(b"")) for index in indices]
+        content = [(index, b"") for index in indices]
         places = ((self.offsets[index], self.counts[index]) for index in indices)
         self.todo += [(content, i, start, start + size) for i, (start, size) in enumerate(places) if size]
         return content
 
-    def take(self, data: Iterator[memoryview]) -> None:
+    def take(self, data: Iterator[bytes]) -> None:
         """Take the bytes of what was planned."""
         for content, i, _, _ in self.todo:
             content[i] = content[i][0], next(data)
@@ -306,7 +290,7 @@ class _Layer:
             self.blocks[at] = block
         return block
 
-    def _decode(self, at: tuple[int, int], content: list[tuple[int, memoryview]]) -> NDArray[Any]:
+    def _decode(self, at: tuple[int, int], content: list[tuple[int, bytes]]) -> NDArray[Any]:
         """``(samples, height, width)``."""
         if len(content) == 1:
             return self._segment(*content[0])
@@ -323,7 +307,7 @@ class _Layer:
                 target[...] = self._segment(index, data)[:, : target.shape[1]]
         return pixels
 
-    def _segment(self, index: int, data: memoryview) -> NDArray[Any]:
+    def _segment(self, index: int, data: bytes) -> NDArray[Any]:
         """The pixels of a strip or tile, all samples that it has."""
         if self.codec == JPEG:
             _, _, height, width, _ = jpeg_frame(data)

@@ -1,16 +1,18 @@
 """Parquet with image files in its cells: Major TOM Core (a GeoTIFF a band), Hugging Face's images, and plain columns.
 
 One row group is read at a time, of it only the columns that are needed; from a
-local disk not even a row group has to fit the memory.
+local disk not even a row group has to fit the memory. From an object store the
+column chunks of several small row groups come together.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,6 +23,7 @@ from curation.archive.names import is_preview
 from curation.archive.sample import Member, RawSample, Rejection, Wanted
 from curation.archive.sidecar import NESTED
 from curation.errors import AccessError
+from curation.storage import bundled
 
 if TYPE_CHECKING:
     from curation.archive.shards import Shard
@@ -32,7 +35,9 @@ KEYS = ("key", "id", "sample_id", "unique_identifier")  # columns that name samp
 MAJOR_TOM = ("grid_cell", "product_id")  # in Major TOM the two together do
 BATCH = 16  # rows of a row group that are decoded at once
 PROBED = 16  # row groups that are looked into until every column has shown what it holds
-_BUFFER = 1 << 20  # bytes of a column that are read at once from a local file
+_BUFFER = 1 << 20  # bytes of a column that are read at once from a local file, and to see what a column holds
+
+T = TypeVar("T")
 
 
 def read_parquet(
@@ -50,25 +55,26 @@ def read_parquet(
         AccessError: fewer bytes came than the listing said.
     """
     try:
-        file = _open(folder, shard)
-        columns = _choose(file, settings)
+        file = _File(folder, shard)
+        columns = _choose(file.plain, settings)
     except _FAULTS as error:
         yield Rejection("", 0, "read", "DamagedShard", f"the Parquet file cannot be read: {_damage(error)}")
         return
     if isinstance(columns, str):
         yield Rejection("", 0, "read", "WrongSchema", columns)
         return
-    rows = _Rows(columns)
-    places = None if only is None else _places(file, columns, only)
-    start = 0
-    for group in range(file.num_row_groups):
-        count = file.metadata.row_group(group).num_rows
-        wanted = None if places is None else places.get(group, set())
-        if sieve is not None and wanted is None:
-            wanted = _allowed(file, columns, group, start, sieve)
-        if wanted is None or wanted:
-            yield from rows.read(file, group, start, count, wanted)
-        start += count
+    rows = _Rows(file, columns)
+    groups: Iterator[tuple[int, set[int] | None]] = ((group, None) for group in range(len(file.starts)))
+    if only is not None:
+        groups = (
+            (group, wanted)
+            for group, wanted in sorted(_places(file, columns, only).items())
+            if group < len(file.starts)
+        )
+    elif sieve is not None:
+        groups = _allowed(file, columns, sieve)
+    for run in file.together(groups, columns.every):
+        yield from rows.read(*run)
 
 
 # what pyarrow raises on damaged files; of the disk's own errors an OSError has a number
@@ -99,15 +105,60 @@ class _Columns:
         return list(dict.fromkeys((*self.images, *self.masks, *self.key, *self.said)))
 
 
-def _open(folder: Folder, shard: Shard) -> pq.ParquetFile:
-    assert shard.file is not None
-    if not folder.local:
-        return pq.ParquetFile(folder.open(shard.file), pre_buffer=True)  # a row group's columns in few requests
-    with folder.open(shard.file) as file:
-        size = file.seek(0, 2)
-    if size != shard.file.size:
-        raise AccessError(f"{folder.public(shard.path)}: {size} bytes came where the listing said {shard.file.size}")
-    return pq.ParquetFile(folder.full(shard.path), pre_buffer=False, buffer_size=_BUFFER)  # page by page
+class _File:
+    """A Parquet file.
+
+    Attributes:
+        plain: from which any column is read page by page.
+        starts: the number of each row group's first row.
+
+    Raises:
+        AccessError: it is not of its listed size.
+    """
+
+    def __init__(self, folder: Folder, shard: Shard) -> None:
+        assert shard.file is not None
+        self.folder, self.listed = folder, shard.file
+        source: Any = folder.open(shard.file, random=True)
+        if folder.local:
+            with source:
+                size = source.seek(0, 2)
+            if size != shard.file.size:
+                text = f"{size} bytes came where the listing said {shard.file.size}"
+                raise AccessError(f"{folder.public(shard.path)}: {text}")
+            source = folder.full(shard.path)
+        self.plain = pq.ParquetFile(source, pre_buffer=False, buffer_size=_BUFFER)
+        self.metadata = self.plain.metadata
+        counts = (self.metadata.row_group(group).num_rows for group in range(self.metadata.num_row_groups))
+        *self.starts, self.rows = itertools.accumulate(counts, initial=0)
+
+    def together(
+        self, groups: Iterable[tuple[int, T]], columns: Sequence[str]
+    ) -> Iterator[tuple[pq.ParquetFile, int, T]]:
+        """Row groups, each with the file to read these columns of it from; a remote one's bytes have come by then."""
+        if self.folder.local:
+            for group, more in groups:
+                yield self.plain, group, more
+            return
+        leaves = [i for i in range(self.metadata.num_columns) if self._is_of(i, columns)]
+        for run in bundled(groups, lambda item: sum(stop - start for start, stop in self._chunks(item[0], leaves))):
+            ranges = [chunk for group, _ in run for chunk in self._chunks(group, leaves)]
+            source = self.folder.open(self.listed, random=True, ahead=ranges)
+            file = pq.ParquetFile(source, metadata=self.metadata, pre_buffer=False)
+            for group, more in run:
+                yield file, group, more
+
+    def _is_of(self, leaf: int, columns: Sequence[str]) -> bool:
+        return self.metadata.schema.column(leaf).path.partition(".")[0] in {name.partition(".")[0] for name in columns}
+
+    def _chunks(self, group: int, leaves: Sequence[int]) -> list[tuple[int, int]]:
+        """Where the pages of some columns of a row group lie."""
+        found = []
+        for leaf in leaves:
+            chunk = self.metadata.row_group(group).column(leaf)
+            start = min(filter(None, (chunk.dictionary_page_offset, chunk.data_page_offset)), default=0)
+            found.append((start, min(start + max(0, chunk.total_compressed_size), self.listed.size)))
+        return found
 
 
 def _damage(error: Exception) -> str:
@@ -229,18 +280,17 @@ def _values(column: pa.Array) -> list[Any]:
 class _Rows:
     """Makes samples of rows, and numbers them."""
 
+    file: _File
     columns: _Columns
     index: int = 0
     keys: set[str] = field(default_factory=set)
 
-    def read(
-        self, file: pq.ParquetFile, group: int, start: int, count: int, only: set[int] | None
-    ) -> Iterator[RawSample | Rejection]:
-        """The rows of one group; ``start`` is the number of its first row in the file."""
-        done = 0
+    def read(self, source: pq.ParquetFile, group: int, only: set[int] | None) -> Iterator[RawSample | Rejection]:
+        """The rows of one group, or some of them."""
+        done, start, count = 0, self.file.starts[group], self.file.metadata.row_group(group).num_rows
         try:
             names = self.columns.every
-            for batch in file.iter_batches(BATCH, row_groups=[group], columns=names, use_threads=False):
+            for batch in source.iter_batches(BATCH, row_groups=[group], columns=names, use_threads=False):
                 files = {name: _files(batch.column(name)) for name in (*self.columns.images, *self.columns.masks)}
                 said = {name: _values(batch.column(name)) for name in {*self.columns.said, *self.columns.key}}
                 for row in range(batch.num_rows):
@@ -284,19 +334,28 @@ class _Rows:
         return self.index - 1
 
 
-def _allowed(file: pq.ParquetFile, columns: _Columns, group: int, start: int, sieve: Sieve) -> set[int] | None:
-    """The rows of a group that pass a sieve, by what is said of them; ``None`` where that cannot be read."""
+def _allowed(file: _File, columns: _Columns, sieve: Sieve) -> Iterator[tuple[int, set[int] | None]]:
+    """The row groups of which rows pass a sieve, and which; ``None`` where what is said of them cannot be read."""
     names = list(dict.fromkeys((*columns.key, *columns.said)))
-    try:
-        table = file.read_row_group(group, columns=names, use_threads=False)
-        values = {name: _values(table.column(name).combine_chunks()) for name in names}
-    except _FAULTS as error:
-        _damage(error)  # it is rejected when its turn comes
-        return None
-    count = file.metadata.row_group(group).num_rows
-    said = [{name: column[row] for name, column in values.items()} for row in range(count)]
-    keys = [_key(columns, one, start + row) for row, one in enumerate(said)]
-    return {row for row, passes in enumerate(sieve.allowed(keys, said)) if passes}
+    for source, group, start in file.together(enumerate(file.starts), names):
+        try:
+            values = _read_columns(source, group, names)
+        except _FAULTS as error:
+            _damage(error)  # it is rejected when its turn comes
+            yield group, None
+            continue
+        count = file.metadata.row_group(group).num_rows
+        said = [{name: column[row] for name, column in values.items()} for row in range(count)]
+        keys = [_key(columns, one, start + row) for row, one in enumerate(said)]
+        rows = {row for row, passes in enumerate(sieve.allowed(keys, said)) if passes}
+        if rows:
+            yield group, rows
+
+
+def _read_columns(source: pq.ParquetFile, group: int, names: Sequence[str]) -> dict[str, list[Any]]:
+    """The values of some columns of a row group."""
+    table = source.read_row_group(group, columns=list(names), use_threads=False)
+    return {name: _values(table.column(name).combine_chunks()) for name in names}
 
 
 def _key(columns: _Columns, said: dict[str, Any], number: int) -> str:
@@ -304,24 +363,20 @@ def _key(columns: _Columns, said: dict[str, Any], number: int) -> str:
     return "_".join(str(said[name]) for name in columns.key) if columns.key else f"{number:09d}"
 
 
-def _places(file: pq.ParquetFile, columns: _Columns, only: Sequence[Wanted]) -> dict[int, set[int]]:
+def _places(file: _File, columns: _Columns, only: Sequence[Wanted]) -> dict[int, set[int]]:
     """The rows of each group that are wanted: by position, else by key."""
     found: dict[int, set[int]] = {}
     for wanted in only:
         if wanted.position is not None:
             found.setdefault(wanted.position[0], set()).add(wanted.position[1])
     keys = {wanted.key for wanted in only if wanted.position is None}
-    start = 0
-    for group in range(file.num_row_groups if keys else 0):
-        count = file.metadata.row_group(group).num_rows
+    for source, group, start in file.together(enumerate(file.starts) if keys else (), columns.key):
         if columns.key:
-            table = file.read_row_group(group, columns=list(columns.key), use_threads=False)
-            parts = [_values(table.column(name).combine_chunks()) for name in columns.key]
+            parts = _read_columns(source, group, columns.key).values()
             names = ["_".join(map(str, row)) for row in zip(*parts, strict=True)]
         else:
-            names = [f"{start + row:09d}" for row in range(count)]
+            names = [f"{start + row:09d}" for row in range(file.metadata.row_group(group).num_rows)]
         rows = {row for row, name in enumerate(names) if name in keys}
         if rows:
             found.setdefault(group, set()).update(rows)
-        start += count
     return found

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from curation.archive.blocks import THREADS, BlockFile, Fault, Range, open_blocks
+from curation.archive.blocks import BlockFile, Fault, Range, open_blocks
 from curation.archive.decode import decode_file, names_in, valid_pixels
 from curation.archive.grid import Span, resample_part, same_ground
 from curation.archive.names import SIDECARS, extension, is_categorical, is_text, printable
@@ -25,6 +25,7 @@ from curation.archive.sample import Image, Member, RawSample, Rejection, Wanted,
 from curation.archive.shards import Shard, scene_key
 from curation.archive.tiling import windows
 from curation.errors import AccessError, BadSample
+from curation.storage import IN_FLIGHT
 
 if TYPE_CHECKING:
     from curation.archive.tables import Sieve
@@ -293,7 +294,7 @@ def _fetch(folder: Folder, bands: Sequence[_Band]) -> None:
         for band in bands:
             band.raster.fetch()
         return
-    with ThreadPoolExecutor(min(THREADS, len(bands))) as pool:
+    with ThreadPoolExecutor(min(IN_FLIGHT, len(bands))) as pool:
         list(pool.map(lambda band: band.raster.fetch(), bands))
 
 

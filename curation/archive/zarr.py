@@ -19,13 +19,23 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from curation.archive.arrays import Array, Files, FolderFiles, Selection, ZipFiles, open_arrays, unzip_arrays
+from curation.archive.arrays import (
+    Array,
+    Files,
+    FolderFiles,
+    RemoteZipFiles,
+    Selection,
+    ZipFiles,
+    open_arrays,
+    unzip_arrays,
+)
 from curation.archive.clouds import is_mask
 from curation.archive.image import bad_image, check_pixels, numbered
 from curation.archive.place import Georeference, named_crs
 from curation.archive.sample import Image, Member, RawSample, Rejection, Wanted, Window
 from curation.archive.tiling import windows
 from curation.errors import AccessError, BadSample
+from curation.storage import AHEAD, bundled
 
 if TYPE_CHECKING:
     from curation.archive.shards import Shard
@@ -48,6 +58,10 @@ _SINCE = re.compile(r"(\w+?)s? since (\d{4}-\d\d?-\d\d?(?:[T ][\d:.]+)?)")
 _UNITS: dict[str, float] = {"day": 86_400_000_000, "hour": 3_600_000_000, "minute": 60_000_000, "second": 1_000_000}
 _UNITS |= {"millisecond": 1000, "microsecond": 1, "nanosecond": 1 / 1000}  # all in microseconds
 COORDINATE = 1 << 24  # numbers of a coordinate that is read at once
+SMALL = 1 << 16  # numbers of a coordinate that is fetched before somebody asks for it
+
+
+Block = Sequence[slice]  # samples, by their sample axes
 
 
 @dataclass(frozen=True)
@@ -77,7 +91,7 @@ class _Pixels:
         """Lengths of the sample axes."""
         return tuple(self.array.shape[axis] for axis in self.axes.sample)
 
-    def select(self, block: Sequence[slice], rows: slice, columns: slice) -> Selection:
+    def select(self, block: Block, rows: slice, columns: slice) -> Selection:
         """The slices for some samples and some pixels."""
         parts = [slice(0, length) for length in self.array.shape]
         for axis, part in zip(self.axes.sample, block, strict=True):
@@ -85,7 +99,7 @@ class _Pixels:
         parts[self.axes.y], parts[self.axes.x] = rows, columns
         return tuple(parts)
 
-    def read(self, block: Sequence[slice], rows: slice, columns: slice) -> NDArray[Any]:
+    def read(self, block: Block, rows: slice, columns: slice) -> NDArray[Any]:
         """``(sample axes…, bands, height, width)``."""
         axes = self.axes
         values = self.array.read(self.select(block, rows, columns))
@@ -142,11 +156,19 @@ class Layout:
         if math.prod(self.arrays[name].shape) > COORDINATE:
             return bad_image(f"zarr: {name} has {math.prod(self.arrays[name].shape)} numbers", "BadSidecar")
         try:
-            return np.asarray(self.arrays[name].whole())
+            return np.asarray(self.arrays[name].read(self.arrays[name].everything))
         except (AccessError, MemoryError, OSError):
             raise
         except Exception as error:  # codecs raise whatever they like on damaged chunks
             return bad_image(f"zarr: {name}: {' '.join(str(error).split())[:200]}", "BadSidecar")
+
+    def fetch_small(self, files: Files) -> None:
+        """Read the small arrays at once, where each alone would be a request."""
+        plain = self.arrays.keys() - self.pixels.keys() - self.masks.keys()
+        small = sorted(name for name in plain if math.prod(self.arrays[name].shape) <= SMALL)
+        files.ahead(key for name in small for key in self.arrays[name].keys(self.arrays[name].everything))
+        for name in small:
+            self._coordinates[name] = self._read(name)
 
     # of one sample
 
@@ -424,7 +446,7 @@ def _read_one(
 
 
 def _check_missing(
-    layout: Layout, pixels: _Pixels, block: Sequence[slice], rows: slice, columns: slice, nodata: float | None
+    layout: Layout, pixels: _Pixels, block: Block, rows: slice, columns: slice, nodata: float | None
 ) -> None:
     """Refuse a chunk that is not there, unless what stands for it says that there are no data.
 
@@ -462,6 +484,8 @@ def read_zarr(
     try:
         files = _files(folder, shard)
         layout = Layout(open_arrays(files), settings.members, _stem(shard.path))
+        if files.far:
+            layout.fetch_small(files)
         if math.prod(layout.samples):
             layout.key((0,) * len(layout.samples))  # so that what names the samples is known to be readable
     except (AccessError, MemoryError, OSError):
@@ -473,7 +497,7 @@ def read_zarr(
     except Exception as error:  # zarr raises whatever it likes on metadata that contradict each other
         yield Rejection("", 0, "read", "DamagedShard", f"zarr: {' '.join(str(error).split())[:200]}")
         return
-    reader = _Reader(layout, settings, only, sieve)
+    reader = _Reader(layout, files, settings, only, sieve)
     for index, item in enumerate(reader.read()):
         yield replace(item, index=index)
 
@@ -481,7 +505,7 @@ def read_zarr(
 def _files(folder: Folder, shard: Shard) -> Files:
     if shard.file is None:
         return FolderFiles(folder, shard.path, shard.files)
-    return ZipFiles(folder.open(shard.file))
+    return ZipFiles(folder.open(shard.file)) if folder.local else RemoteZipFiles(folder, shard.file)
 
 
 def _stem(path: str) -> str:
@@ -492,9 +516,14 @@ class _Reader:
     """Goes through a store once."""
 
     def __init__(
-        self, layout: Layout, settings: ArchiveConfig, only: Sequence[Wanted] | None, sieve: Sieve | None
+        self,
+        layout: Layout,
+        files: Files,
+        settings: ArchiveConfig,
+        only: Sequence[Wanted] | None,
+        sieve: Sieve | None,
     ) -> None:
-        self.layout, self.settings, self.sieve = layout, settings, sieve
+        self.layout, self.files, self.settings, self.sieve = layout, files, settings, sieve
         self.wanted = None if only is None else self._positions(only)
         self.keys: set[str] = set()
 
@@ -514,8 +543,35 @@ class _Reader:
         return found
 
     def read(self) -> Iterator[RawSample | Rejection]:
-        """Every sample, block after block of the grid of chunks."""
+        """Every sample, block after block of the grid of chunks; the files of several blocks are fetched together."""
         first = next(iter(self.layout.pixels.values()))
+        if self._in_strips(first):
+            for _, positions in self._blocks(first):
+                for position in positions:
+                    yield from self._strips(position, first)
+            return
+        for run in bundled(self._blocks(first), self._size):
+            self.files.ahead(key for block, _ in run for key in self.chunks(block))
+            for block, positions in run:
+                yield from self._block(block, positions)
+
+    def chunks(self, block: Block, rows: slice | None = None, columns: slice | None = None) -> list[str]:
+        """The files that some samples, or some of their pixels, are read from whole."""
+        return [
+            key
+            for pixels in (*self.layout.pixels.values(), *self.layout.masks.values())
+            if self.wanted is None or not pixels.array.sharded
+            for key in pixels.array.keys(
+                pixels.select(block, rows or slice(0, pixels.size[0]), columns or slice(0, pixels.size[1]))
+            )
+        ]
+
+    def _size(self, item: tuple[Block, list[tuple[int, ...]]]) -> int:
+        """Bytes to fetch for a block; of what is near, a block is enough at once."""
+        return sum(self.files.sizes.get(key, 0) for key in self.chunks(item[0])) if self.files.far else AHEAD
+
+    def _blocks(self, first: _Pixels) -> Iterator[tuple[Block, list[tuple[int, ...]]]]:
+        """The samples that lie in the same chunks, and which of them are wanted."""
         steps = [first.array.chunks[axis] for axis in first.axes.sample]
         starts = [range(0, length, step) for length, step in zip(self.layout.samples, steps, strict=True)]
         for start in itertools.product(*starts):
@@ -529,21 +585,17 @@ class _Reader:
             if self.sieve is not None and self.sieve.by_key and positions:
                 allowed = self.sieve.allowed([self.layout.key(at) for at in positions], [{}] * len(positions))
                 positions = [at for at, passes in zip(positions, allowed, strict=True) if passes]
-            if not positions:
-                continue
-            if self._in_strips(positions, first):
-                yield from self._strips(positions[0], first)
-            else:
-                yield from self._block(block, positions)
+            if positions:
+                yield block, positions
 
-    def _in_strips(self, positions: Sequence[tuple[int, ...]], first: _Pixels) -> bool:
+    def _in_strips(self, first: _Pixels) -> bool:
         """Whether an image is read row of tiles by row of tiles: it is alone in its chunks, and has several rows."""
         alone = all(first.array.chunks[axis] == 1 for axis in first.axes.sample)
         tall = first.array.chunks[first.axes.y] < first.size[0]
         equal = len({pixels.size for pixels in self.layout.pixels.values()}) == 1
-        return self.settings.tile.size is not None and alone and tall and equal and len(positions) == 1
+        return self.settings.tile.size is not None and alone and tall and equal
 
-    def _block(self, block: Sequence[slice], positions: Sequence[tuple[int, ...]]) -> Iterator[RawSample | Rejection]:
+    def _block(self, block: Block, positions: Sequence[tuple[int, ...]]) -> Iterator[RawSample | Rejection]:
         """Whole samples of one block."""
         try:
             values = {name: self._whole(name, pixels, block) for name, pixels in self.layout.pixels.items()}
@@ -556,16 +608,16 @@ class _Reader:
             at = tuple(i - part.start for i, part in zip(position, block, strict=True))
             yield self._sample(position, {name: whole[at] for name, whole in (values | masks).items()})
 
-    def _whole(self, name: str, pixels: _Pixels, block: Sequence[slice]) -> NDArray[Any]:
+    def _whole(self, name: str, pixels: _Pixels, block: Block) -> NDArray[Any]:
         rows, columns = (slice(0, length) for length in pixels.size)
         self._check(name, pixels, block, rows, columns)
         return self._read(name, pixels, block, rows, columns)
 
-    def _check(self, name: str, pixels: _Pixels, block: Sequence[slice], rows: slice, columns: slice) -> None:
+    def _check(self, name: str, pixels: _Pixels, block: Block, rows: slice, columns: slice) -> None:
         if name in self.layout.pixels:
             _check_missing(self.layout, pixels, block, rows, columns, self.settings.nodata)
 
-    def _read(self, name: str, pixels: _Pixels, block: Sequence[slice], rows: slice, columns: slice) -> NDArray[Any]:
+    def _read(self, name: str, pixels: _Pixels, block: Block, rows: slice, columns: slice) -> NDArray[Any]:
         bands = 1 if pixels.axes.band is None else pixels.array.shape[pixels.axes.band]
         check_pixels(rows.stop - rows.start, columns.stop - columns.start, bands, self.settings.max_pixels)
         try:
@@ -627,7 +679,7 @@ class _Reader:
 class _Strip:
     """The rows of chunks around a row of tiles, read once each."""
 
-    def __init__(self, reader: _Reader, block: Sequence[slice], first: _Pixels) -> None:
+    def __init__(self, reader: _Reader, block: Block, first: _Pixels) -> None:
         self.reader, self.block = reader, block
         self.step, (self.height, self.width) = first.array.chunks[first.axes.y], first.size
         self.every = {**reader.layout.pixels, **reader.layout.masks}
@@ -643,6 +695,7 @@ class _Strip:
 
     def _chunks(self, number: int) -> dict[str, NDArray[Any]] | BadSample:
         rows = slice(number * self.step, min((number + 1) * self.step, self.height))
+        self.reader.files.ahead(self.reader.chunks(self.block, rows, self.columns))
         try:
             return self._read(rows, self.columns)
         except BadSample as error:

@@ -58,6 +58,7 @@ READER_VERSION = 3  # raise when the same bytes would give other rows
 FIT_SHARDS = 32  # shards sampled at once; more rounds follow while samples are wanting
 FIT_ROUNDS = 8
 BANK_TILES = 64  # of the reference bank, looked at before it is used
+OTHER_GSD = 1.5  # times the ground sampling distance, from which on a bank's is warned of
 FIT_BYTES = 512 << 20  # decoded pixels the fit may hold
 
 
@@ -72,6 +73,7 @@ class Artefact:
         radiometry: what these numbers mean.
         found: what decoding needs besides the config: ``radiometry`` by modality, ``clouds`` the classes of a mask.
         speckle_entropy: of radar's bands, what speckle alone has; ``None`` of others. Empty where there is no radar.
+        gsd: median ground sampling distance of the fitted tiles, metres, to four digits; ``None`` where none is known.
     """
 
     arrays: dict[str, NDArray[Any]]
@@ -80,6 +82,7 @@ class Artefact:
     radiometry: str = "unknown"
     found: dict[str, Any] = field(default_factory=dict)
     speckle_entropy: tuple[float | None, ...] = ()
+    gsd: float | None = None
 
     def settled(self, archive: ArchiveConfig) -> ArchiveConfig:
         """How to decode, with what was found."""
@@ -87,7 +90,7 @@ class Artefact:
 
     def to_bytes(self) -> bytes:
         """The artefact as a safetensors file."""
-        names = ("bands", "dtype", "radiometry", "found", "speckle_entropy")
+        names = ("bands", "dtype", "radiometry", "found", "speckle_entropy", "gsd")
         about = json.dumps({name: getattr(self, name) for name in names})
         return safetensors.numpy.save(
             {name: np.ascontiguousarray(array) for name, array in self.arrays.items()}, metadata={"curation": about}
@@ -223,7 +226,7 @@ def _path(config: Config) -> str:
 
 
 def check_bank(config: Config, bank: Root, artefact: Artefact) -> None:
-    """See that the bank's tiles have the archive's bands, dtype and radiometry.
+    """See that the bank's tiles have the archive's bands, dtype and radiometry; warn of another ground resolution.
 
     Raises:
         RequestError: they do not, or none could be read.
@@ -242,12 +245,33 @@ def check_bank(config: Config, bank: Root, artefact: Artefact) -> None:
         try:
             if settings is archive:
                 conform(ray.get(task)[0], artefact.bands, artefact.dtype, artefact.radiometry)
+                if warning := other_resolution(artefact.gsd, [tile.gsd for tile in seen]):
+                    log.warning("%s", warning)
             elif wrong := contradiction([told for one in seen for told in one.evidence], archive.radiometry):
                 raise BadSample("decode", "WrongRadiometry", wrong)
         except BadSample as error:
             raise RequestError(
                 f"the reference bank {bank.folder.public()} does not match the archive ({error.message}); {advice}"
             ) from error
+
+
+def other_resolution(archive: float | None, bank: Sequence[float | None]) -> str | None:
+    """A warning if tiles of a bank have another ground resolution than the archive.
+
+    Args:
+        archive: median of its ground sampling distances, metres.
+        bank: ground sampling distances of the bank's tiles, metres.
+    """
+    known = [gsd for gsd in bank if gsd is not None]
+    if archive is None or not known:
+        return None
+    median = float(np.median(known))
+    if max(median, archive) <= OTHER_GSD * min(median, archive):
+        return None
+    return (
+        f"The reference bank has {median:.3g} m a pixel, the archive {archive:.3g} m: scenes look otherwise at another "
+        "scale; take a bank of about the archive's resolution."
+    )
 
 
 @dataclass(frozen=True)
@@ -261,6 +285,7 @@ class Seen:
     cloud_values: tuple[int, ...]
     masked: bool  # a mask tells of clouds
     cloudless: bool  # nothing does
+    gsd: float | None  # ground sampling distance, metres
 
     @property
     def kind(self) -> tuple[tuple[str, ...], str, str]:
@@ -280,6 +305,7 @@ def _look_at(shard: str, sample: Sample, archive: ArchiveConfig) -> Seen:
         cloud_values=values,
         masked=sample.clouds is not None,
         cloudless=sample.clouds is None and sample.cloud_fraction is None and not values,
+        gsd=None if sample.place is None else sample.place.gsd(*sample.pixels.shape[1:]),
     )
 
 
@@ -323,7 +349,9 @@ def _fit(config: Config, roots: Sequence[Root], filter: TableFilter | None) -> d
         bands = tuple(archive.bands)
     if archive.range and isinstance(archive.range[0], list) and len(archive.range) != len(bands):
         raise RequestError(f"archive.range has {len(archive.range)} pairs for {len(bands)} bands")
-    fitted: Any = _fit_samples.remote(replace(config, archive=archive), bands, dtype, radiometry, *found)
+    known = [seen.gsd for seen in alike if seen.gsd is not None]
+    gsd = float(f"{np.median(known):.4g}") if known else None
+    fitted: Any = _fit_samples.remote(replace(config, archive=archive), bands, dtype, radiometry, gsd, *found)
     return {AUDIT: json.dumps(table, indent=1).encode(), **ray.get(fitted)} if table else ray.get(fitted)
 
 
@@ -379,7 +407,7 @@ def _sample_shard(
     archive: ArchiveConfig,
     want: int,
     max_bytes: int,
-    filter: TableFilter | None,
+    filter: TableFilter | None = None,
     careful: bool = False,
 ) -> tuple[list[Sample], list[str], list[Seen]]:
     """Up to ``want`` decoded samples of a shard, those of smallest hash among its first ``4 * want``.
@@ -441,7 +469,7 @@ def _raw_samples(
 
 @ray.remote(num_cpus=1)
 def _fit_samples(
-    config: Config, bands: tuple[str, ...], dtype: str, radiometry: str, *found: list[Sample]
+    config: Config, bands: tuple[str, ...], dtype: str, radiometry: str, gsd: float | None, *found: list[Sample]
 ) -> dict[str, bytes]:
     """Fit ranges and encoder on the sampled tiles, in the order of their ids, and measure how copies are told."""
     limit_threads(1)
@@ -456,7 +484,7 @@ def _fit_samples(
     arrays = fit_artefact(encoder_config(config), samples, bands, dtype, ranges, int(config.encoder.get("seed", 0)))
     what = {"radiometry": settings.found, "clouds": config.archive.clouds.found}
     speckle = _speckle(samples, ranges, config.archive)
-    artefact = Artefact({**arrays, "range": ranges}, bands, dtype, radiometry, what, speckle)
+    artefact = Artefact({**arrays, "range": ranges}, bands, dtype, radiometry, what, speckle, gsd)
     measured = json.dumps(calibrate(samples, ranges), indent=1).encode()
     return {CALIBRATION: measured, ARTEFACT: artefact.to_bytes()}
 

@@ -21,7 +21,15 @@ from ray.data import ActorPoolStrategy
 from curation.archive.listing import Root
 from curation.archive.shards import Shard
 from curation.archive.tables import TableFilter
-from curation.catalog.artefact import Artefact, catalog_id, check_bank, encoder_config, load_or_fit, needs_pixels
+from curation.catalog.artefact import (
+    Artefact,
+    catalog_id,
+    check_bank,
+    encoder_config,
+    load_or_fit,
+    needs_pixels,
+    other_resolution,
+)
 from curation.catalog.encode import EncodeSpec, Ledger, ShardEncoder
 from curation.catalog.store import CatalogStore, chunks
 from curation.config import Config
@@ -61,6 +69,7 @@ class Catalog:
     digest: str
     bank_digest: str | None
     profiles: tuple[dict[str, str], ...]
+    warnings: tuple[str, ...] = ()
 
 
 def build_catalog(
@@ -113,17 +122,27 @@ def build_catalog(
     refused = state.counts[("archive", "filtered")]
     if refused and not state.counts[("archive", "read")]:
         raise RequestError(f"archive.filter={config.archive.filter} allows none of the {refused} samples: widen it")
+    names = tuple(sorted(shard.name for shard in bank.shards)) if bank else ()
+    gsds = ray.get(_ground_sampling.remote(store, names[:FOOTERS])) if names else []
+    warning = other_resolution(artefact.gsd, gsds)
     return Catalog(
         store=store,
         artefact=artefact,
         roots=tuple(roots),
         shards=tuple(sorted(shard.name for root in roots for shard in root.shards)),
-        bank=tuple(sorted(shard.name for shard in bank.shards)) if bank else (),
+        bank=names,
         counts={name: state.counts[("archive", name)] for name in COUNTS},
         digest=_digest(state.digests, bank=False) or "",
         bank_digest=_digest(state.digests, bank=True),
         profiles=tuple(state.profiles),
+        warnings=(warning,) if warning else (),
     )
+
+
+@ray.remote(num_cpus=1)
+def _ground_sampling(store: CatalogStore, shards: Sequence[str]) -> list[float | None]:
+    """Ground sampling distances of some shards' samples, metres."""
+    return [gsd for shard in shards for gsd in store.read(shard, ["gsd"])["gsd"].to_pylist()]
 
 
 def check_bad_fraction(config: Config, catalog: Catalog, result: dict[str, Any]) -> None:

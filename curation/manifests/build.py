@@ -81,13 +81,14 @@ def select(
         settings: what to keep.
         seed: of the draws.
         workspace: where ``manifests/<id>`` goes.
-        header: what the job knows of ``content`` and ``provenance``; counts, hashes and warnings are added.
+        header: what the job knows of ``content`` and ``provenance``; counts, hashes and more warnings are added.
         tables: beside the archive.
 
     Raises:
         RequestError: the archive cannot give what is asked for.
     """
     selection = _Selection(store, clusters, settings, seed, workspace, tables)
+    selection.warnings += header["content"].get("warnings", [])
     selection.load()
     if settings.by:
         selection.settle_groups()
