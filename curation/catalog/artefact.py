@@ -238,7 +238,7 @@ def check_bank(config: Config, bank: Root, artefact: Artefact) -> None:
     advice = "use a bank of the same bands, dtype and radiometry, or ask for the shared bands with archive.bands=[…]"
     for settings in (undecided, archive):  # what its numbers say, then what becomes of them
         draw = (bank.folder, bank.shards[0], settings, BANK_TILES, FIT_BYTES, None)
-        drawn: Any = _sample_shard.remote(*draw)
+        drawn: Any = _sample_shard.remote(*draw)  # type: ignore[call-arg]  # Ray's types know no defaults
         task, reasons, seen = _survived(draw, drawn)
         if not seen:
             raise RequestError(f"no readable sample in the reference bank {bank.folder.public()}: {_first(reasons)}")
@@ -326,7 +326,7 @@ def _fit(config: Config, roots: Sequence[Root], filter: TableFilter | None) -> d
     for chunk in itertools.islice(chunks(shards, FIT_SHARDS), FIT_ROUNDS):
         want = -(-config.catalog.fit_samples // len(chunk))
         drawn = [(folder, shard, archive, want, FIT_BYTES // len(chunk), filter) for folder, shard in chunk]
-        tasks: list[Any] = [_sample_shard.remote(*draw) for draw in drawn]
+        tasks: list[Any] = [_sample_shard.remote(*draw) for draw in drawn]  # type: ignore[call-arg]
         for draw, task in zip(drawn, tasks, strict=True):
             samples, why, seen = _survived(draw, task)
             found.append(samples)
