@@ -1,5 +1,6 @@
 """Archives in the layouts of real ones, a catalog and a manifest over them."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,26 @@ def write_scenes(folder: Path, scenes: int = 9) -> None:
             path.write_bytes(geotiff(pixels[:, ::step, ::step], corner=(7.0, 47.0), pixel=(1e-4 * step, 1e-4 * step)))
 
 
+def write_listed(folder: Path, form: str, scenes: int = 5) -> None:
+    """Scenes whose files do not tell what they are: a list does, of STAC items or of paths."""
+    for scene in range(scenes):
+        for band in (2, 3):
+            path = folder / f"{'north' if scene % 2 else 'south'}/{scene}/file{band}.tif"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(geotiff(ground(scene * 7 + band, 1), corner=(7.0, 47.0), pixel=(1e-4, 1e-4)))
+    paths = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.tif"))
+    if form == "text":
+        (folder / "list.txt").write_text("\n".join(paths))
+        return
+    items: dict[str, dict[str, Any]] = {}
+    for path in paths:
+        place, scene, file = path.split("/")
+        asset = {"href": path, "type": "image/tiff", "bands": [{"name": f"B0{file[4]}"}]}
+        items.setdefault(f"{place}_{scene}", {})[file] = asset
+    features = [{"type": "Feature", "id": name, "properties": {}, "assets": assets} for name, assets in items.items()]
+    (folder / "list.json").write_text(json.dumps({"type": "FeatureCollection", "features": features}))
+
+
 SCENES = r"(?P<scene>.*T\d\d\w+_\d+)_(?P<band>B\d+)\.tif"
 
 
@@ -94,7 +115,8 @@ def keep(
 ) -> tuple[str, dict[str, NDArray[Any]]]:
     """Catalog and manifest of ``folder/archive``; the URL of the latter, and the pixels of each kept sample."""
     config = ArchiveConfig(**{**settings, "tile": TileConfig(**settings.get("tile", {}))})
-    (root,) = list_archive(str(folder / "archive"), settings=config)
+    url = next((folder / "archive").glob("list.*"), folder / "archive")
+    (root,) = list_archive(str(url), settings=config)
     draw = np.random.default_rng(3)
     truth, kept, kinds = {}, [], set()
     for shard in root.shards:
@@ -124,9 +146,7 @@ def keep(
     manifest.mkdir(parents=True)
     pq.write_table(pa.Table.from_pylist(rows, MANIFEST_SCHEMA), manifest / "manifest.parquet", row_group_size=7)
     ((bands, dtype),) = kinds
-    write_header(
-        manifest, {"root0": str(folder / "archive")}, config={"archive": settings}, bands=list(bands), dtype=dtype
-    )
+    write_header(manifest, {"root0": root.folder.url}, config={"archive": settings}, bands=list(bands), dtype=dtype)
     return str(manifest), truth
 
 

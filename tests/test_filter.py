@@ -92,13 +92,13 @@ def test_pixels_of_row_groups_without_an_allowed_row_are_not_read(
 def test_a_scene_that_is_not_allowed_is_not_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_scenes(tmp_path / "archive")
     opened: set[str] = set()
-    read_range = Folder.read_range
+    read_ranges = Folder.read_ranges
 
-    def counted(self: Folder, path: str, *more: Any) -> bytes:
+    def counted(self: Folder, path: str, *more: Any) -> list[bytes]:
         opened.add(path)
-        return read_range(self, path, *more)
+        return read_ranges(self, path, *more)
 
-    monkeypatch.setattr(Folder, "read_range", counted)
+    monkeypatch.setattr(Folder, "read_ranges", counted)
     table = write_table(tmp_path / "clouds.csv", {"T31UQD_20200201": 5, "T32UQD_20200301": 50})
     found, refused = sifted(tmp_path / "archive", table, SCENE)
     assert {raw.key for raw in found} == {"T31UQD_20200201"} and len(found) > 1  # tiles

@@ -22,6 +22,7 @@ from tests.layouts import (
     SCENES,
     keep,
     write_images,
+    write_listed,
     write_modalities,
     write_parquet,
     write_scenes,
@@ -178,6 +179,32 @@ def test_what_has_gone_is_named(tmp_path, layout, path, catalog):
     manifest = ManifestReader(url)
     problems = list(_check_archive(Fetcher(manifest, "all", {}, None), manifest))
     assert 0 < len(problems) < len(truth) or layout in ("parquet", "zarr, tiled")
+
+
+@pytest.mark.parametrize(
+    ("form", "settings"),
+    [
+        ("stac", {}),
+        ("stac", TILE),
+        ("stac", {"scene": "folder", **TILE}),
+        ("text", {"scene": r"(?P<scene>(north|south)/\d)/file(?P<band>\d)"}),
+        ("text", {"scene": r"(?P<scene>(north|south)/\d)/file(?P<band>\d)", **TILE}),
+    ],
+)
+def test_scenes_that_a_list_named_take_the_catalog(tmp_path, form, settings):
+    write_listed(tmp_path / "archive", form)
+    url, truth = keep(tmp_path, settings, share=0.8)
+    (tmp_path / "archive").joinpath("list.json" if form == "stac" else "list.txt").unlink()  # the files suffice
+    given = {sample["sample_id"]: sample["pixels"].numpy() for sample in torch_samples(url)}
+    assert given.keys() == truth.keys()
+    assert all(np.array_equal(given[name], truth[name]) for name in truth)
+    (tmp_path / "workspace/catalog").rename(tmp_path / "elsewhere")
+    if form == "text" and settings.get("tile"):  # its name tells its folder
+        assert len(list(torch_samples(url))) == len(truth)
+        return
+    with pytest.raises(AccessError, match="only the catalog knows the files") as error:
+        list(torch_samples(url))
+    assert "\n" not in str(error.value)
 
 
 def test_a_tile_beyond_its_image_is_named(tmp_path):

@@ -66,9 +66,9 @@ def read_scene(
         return
     data = {extension(file.path): folder.read(file.path) for file in shard.files if _is_sidecar(file)}
     members = [
-        Member(_base(file), None, file.size, file.path)
-        for file in [*(band.file for band in scene.bands), *filter(_is_sidecar, shard.files)]
-    ]
+        Member(f"{band.name}.{extension(band.file.path)}" if band.name else _base(band.file), None, *_place(band.file))
+        for band in scene.bands
+    ] + [Member(_base(file), None, *_place(file)) for file in shard.files if _is_sidecar(file)]
     index, rest = 0, None
     try:
         for window, found in _read_windows(folder, scene, chosen, settings.max_pixels):
@@ -103,6 +103,10 @@ class _Broken:
 
 def _base(file: FileInfo) -> str:
     return file.path.rpartition("/")[2]
+
+
+def _place(file: FileInfo) -> tuple[int, str]:
+    return file.size, file.path
 
 
 def _is_sidecar(file: FileInfo) -> bool:

@@ -5,18 +5,18 @@ bands of scenes, and tars whose offsets only a catalog could tell.
 """
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import repeat
 from typing import Any
 
-from curation.archive.names import extension, split_name
+from curation.archive.names import IMAGES, SIDECARS, extension, split_name
 from curation.archive.reader import read_shard
 from curation.archive.sample import Member, RawSample, Rejection, Wanted
-from curation.archive.shards import Shard, shards_of
+from curation.archive.shards import Shard, scene_key, shards_of
 from curation.config import ArchiveConfig
 from curation.errors import AccessError
-from curation.manifests.loaders.kept import Kept, gone, image_key, is_safe, window_of
+from curation.manifests.loaders.kept import LISTED, Kept, gone, image_key, is_safe, window_of
 from curation.storage import FileInfo, Folder
 
 Row = dict[str, Any]
@@ -27,21 +27,39 @@ def is_container(path: str, settings: ArchiveConfig) -> bool:
     return extension(path) in ("parquet", "zarr", "zip") or settings.scene is not None
 
 
-def find_shard(folder: Folder, name: str, settings: ArchiveConfig, known: Iterable[str] = ()) -> Shard | None:
+def find_shard(folder: Folder, name: str, settings: ArchiveConfig) -> Shard | None:
     """The shard of a name, listed anew; ``None`` where its files make no such shard any more.
 
     Args:
         folder: its root's folder.
         name: ``<root>/<path below it>``.
         settings: how the archive was read.
-        known: of a scene that is cut into tiles, its files below the root; without them its folder is listed.
 
     Raises:
         FileNotFoundError: a file of it is not there.
     """
     root, _, path = name.partition("/")
-    files = [file for one in _counterparts(path, settings) for file in _files(folder, one, settings, known)]
+    files = [file for one in _counterparts(path, settings) for file in _files(folder, one, settings)]
     return next((shard for shard in shards_of(root, files, settings) if shard.path == path), None)
+
+
+def is_scene(path: str, key: str, members: Sequence[Member]) -> bool:
+    """Whether a shard is one scene, by a sample's key and its members: files that are not the shard itself."""
+    own = extension(path) not in ("tar", "parquet", "zip", "zarr") and key == scene_key(path)
+    return own and bool(members) and all(member.file for member in members)
+
+
+def _scene(folder: Folder, name: str, members: Sequence[Member], settings: ArchiveConfig, row: Row) -> Shard:
+    """A scene as the catalog knows it: a list may have named files and bands that nothing else tells."""
+    files = tuple(folder.info(member.file or "") for member in members)
+    alone = sum(extension(member.name) in IMAGES for member in members) == 1
+    bands = []
+    for member, file in zip(members, files, strict=True):
+        stem, _, kind = member.name.rpartition(".")
+        whole = alone and member.name == os.path.basename(file.path) and stem not in (settings.bands or ())
+        bands.append(kind.lower() if kind.lower() in SIDECARS else "" if whole else stem)
+    root, _, path = name.partition("/")
+    return Shard(root, path, "scene", files=files, bands=tuple(bands), said={"source_id": row["source_id"]})
 
 
 def _counterparts(path: str, settings: ArchiveConfig) -> list[str]:
@@ -54,17 +72,13 @@ def _counterparts(path: str, settings: ArchiveConfig) -> list[str]:
     return ["/".join([*parts[:at], modality, *parts[at + 1 :]]) for modality in settings.modalities or ()]
 
 
-def _files(folder: Folder, path: str, settings: ArchiveConfig, known: Iterable[str]) -> list[FileInfo]:
+def _files(folder: Folder, path: str, settings: ArchiveConfig) -> list[FileInfo]:
     """The files that a shard is made of, and maybe others beside them."""
     if extension(path) in ("tar", "parquet", "zip"):
         return [folder.info(path)]
     if extension(path) == "zarr":
         return folder.list(path)
-    cut = settings.tile.size is not None  # then a scene is a shard, else their folder is
-    listed = sorted(set(known))
-    if cut and listed:
-        return [folder.info(file) for file in listed]
-    above = cut and settings.scene != "folder"
+    above = settings.tile.size is not None and settings.scene != "folder"  # cut, a scene is a shard, else their folder
     inside = os.path.dirname(path) if above else path
     return folder.list("" if inside == "." else inside)
 
@@ -92,12 +106,14 @@ def read_wanted(
     """
     path = name.partition("/")[2]
     try:
-        files = [member.file for member in known[0] if member.file] if known else []
-        shard = find_shard(folder, name, settings, files)
+        if known and all(is_scene(path, image_key(row), known[0]) for row in kept):
+            shard: Shard | None = _scene(folder, name, known[0], settings, kept[0])
+        else:
+            shard = find_shard(folder, name, settings)
     except FileNotFoundError:
         shard = None
     if shard is None:
-        raise gone(folder, path, kept[0], "the shard is not there")
+        raise gone(folder, path, kept[0], "the shard is not there" + ("" if known else LISTED))
     wanted = [Wanted(image_key(row), _position(row), window_of(row)) for row in kept]
     source = read_shard(folder, shard, settings, wanted)
     for (row, raw), members in zip(_matched(folder, path, kept, source), known or repeat(()), strict=False):

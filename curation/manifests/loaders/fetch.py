@@ -28,8 +28,13 @@ from curation.catalog.store import CatalogStore
 from curation.config import ArchiveConfig
 from curation.errors import AccessError, BadSample, RequestError
 from curation.manifests.access import HEADER, LOCAL, OBJECT_STORE, Store, ranges
+<<<<<<< HEAD
 from curation.manifests.loaders.container import is_container, prefix_of, read_wanted
 from curation.manifests.loaders.kept import Kept, gone, image_key, is_safe, member_key
+=======
+from curation.manifests.loaders.container import is_container, is_scene, prefix_of, read_wanted
+from curation.manifests.loaders.kept import LISTED, Kept, gone, image_key, is_safe
+>>>>>>> e2e
 from curation.manifests.reading import ManifestReader
 from curation.storage import Folder, is_local
 
@@ -106,16 +111,18 @@ class Fetcher:
         folder = self._root(root)
         kept = rows.to_pylist()
         loose = rows["offset"].null_count > 0
-        if loose and is_container(path, self.settings):
-            return iter([partial(read_wanted, folder, name, kept, self.settings, self._members(name, kept) or ())])
+        known = (self._members(name, kept) or ()) if loose else ()
+        if loose and (is_container(path, self.settings) or (known and is_scene(path, image_key(kept[0]), known[0]))):
+            return iter([partial(read_wanted, folder, name, kept, self.settings, known)])
         images = [list(tiles) for _, tiles in itertools.groupby(kept, image_key)]
         if not loose and self.members == "image":
             image = [[Member("", tiles[0]["offset"], tiles[0]["size"])] for tiles in images]
             return _tar_jobs(folder, path, images, image, self.settings)
-        members = self._members(name, [tiles[0] for tiles in images])
         if loose:
-            files = members or _listed(folder, path, images)
+            by_key = {image_key(row): own for row, own in zip(kept, known, strict=False)}
+            files = [by_key[image_key(tiles[0])] for tiles in images] if known else _listed(folder, path, images)
             return _folder_jobs(folder, path, images, files, self.members)
+        members = self._members(name, [tiles[0] for tiles in images])
         if members is None:
             return iter([partial(read_wanted, folder, name, kept, self.settings)])
         return _tar_jobs(folder, path, images, members, self.settings)
@@ -282,7 +289,7 @@ def _folder_jobs(
         size = tiles[0]["size"]
         image = next((m for m in own if extension(m.name) in IMAGES and m.size == size), None)
         if image is None:
-            raise gone(folder, path, tiles[0], f"no image of {size} bytes is there")
+            raise gone(folder, path, tiles[0], f"no image of {size} bytes is there" + ("" if own else LISTED))
         yield partial(_read_files, folder, path, tiles, own if which == "all" else [image], image)
 
 

@@ -8,6 +8,8 @@ from curation.archive.sample import RawSample, Sample, Window
 from curation.errors import AccessError
 from curation.storage import Folder
 
+LISTED = " (of scenes that a list named only the catalog knows the files: read the manifest in its workspace)"
+
 
 @dataclass(slots=True)
 class Kept:
