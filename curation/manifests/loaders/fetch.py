@@ -28,13 +28,8 @@ from curation.catalog.store import CatalogStore
 from curation.config import ArchiveConfig
 from curation.errors import AccessError, BadSample, RequestError
 from curation.manifests.access import HEADER, LOCAL, OBJECT_STORE, Store, ranges
-<<<<<<< HEAD
-from curation.manifests.loaders.container import is_container, prefix_of, read_wanted
-from curation.manifests.loaders.kept import Kept, gone, image_key, is_safe, member_key
-=======
 from curation.manifests.loaders.container import is_container, is_scene, prefix_of, read_wanted
-from curation.manifests.loaders.kept import LISTED, Kept, gone, image_key, is_safe
->>>>>>> e2e
+from curation.manifests.loaders.kept import LISTED, Kept, gone, image_key, is_safe, member_key
 from curation.manifests.reading import ManifestReader
 from curation.storage import Folder, is_local
 
