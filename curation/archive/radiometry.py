@@ -435,8 +435,8 @@ def contradiction(seen: Sequence[Evidence], settings: RadiometryConfig) -> str |
         told = settings.units == "auto" and settings.conflict != "fix"
         if own[0].part.kind == "sentinel1" and told and units - {found.get("units")}:
             return f"its numbers are {', '.join(sorted(map(str, units)))}, the archive's {found.get('units')}"
-        says = _says(own) - {found.get("offset")}
-        if own[0].part.kind == "sentinel2" and settings.offset == "auto" and says:
+        says = _says(own)  # of a bank a class of bright soil is a heap too: one state it must not have at all
+        if own[0].part.kind == "sentinel2" and settings.offset == "auto" and says and found.get("offset") not in says:
             return f"its DN have the offset {says.pop()} by their dark pixels, the archive's {found.get('offset')}"
     return None
 
