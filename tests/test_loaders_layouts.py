@@ -198,6 +198,8 @@ def test_scenes_that_a_list_named_take_the_catalog(tmp_path, form, settings):
     given = {sample["sample_id"]: sample["pixels"].numpy() for sample in torch_samples(url)}
     assert given.keys() == truth.keys()
     assert all(np.array_equal(given[name], truth[name]) for name in truth)
+    manifest = ManifestReader(url)
+    assert list(_check_archive(Fetcher(manifest, "all", {}, None), manifest)) == []
     (tmp_path / "workspace/catalog").rename(tmp_path / "elsewhere")
     if form == "text" and settings.get("tile"):  # its name tells its folder
         assert len(list(torch_samples(url))) == len(truth)
