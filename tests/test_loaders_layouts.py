@@ -1,6 +1,7 @@
 """Tiles, containers, scenes and modalities reach training as the archive has them, decoded or as bytes."""
 
 import io
+import json
 from collections import Counter
 from collections.abc import Callable
 from itertools import islice
@@ -198,6 +199,8 @@ def test_scenes_that_a_list_named_take_the_catalog(tmp_path, form, settings):
     given = {sample["sample_id"]: sample["pixels"].numpy() for sample in torch_samples(url)}
     assert given.keys() == truth.keys()
     assert all(np.array_equal(given[name], truth[name]) for name in truth)
+    manifest = ManifestReader(url)
+    assert list(_check_archive(Fetcher(manifest, "all", {}, None), manifest)) == []
     (tmp_path / "workspace/catalog").rename(tmp_path / "elsewhere")
     if form == "text" and settings.get("tile"):  # its name tells its folder
         assert len(list(torch_samples(url))) == len(truth)
@@ -205,6 +208,17 @@ def test_scenes_that_a_list_named_take_the_catalog(tmp_path, form, settings):
     with pytest.raises(AccessError, match="only the catalog knows the files") as error:
         list(torch_samples(url))
     assert "\n" not in str(error.value)
+
+
+def test_offsets_that_only_a_list_told_apart_are_refused(tmp_path):
+    write_listed(tmp_path / "archive", "stac")
+    url, _ = keep(tmp_path, TILE)
+    header = json.loads((Path(url) / "manifest.json").read_text())
+    found = {"": {"offset": 0, "suspect": {}, "mixed": True}}  # what the audit of such an archive leaves
+    header["content"]["config"]["archive"]["radiometry"] = {"kind": "sentinel2", "found": found}
+    (Path(url) / "manifest.json").write_text(json.dumps(header))
+    with pytest.raises(AccessError, match="which offset its numbers have only the list said"):
+        list(torch_samples(url))
 
 
 def test_a_tile_beyond_its_image_is_named(tmp_path):

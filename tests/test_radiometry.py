@@ -102,6 +102,7 @@ def test_either_state_comes_out_as_the_same_reflectance(offset: int, said: bool)
 def test_two_declared_states_make_one_archive() -> None:
     raws = dark(6, 0, OLD) + dark(6, 1000, NEW)
     config = settle(archive_config(), seen(raws, archive_config()))
+    assert config.radiometry.found is not None and config.radiometry.found[""]["mixed"]  # each sample's own counts
     for item, reflectance in zip(raws, truth(6) * 2, strict=True):
         np.testing.assert_allclose(decode(item, config).pixels, reflectance, atol=1e-6)
 

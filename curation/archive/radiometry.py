@@ -323,7 +323,9 @@ def _audit_dn(seen: Sequence[Evidence], settings: RadiometryConfig) -> _Found:
         return {"offset": offset, "suspect": {}}, table, None, [f"{line}; offset {offset} as told" for line in lines]
     states = set(groups) - {None}
     offset = undeclared if None in groups else states.pop() if len(states) == 1 else None
-    found = {"offset": offset, "suspect": suspect if settings.conflict == "fix" else {}}
+    found: dict[str, Any] = {"offset": offset, "suspect": suspect if settings.conflict == "fix" else {}}
+    if len(groups) > 1:
+        found["mixed"] = True  # what is declared of a sample decides, not the archive's offset
     if lines and settings.conflict == "refuse":
         mend = "give archive.radiometry.offset=0 or -1000 for all, or archive.radiometry.conflict=fix to decide by tile"
         return found, table, f"{lines[0]}; {mend}", []

@@ -92,6 +92,8 @@ def summary(measured: dict[str, Any]) -> str:
     """One line for people."""
     copies, others = measured["copies"], measured["others"]
     found = ", ".join(f"{figures['merged']:,} of {figures['of']:,} {kind}" for kind, figures in copies.items())
+    if not others["any"]["of"]:
+        return f"copies: {found} tiles found again; no two of the tiles show different ground"
     any_two, nearest = (f"{others[kind]['merged']:,} of {others[kind]['of']:,}" for kind in ("any", "nearest"))
     return f"copies: {found} tiles found again; {any_two} pairs of different tiles merged, {nearest} of the most alike"
 

@@ -13,7 +13,7 @@ from typing import Any
 from curation.archive.names import IMAGES, SIDECARS, extension, split_name
 from curation.archive.reader import read_shard
 from curation.archive.sample import Member, RawSample, Rejection, Wanted
-from curation.archive.shards import Shard, scene_key, shards_of
+from curation.archive.shards import Shard, group_scenes, scene_key, shards_of
 from curation.config import ArchiveConfig
 from curation.errors import AccessError
 from curation.manifests.loaders.kept import LISTED, Kept, gone, image_key, is_safe, window_of
@@ -49,8 +49,12 @@ def is_scene(path: str, key: str, members: Sequence[Member]) -> bool:
     return own and bool(members) and all(member.file for member in members)
 
 
-def _scene(folder: Folder, name: str, members: Sequence[Member], settings: ArchiveConfig, row: Row) -> Shard:
-    """A scene as the catalog knows it: a list may have named files and bands that nothing else tells."""
+def _scene(folder: Folder, name: str, members: Sequence[Member], settings: ArchiveConfig) -> Shard:
+    """A scene as the catalog knows it: a list may have named files and bands that nothing else tells.
+
+    Raises:
+        AccessError: what its numbers mean only the list said.
+    """
     files = tuple(folder.info(member.file or "") for member in members)
     alone = sum(extension(member.name) in IMAGES for member in members) == 1
     bands = []
@@ -59,7 +63,19 @@ def _scene(folder: Folder, name: str, members: Sequence[Member], settings: Archi
         whole = alone and member.name == os.path.basename(file.path) and stem not in (settings.bands or ())
         bands.append(kind.lower() if kind.lower() in SIDECARS else "" if whole else stem)
     root, _, path = name.partition("/")
-    return Shard(root, path, "scene", files=files, bands=tuple(bands), said={"source_id": row["source_id"]})
+    if settings.scene is None or path not in group_scenes(files, settings.scene):
+        _check_told(folder, path, settings)
+    return Shard(root, path, "scene", files=files, bands=tuple(bands))
+
+
+def _check_told(folder: Folder, path: str, settings: ArchiveConfig) -> None:
+    """Refuse a scene of which only a list's properties, which are not at hand, said what its numbers mean."""
+    parts = (settings.radiometry.found or {}).values()
+    if settings.radiometry.offset == "auto" and any(part.get("mixed") or part.get("suspect") for part in parts):
+        raise AccessError(
+            f"{folder.public(path)}: which offset its numbers have only the list said, scene by scene, and no manifest "
+            "keeps that: prune the scenes of each processing baseline as an archive of their own"
+        )
 
 
 def _counterparts(path: str, settings: ArchiveConfig) -> list[str]:
@@ -107,7 +123,7 @@ def read_wanted(
     path = name.partition("/")[2]
     try:
         if known and all(is_scene(path, image_key(row), known[0]) for row in kept):
-            shard: Shard | None = _scene(folder, name, known[0], settings, kept[0])
+            shard: Shard | None = _scene(folder, name, known[0], settings)
         else:
             shard = find_shard(folder, name, settings)
     except FileNotFoundError:
