@@ -178,7 +178,7 @@ def join(*keys: Sequence[str]) -> list[RawSample | Rejection]:
     """Modalities of samples without pixels."""
     names = [f"M{i}" for i in range(len(keys))]
 
-    def read(folder: Any, shard: Shard, settings: Any, only: Any) -> Iterator[RawSample]:
+    def read(folder: Any, shard: Shard, settings: Any, only: Any, sieve: Any) -> Iterator[RawSample]:
         for index, key in enumerate(keys[int(shard.path)]):
             yield RawSample(key, index, [Member(key, 0, 1)], {"npy": key.encode()})
 
