@@ -297,7 +297,7 @@ class Folder:
             FileNotFoundError: there is no such file.
             AccessError: as :meth:`read_range`; also if the file is replaced between two requests.
         """
-        spans = _coalesce(ranges, 0 if self.local else GAP if gap is None else gap)
+        spans = coalesce(ranges, 0 if self.local else GAP if gap is None else gap)
 
         def read(span: tuple[int, int]) -> tuple[bytes, str]:
             return self._read_range(path, *span, version)
@@ -607,7 +607,7 @@ class _RandomReader(_RemoteReader):
 
     def readall(self) -> bytes:
         start, self.position = min(self.position, self.file.size), self.file.size
-        return self.fetch(start, self.file.size)
+        return self.get(start, self.file.size)
 
     def get(self, start: int, stop: int) -> bytes:
         for (first, last), data in self.ahead.items():
@@ -645,7 +645,7 @@ def bundled(items: Iterable[T], size: Callable[[T], int]) -> Iterator[list[T]]:
         yield run
 
 
-def _coalesce(ranges: Sequence[tuple[int, int]], gap: int) -> list[tuple[int, int]]:
+def coalesce(ranges: Sequence[tuple[int, int]], gap: int) -> list[tuple[int, int]]:
     """What to fetch for ``ranges``, sorted and disjoint; a span grows to ``CHUNK`` bytes at most by joining."""
     spans: list[tuple[int, int]] = []
     for start, stop in sorted(ranges):

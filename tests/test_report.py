@@ -24,7 +24,7 @@ from curation.catalog.store import CatalogStore, parquet_bytes
 from curation.errors import CurationError
 from curation.manifests.schema import DECISIONS_SCHEMA, DROPPED, KEPT, REASONS
 from curation.report.data import Figures, gather
-from curation.report.page import write_report
+from curation.report.page import WHY, _stages, write_report
 from curation.report.words import duration, percent, size
 from curation.scoring.signature import patch
 from curation.scoring.thumbnail import in_share
@@ -49,6 +49,11 @@ CALIBRATION = {
         "nearest": {"of": 0, "merged": 0, "share": None, "low": 0.0, "high": 1.0},
     },
 }
+AUDIT = [
+    {"modality": "S2", "declared_offset": None, "tiles": 10, "dark_p5": 88.5, "below_1000": 9, "shards": "<old>.tar"},
+    {"modality": "S2", "declared_offset": -1000, "tiles": 30, "dark_p5": 1093.0, "below_1000": 0, "shards": "new.tar"},
+    {"modality": "S1", "units": "db", "tiles": 40, "shards": "radar.tar"},
+]
 LABELS = ("forest", "<b>town</b>", "water", None)
 
 
@@ -222,6 +227,28 @@ def page(workspace: Workspace) -> str:
     return workspace.report()
 
 
+@pytest.fixture(scope="module")
+def rich(workspace: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """The same run with all that a run may have: radar, splits, groups, clouds, a filter."""
+    other = workspace.copy(tmp_path_factory.mktemp("rich") / "run")
+    rows = other.decisions.to_pylist()
+    for i, row in enumerate(rows):
+        row["group"] = ["winter / A&B", "summer / A&B", "? / ?"][i % 3]
+        if row["reason"] == "quota":
+            row["reason"] = ("quota", "cloud", "invalid", "split")[i % 4]
+            row["split"] = "test" if row["reason"] == "split" else None
+    other = replace(other, decisions=pa.Table.from_pylist(rows, DECISIONS_SCHEMA))
+    other.publish_decisions(other.decisions)
+    header = json.loads(other.manifest.read("manifest.json"))
+    content = header["content"]
+    content["config"]["select"] |= {"by": ["season", "country"], "splits": {"test": 0.1}}
+    content |= {"bands": ["VV", "VH"], "speckle_entropy": [5.5, 5.75], "radiometry": "db", "dtype": "float32"}
+    content |= {"selection": {"splits": {"test": 12}}, "counts": {"filtered": 1234, "empty": 5}}
+    other.manifest.publish("manifest.json", json.dumps(header).encode())
+    other.folder.publish("encoders/abc/audit.json", json.dumps(AUDIT).encode())
+    return other
+
+
 # what is counted
 
 
@@ -255,6 +282,35 @@ def test_a_missing_decision_is_no_page(workspace, tmp_path):
     other.publish_decisions(other.decisions.slice(1))
     with pytest.raises(CurationError, match=f"{ALL} samples in the catalog, but {ALL - 1} decisions"):
         other.gather()
+
+
+def test_groups_before_and_after_are_those_of_the_decisions(rich):
+    figures = rich.gather()
+    expected = Counter((row["group"], row["reason"]) for row in rich.rows())
+    found = {
+        (name, reason): int(n)
+        for name, counts in figures.counts.groups.items()
+        for reason, n in zip(REASONS, counts, strict=True)
+        if n
+    }
+    assert found == expected
+
+
+def test_the_page_says_what_else_there_is(rich, page):
+    told = " ".join(re.sub("<[^>]*>", " ", rich.report()).split())
+    for reason in ("cloud", "invalid", "split"):
+        (row,) = [stage for stage in _stages(rich.gather()) if stage["reason"] == reason]
+        assert f"{WHY[reason]} {row['removed']}" in told
+    assert "1,234 samples were never read, as archive.filter lets only others pass" in told
+    assert "5 tiles without a valid pixel were left out" in told
+    assert "test 12 tiles, 3.0 %" in told.replace("\u00a0", " ")
+    assert "Encoder and entropy saw db (float32)" in told
+    assert "S2 – 10 88.5 9 &lt;old&gt;.tar" in told and "S1 db 40 radar.tar" in told
+    assert "speckle alone would report in radar's bands: 5.6 bits (VV 5.5, VH 5.8)" in told
+    assert "speckle alone 5.6" in told  # beside the histogram
+    assert "balances over beside the clusters: season, country" in told and "winter / A&amp;B" in told
+    for absent in ("What the numbers mean", "Splits", "speckle alone", "Groups", "never read"):
+        assert absent not in page
 
 
 # which tiles are shown
@@ -448,8 +504,9 @@ def browser() -> Iterator[Browser]:
 
 @pytest.mark.parametrize("dark", [False, True])
 @pytest.mark.parametrize("width", [1280, 390])
-def test_a_browser_shows_it_whole(workspace, page, browser, width, dark):
-    url = workspace.folder.public("reports/m1/index.html")
+def test_a_browser_shows_it_whole(rich, browser, width, dark):
+    rich.report()
+    url = rich.folder.public("reports/m1/index.html")
     browser.open(url, width, dark=dark)
     browser.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
     assert browser.evaluate("innerWidth") == width

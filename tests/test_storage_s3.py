@@ -24,7 +24,7 @@ from curation.archive.sample import RawSample
 from curation.config import ArchiveConfig, load_config
 from curation.errors import AccessError, RequestError
 from curation.manifests.reading import ManifestReader
-from curation.storage import BLOCK, CHUNK, GAP, IN_FLIGHT, TRIES, Folder, _coalesce, options_for
+from curation.storage import BLOCK, CHUNK, GAP, IN_FLIGHT, TRIES, Folder, coalesce, options_for
 from tests.faulty_proxy import Fault, Seen, Watched, first, watched
 from tests.kept import write_archive, write_header
 from tests.s3 import S3, s3_server
@@ -224,7 +224,7 @@ def test_ranges_that_lie_close_are_one_request(s3: S3, proxy: Watched) -> None:
 @given(st.lists(st.tuples(st.integers(0, 3 * CHUNK), st.integers(0, 2 * GAP)), max_size=40))
 def test_what_is_fetched_holds_what_was_asked_for(pieces: list[tuple[int, int]]) -> None:
     ranges = [(start, start + size) for start, size in pieces]
-    spans = _coalesce(ranges, GAP)
+    spans = coalesce(ranges, GAP)
     assert all(any(a <= start and stop <= b for a, b in spans) for start, stop in ranges)
     assert all(b <= c for (_, b), (c, _) in zip(spans, spans[1:], strict=False))
     assert {edge for span in spans for edge in span} <= {edge for one in ranges for edge in one}

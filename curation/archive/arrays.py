@@ -20,7 +20,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import pairwise
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -34,7 +34,7 @@ from zarr.core.buffer import Buffer, BufferPrototype
 
 from curation.archive.image import bad_image
 from curation.errors import AccessError, BadSample
-from curation.storage import IN_FLIGHT
+from curation.storage import GAP, IN_FLIGHT, coalesce
 
 if TYPE_CHECKING:
     from curation.storage import FileInfo, Folder
@@ -95,6 +95,10 @@ class Files:
     def ahead(self, keys: Iterable[str]) -> None:
         """Fetch files that are read next, where they are far, in the place of those that were fetched before."""
 
+    def spans(self, keys: Iterable[str]) -> list[int]:
+        """The bytes of each request by which an object store would give these files."""
+        return [self.sizes[key] for key in dict.fromkeys(keys) if key in self.sizes]
+
     def read(self, key: str, start: int, stop: int) -> bytes:
         """Some bytes of a file."""
         raise NotImplementedError
@@ -153,6 +157,20 @@ class ZipFiles(Files):
         self.infos = {name.removeprefix(prefix): info for name, info in infos.items() if name.startswith(prefix)}
         self.sizes = {key: info.file_size for key, info in self.infos.items()}
 
+    @cached_property
+    def _ends(self) -> dict[int, int]:
+        """Where what begins at an offset ends: a header, the file, at times more."""
+        return dict(pairwise(sorted({*(info.header_offset for info in self.zip.infolist()), self.zip.start_dir})))
+
+    def ranges(self, keys: Iterable[str]) -> list[tuple[int, int]]:
+        """Where files lie in the zip, with their headers."""
+        starts = dict.fromkeys(self.infos[key].header_offset for key in keys if key in self.infos)
+        return [(start, self._ends[start]) for start in starts if start in self._ends]
+
+    def spans(self, keys: Iterable[str]) -> list[int]:
+        """The bytes of each request by which an object store would give these files."""
+        return [stop - start for start, stop in coalesce(self.ranges(keys), GAP)]
+
     def read(self, key: str, start: int, stop: int) -> bytes:
         """Some bytes of a file."""
         with self.lock, _zip_faults(key), self.zip.open(self.infos[key]) as file:
@@ -169,15 +187,11 @@ class RemoteZipFiles(ZipFiles):
     def __init__(self, folder: Folder, file: FileInfo) -> None:
         super().__init__(folder.open(file, random=True))
         self.folder, self.file = folder, file
-        starts = sorted({*(info.header_offset for info in self.zip.infolist()), self.zip.start_dir})
-        self.ends = dict(pairwise(starts))  # of what lies from there on: a header, the file, at times more
 
     def ahead(self, keys: Iterable[str]) -> None:
         """Fetch files that are read next, near ones together."""
-        starts = dict.fromkeys(self.infos[key].header_offset for key in keys if key in self.infos)
-        ranges = [(start, self.ends[start]) for start in starts if start in self.ends]
         with self.lock:
-            self.zip.fp = self.folder.open(self.file, random=True, ahead=ranges)
+            self.zip.fp = self.folder.open(self.file, random=True, ahead=self.ranges(keys))
 
 
 @contextmanager
@@ -263,7 +277,7 @@ def open_arrays(files: Files) -> dict[str, Array]:
         BadSample: ``UnsafeFile``, an array holds pickles; ``BadImage``, its metadata cannot be read.
     """
     store, found = _Store(files), {}
-    files.ahead(key for key in files.sizes if key.rpartition("/")[2] in (*METADATA, ".zattrs"))
+    files.ahead(metadata_keys(files))
     for key in sorted(files.sizes):
         name, _, base = key.rpartition("/")
         if base not in (".zarray", "zarr.json"):
@@ -282,6 +296,11 @@ def open_arrays(files: Files) -> dict[str, Array]:
                 continue  # a coordinate that is not needed
             raise bad_image(f"zarr: {name or 'the array'}: {' '.join(str(error).split())[:200]}") from error
     return found
+
+
+def metadata_keys(files: Files) -> list[str]:
+    """The files that say what the arrays of a store are."""
+    return [key for key in files.sizes if key.rpartition("/")[2] in (*METADATA, ".zattrs")]
 
 
 def _from_zarr(name: str, array: Any, files: Files) -> Array:

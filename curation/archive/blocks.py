@@ -24,6 +24,7 @@ from curation.archive.lists import CHECKSUM
 from curation.archive.sample import Image
 from curation.archive.tiff import Layout, Page, check_tiles, full_pages, read_layout, read_legend, read_pages
 from curation.errors import CurationError
+from curation.storage import coalesce
 
 if TYPE_CHECKING:
     from curation.archive.place import Georeference
@@ -129,6 +130,13 @@ class BlockFile:
         data = iter(_read(self.folder, self.file, ranges))
         for layer in self.layers:
             layer.take(data)
+
+    def skip(self) -> list[Range]:
+        """What :meth:`fetch` would ask for; it is not asked for any more."""
+        ranges = [(start, stop) for layer in self.layers for _, _, start, stop in layer.todo]
+        for layer in self.layers:
+            layer.todo = []
+        return coalesce(ranges, GAP)
 
     def part(self, rows: Range, columns: Range, into: NDArray[Any] | None = None) -> Image | Fault:
         """A part that was planned and fetched; or why it cannot be read.

@@ -38,7 +38,11 @@ def read_joined(
         AccessError: a part vanished or gave fewer bytes than the listing said.
     """
     streams = [
-        _Stream(modality, part, readers[part.format](folder, part, _own(settings, modality), _asked(only, first), None))
+        _Stream(
+            modality,
+            part,
+            readers[part.format](folder, part, own_settings(settings, modality), _asked(only, first), None),
+        )
         for first, (modality, part) in zip(_firsts(), shard.parts, strict=False)
     ]
     for index, item in enumerate(_Join(streams).read()):
@@ -51,7 +55,7 @@ def _firsts() -> Iterator[bool]:
         yield False
 
 
-def _own(settings: ArchiveConfig, modality: str) -> ArchiveConfig:
+def own_settings(settings: ArchiveConfig, modality: str) -> ArchiveConfig:
     """The settings of a part: its own members, without the modality before them."""
     if settings.members is None:
         return settings

@@ -20,10 +20,10 @@ import pyarrow.parquet as pq
 from curation.archive.clouds import is_mask
 from curation.archive.decode import looks_like_image
 from curation.archive.names import is_preview
-from curation.archive.sample import Member, RawSample, Rejection, Wanted
+from curation.archive.sample import Effort, Member, RawSample, Rejection, Wanted
 from curation.archive.sidecar import NESTED
-from curation.errors import AccessError
-from curation.storage import bundled
+from curation.errors import AccessError, BadSample
+from curation.storage import BLOCK, GAP, bundled, coalesce
 
 if TYPE_CHECKING:
     from curation.archive.shards import Shard
@@ -75,6 +75,38 @@ def read_parquet(
         groups = _allowed(file, columns, sieve)
     for run in file.together(groups, columns.every):
         yield from rows.read(*run)
+
+
+def survey_parquet(folder: Folder, shard: Shard, settings: ArchiveConfig) -> Effort:
+    """What reading a file takes: its footer, a look at what its columns hold, and the chunks of those that are read.
+
+    Raises:
+        BadSample: it makes no samples.
+    """
+    try:
+        file = _File(folder, shard)
+        columns = _choose(file.plain, settings)
+    except _FAULTS as error:
+        raise BadSample("read", "DamagedShard", _damage(error)) from error
+    if isinstance(columns, str):
+        raise BadSample("read", "WrongSchema", columns)
+    runs = file.runs(((group, None) for group in range(len(file.starts))), columns.every)
+    spans = [span for _, ranges in runs for span in coalesce(ranges, GAP)]
+    if settings.members is None:
+        _, looked = next(file.runs([(0, None)], columns.images), (None, []))
+        spans += _looked_at([(start, min(stop, start + _BUFFER)) for start, stop in looked], file.listed.size - BLOCK)
+    spans.append((0, min(BLOCK, file.listed.size)))
+    if file.metadata.serialized_size + 8 > BLOCK:
+        spans.append((0, file.metadata.serialized_size))
+    return Effort(file.rows, sum(stop - start for start, stop in spans), len(spans) + 1)
+
+
+def _looked_at(ranges: Sequence[tuple[int, int]], tail: int) -> list[tuple[int, int]]:
+    """What is fetched where ranges are read one by one: short ones by blocks, but not the end, which has come."""
+    long = [(start, stop) for start, stop in ranges if stop - start >= BLOCK]
+    short = [range(start // BLOCK, -(-stop // BLOCK)) for start, stop in ranges if stop - start < BLOCK]
+    blocks = sorted({block * BLOCK for one in short for block in one if block * BLOCK < tail})
+    return long + [(start, min(start + BLOCK, tail)) for start in blocks]
 
 
 # what pyarrow raises on damaged files; of the disk's own errors an OSError has a number
@@ -140,13 +172,19 @@ class _File:
             for group, more in groups:
                 yield self.plain, group, more
             return
-        leaves = [i for i in range(self.metadata.num_columns) if self._is_of(i, columns)]
-        for run in bundled(groups, lambda item: sum(stop - start for start, stop in self._chunks(item[0], leaves))):
-            ranges = [chunk for group, _ in run for chunk in self._chunks(group, leaves)]
+        for run, ranges in self.runs(groups, columns):
             source = self.folder.open(self.listed, random=True, ahead=ranges)
             file = pq.ParquetFile(source, metadata=self.metadata, pre_buffer=False)
             for group, more in run:
                 yield file, group, more
+
+    def runs(
+        self, groups: Iterable[tuple[int, T]], columns: Sequence[str]
+    ) -> Iterator[tuple[list[tuple[int, T]], list[tuple[int, int]]]]:
+        """Row groups that are fetched together, and where their pages of these columns lie."""
+        leaves = [i for i in range(self.metadata.num_columns) if self._is_of(i, columns)]
+        for run in bundled(groups, lambda item: sum(stop - start for start, stop in self._chunks(item[0], leaves))):
+            yield run, [chunk for group, _ in run for chunk in self._chunks(group, leaves)]
 
     def _is_of(self, leaf: int, columns: Sequence[str]) -> bool:
         return self.metadata.schema.column(leaf).path.partition(".")[0] in {name.partition(".")[0] for name in columns}

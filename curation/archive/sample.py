@@ -170,3 +170,19 @@ class Sample:
     incidence_angle: float | None = None
     radiometry: str = "unknown"
     hints: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """What reading a shard takes.
+
+    Attributes:
+        samples: how many it has; ``None`` where its headers do not tell.
+        bytes, requests: what is asked of an object store.
+        cut: whether ``samples`` are tiles already, where images are cut.
+    """
+
+    samples: int | None
+    bytes: int
+    requests: int
+    cut: bool = False

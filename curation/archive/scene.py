@@ -8,20 +8,22 @@ decoded whole, and then cut.
 
 from __future__ import annotations
 
+import io
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import PIL.Image
 from numpy.typing import NDArray
 
-from curation.archive.blocks import BlockFile, Fault, Range, open_blocks
+from curation.archive.blocks import PIECE, BlockFile, Fault, Range, open_blocks
 from curation.archive.decode import decode_file, names_in, valid_pixels
 from curation.archive.grid import Span, resample_part, same_ground
 from curation.archive.names import SIDECARS, extension, is_categorical, is_text, printable
-from curation.archive.sample import Image, Member, RawSample, Rejection, Wanted, Window
+from curation.archive.sample import Effort, Image, Member, RawSample, Rejection, Wanted, Window
 from curation.archive.shards import Shard, scene_key
 from curation.archive.tiling import windows
 from curation.errors import AccessError, BadSample
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
     from curation.archive.tables import Sieve
     from curation.config import ArchiveConfig
     from curation.storage import FileInfo, Folder
+
+HEAD = 1 << 16  # bytes of an image's beginning that tell its size
 
 
 def read_scene(
@@ -59,7 +63,7 @@ def read_scene(
     if sieve is not None and not sieve.allowed([key], [shard.said])[0]:
         return
     try:
-        scene = _open_scene(folder, shard, settings)
+        scene = _open_scene(folder, shard, settings, _decode_whole)
         chosen = scene.windows(settings, only)
     except BadSample as error:
         yield Rejection(key, 0, "read", error.kind, error.message)
@@ -86,6 +90,25 @@ def read_scene(
         rest = error.kind, error.message
     if rest:
         yield Rejection(key, index, "read", *rest)
+
+
+def survey_scene(folder: Folder, shard: Shard, settings: ArchiveConfig) -> Effort:
+    """What reading a scene takes: its header, and the blocks that its tiles touch.
+
+    Raises:
+        BadSample: it makes no sample.
+    """
+    scene = _open_scene(folder, shard, settings, _measure_whole)
+    chosen = scene.windows(settings, None)
+    by_blocks = [band.raster for band in scene.bands if isinstance(band.raster, BlockFile)]
+    spans = [
+        span for _ in _planned(scene, chosen, settings.max_pixels) for raster in by_blocks for span in raster.skip()
+    ]
+    whole = [band.file.size for band in scene.bands if isinstance(band.raster, WholeFile)]
+    whole += [min(band.file.size, PIECE) for band in scene.bands]  # what tells that it is a TIFF, or none
+    whole += [file.size for file in shard.files if _is_sidecar(file)]
+    size = sum(stop - start for start, stop in spans) + sum(whole)
+    return Effort(len(chosen), size, len(spans) + len(whole) + len(shard.files), True)
 
 
 @dataclass(slots=True)
@@ -143,6 +166,9 @@ class WholeFile:
         )
 
 
+Opener = Callable[["Folder", "FileInfo", "ArchiveConfig"], WholeFile]
+
+
 @dataclass(slots=True, eq=False)
 class _Band:
     """One file of a scene."""
@@ -176,7 +202,12 @@ class _Scene:
         return sorted(wanted, key=lambda w: (w.row, w.column))
 
 
-def _open_scene(folder: Folder, shard: Shard, settings: ArchiveConfig) -> _Scene:
+def _open_scene(folder: Folder, shard: Shard, settings: ArchiveConfig, whole: Opener) -> _Scene:
+    """Open the files of a scene, those that are not read by blocks by ``whole``.
+
+    Raises:
+        BadSample: they make no sample.
+    """
     pairs = [(name, file) for name, file in zip(shard.bands, shard.files, strict=True) if not _is_sidecar(file)]
     chosen = _chosen(pairs, settings)
     gone = next((file for _, file in chosen if file.size < 0), None)
@@ -184,13 +215,13 @@ def _open_scene(folder: Folder, shard: Shard, settings: ArchiveConfig) -> _Scene
         raise BadSample("read", "MissingAsset", f"{folder.public(gone.path)} is listed but not there")
     if not chosen:
         raise BadSample("read", "NoImage", "it has no asset that holds pixels")
-    bands = [_open_band(folder, name, file, settings) for name, file in chosen]
+    bands = [_open_band(folder, name, file, settings, whole) for name, file in chosen]
     grid = _grid(bands, settings.grid)
     if grid is None:
         found = next(((n, f) for n, f in pairs if settings.grid in (n, f"{n}.{extension(f.path)}")), None)
         if found is None or found[1].size < 0:
             raise BadSample("read", "WrongBands", f"it has no band {settings.grid} (archive.grid)")
-        grid = _open_band(folder, *found, settings)
+        grid = _open_band(folder, *found, settings, whole)
     for band in bands:
         if not same_ground(band.raster.shape, band.raster.place, grid.raster.shape, grid.raster.place):
             raise BadSample("read", "BandMismatch", _mismatch(band, grid))
@@ -236,7 +267,25 @@ def _check_bands(bands: Sequence[_Band], wanted: Sequence[str]) -> None:
         raise BadSample("read", "WrongBands", f"it has no band {missing[0]}; it has {', '.join(have)}"[:200])
 
 
-def _open_band(folder: Folder, name: str, file: FileInfo, settings: ArchiveConfig) -> _Band:
+def _decode_whole(folder: Folder, file: FileInfo, settings: ArchiveConfig) -> WholeFile:
+    data = folder.read(file.path)
+    if len(data) != file.size:
+        text = f"{len(data)} bytes came where the listing said {file.size}"
+        raise AccessError(f"{folder.public(file.path)}: {text}")
+    return WholeFile(decode_file(_base(file), data, settings))
+
+
+def _measure_whole(folder: Folder, file: FileInfo, settings: ArchiveConfig) -> WholeFile:
+    """An image of the right size, by its header where that tells, without pixels."""
+    try:
+        with PIL.Image.open(io.BytesIO(folder.read_range(file.path, 0, min(file.size, HEAD)))) as image:
+            width, height = image.size
+    except (OSError, ValueError, PIL.Image.DecompressionBombError):
+        return _decode_whole(folder, file, settings)
+    return WholeFile(Image(np.broadcast_to(np.uint8(0), (1, height, width)), ("",)))
+
+
+def _open_band(folder: Folder, name: str, file: FileInfo, settings: ArchiveConfig, whole: Opener) -> _Band:
     """Open a file.
 
     Raises:
@@ -244,13 +293,7 @@ def _open_band(folder: Folder, name: str, file: FileInfo, settings: ArchiveConfi
     """
     base = _base(file)
     try:
-        raster: BlockFile | WholeFile | None = open_blocks(folder, file, settings.max_pixels)
-        if raster is None:
-            data = folder.read(file.path)
-            if len(data) != file.size:
-                text = f"{len(data)} bytes came where the listing said {file.size}"
-                raise AccessError(f"{folder.public(file.path)}: {text}")
-            raster = WholeFile(decode_file(base, data, settings))
+        raster = open_blocks(folder, file, settings.max_pixels) or whole(folder, file, settings)
     except BadSample as error:
         message = error.message if error.message.startswith(base) else f"{base}: {error.message}"
         raise BadSample("read", error.kind, message) from error
@@ -282,14 +325,20 @@ def _read_windows(
     folder: Folder, scene: _Scene, chosen: Sequence[Window], max_pixels: int
 ) -> Iterator[tuple[Window, dict[str, Image] | _Broken]]:
     """Each window with its images; those of one row are fetched and decoded together."""
+    for group in _planned(scene, chosen, max_pixels):
+        _fetch(folder, scene.bands)
+        for window in group:
+            yield window, _cut(scene, window)
+
+
+def _planned(scene: _Scene, chosen: Sequence[Window], max_pixels: int) -> Iterator[list[Window]]:
+    """The windows of a row, of which all files have planned what to fetch."""
     for _, row in itertools.groupby(chosen, key=lambda w: w.row):
         group = list(row)
         for band in scene.bands:
             parts = [_source(band, scene, window) for window in group]
             band.raster.plan((parts[0][0][0], max(rows[1] for rows, _ in parts)), [c for _, c in parts], max_pixels)
-        _fetch(folder, scene.bands)
-        for window in group:
-            yield window, _cut(scene, window)
+        yield group
 
 
 def _fetch(folder: Folder, bands: Sequence[_Band]) -> None:

@@ -26,16 +26,17 @@ from curation.archive.arrays import (
     RemoteZipFiles,
     Selection,
     ZipFiles,
+    metadata_keys,
     open_arrays,
     unzip_arrays,
 )
 from curation.archive.clouds import is_mask
 from curation.archive.image import bad_image, check_pixels, numbered
 from curation.archive.place import Georeference, named_crs
-from curation.archive.sample import Image, Member, RawSample, Rejection, Wanted, Window
+from curation.archive.sample import Effort, Image, Member, RawSample, Rejection, Wanted, Window
 from curation.archive.tiling import windows
 from curation.errors import AccessError, BadSample
-from curation.storage import AHEAD, bundled
+from curation.storage import AHEAD, BLOCK, bundled
 
 if TYPE_CHECKING:
     from curation.archive.shards import Shard
@@ -164,11 +165,17 @@ class Layout:
 
     def fetch_small(self, files: Files) -> None:
         """Read the small arrays at once, where each alone would be a request."""
-        plain = self.arrays.keys() - self.pixels.keys() - self.masks.keys()
-        small = sorted(name for name in plain if math.prod(self.arrays[name].shape) <= SMALL)
-        files.ahead(key for name in small for key in self.arrays[name].keys(self.arrays[name].everything))
-        for name in small:
+        files.ahead(self.small_keys())
+        for name in self._small():
             self._coordinates[name] = self._read(name)
+
+    def small_keys(self) -> list[str]:
+        """The files of the small arrays."""
+        return [key for name in self._small() for key in self.arrays[name].keys(self.arrays[name].everything)]
+
+    def _small(self) -> list[str]:
+        plain = self.arrays.keys() - self.pixels.keys() - self.masks.keys()
+        return sorted(name for name in plain if math.prod(self.arrays[name].shape) <= SMALL)
 
     # of one sample
 
@@ -502,6 +509,25 @@ def read_zarr(
         yield replace(item, index=index)
 
 
+def survey_zarr(folder: Folder, shard: Shard, settings: ArchiveConfig) -> Effort:
+    """What reading a store or a zip takes: its metadata, its coordinates, and each chunk of its images and masks.
+
+    Raises:
+        BadSample: it makes no samples.
+    """
+    files = _files(folder, shard)
+    layout = Layout(open_arrays(files), settings.members, _stem(shard.path))
+    first, size = next(iter(layout.pixels.values())), settings.tile.size
+    spans = [*files.spans(metadata_keys(files)), *files.spans(layout.small_keys())]
+    for keys in _Reader(layout, files, settings, None, None).fetched():
+        spans += files.spans(keys)
+    if isinstance(files, ZipFiles):
+        spans.append(min(BLOCK, shard.size))  # its directory
+    count = math.prod(layout.samples)
+    cut = 1 if size is None else sum(1 for _ in windows(*first.size, size, settings.tile.stride or size))
+    return Effort(count * cut, sum(spans), len(spans) + 1, True)
+
+
 def _files(folder: Folder, shard: Shard) -> Files:
     if shard.file is None:
         return FolderFiles(folder, shard.path, shard.files)
@@ -566,9 +592,24 @@ class _Reader:
             )
         ]
 
+    def fetched(self) -> Iterator[list[str]]:
+        """The files that a far store is asked for together."""
+        first = next(iter(self.layout.pixels.values()))
+        step, (height, _) = first.array.chunks[first.axes.y], first.size
+        if self._in_strips(first):
+            for block, _ in self._blocks(first):
+                for top in range(0, height, step):
+                    yield self.chunks(block, slice(top, min(top + step, height)))
+            return
+        for run in bundled(self._blocks(first), self._bytes):
+            yield [key for block, _ in run for key in self.chunks(block)]
+
+    def _bytes(self, item: tuple[Block, list[tuple[int, ...]]]) -> int:
+        return sum(self.files.sizes.get(key, 0) for key in self.chunks(item[0]))
+
     def _size(self, item: tuple[Block, list[tuple[int, ...]]]) -> int:
         """Bytes to fetch for a block; of what is near, a block is enough at once."""
-        return sum(self.files.sizes.get(key, 0) for key in self.chunks(item[0])) if self.files.far else AHEAD
+        return self._bytes(item) if self.files.far else AHEAD
 
     def _blocks(self, first: _Pixels) -> Iterator[tuple[Block, list[tuple[int, ...]]]]:
         """The samples that lie in the same chunks, and which of them are wanted."""

@@ -206,6 +206,14 @@ def load_artefact(config: Config, workspace: Folder) -> Artefact:
     return Artefact.from_bytes(workspace.read(_path(config)))
 
 
+def load_audit(workspace: Folder, catalog_id: str) -> list[dict[str, Any]]:
+    """The table of what the numbers of fitted tiles were found to be; empty where nothing was to be told."""
+    try:
+        return list(json.loads(workspace.read(f"encoders/{catalog_id}/{AUDIT}")))
+    except FileNotFoundError:
+        return []
+
+
 def _read_fitted(config: Config, folder: Folder) -> dict[str, bytes]:
     """What a workspace has of the files that a fit makes."""
     found = {}

@@ -20,8 +20,9 @@ from curation.archive.decode import conform, decode
 from curation.archive.listing import Root
 from curation.archive.radiometry import audit, evidence
 from curation.archive.reader import read_shard
-from curation.archive.sample import RawSample, Sample
+from curation.archive.sample import Effort, RawSample, Sample
 from curation.archive.shards import Shard
+from curation.archive.survey import survey
 from curation.archive.tables import TableFilter
 from curation.archive.tiling import tiles
 from curation.catalog.artefact import (
@@ -41,9 +42,10 @@ from curation.encoders.base import build_encoder, fit_artefact
 from curation.errors import BadSample, RequestError
 from curation.manifests.access import HEADER, LOCAL, OBJECT_STORE, plan_reads
 from curation.runtime import limit_threads, start_ray
-from curation.storage import CHUNK, Folder
+from curation.storage import Folder
 
 PROBE = 128  # samples
+SURVEYED = 32  # shards of a format whose headers are read
 ROW_BYTES = 1500  # of a catalog row besides its embedding: measured on 64 px tiles with a tenth of thumbnails
 
 
@@ -77,12 +79,10 @@ def plan(config: Config, roots: Sequence[Root], pilot: int, filter: TableFilter 
     if pilot:
         probe, cores, gpus = _pilot(config, roots, pilot, probe, filter)
     done = _done(config)
-    todo = [shard for _, shard in listed if shard.name not in done]
-    todo_bytes = sum(shard.size for shard in todo)
-    samples = round(total / probe.bytes_per_sample)
-    todo_samples = todo_bytes / probe.bytes_per_sample
+    todo = [(root, shard) for root, shard in listed if shard.name not in done]
+    samples, _, _ = _expected(config, listed, probe)
+    todo_samples, todo_bytes, requests = _expected(config, todo, probe)
     hours = None if probe.seconds_per_sample is None else todo_samples * probe.seconds_per_sample / cores / 3600
-    requests = sum(-(-shard.size // CHUNK) + 2 for shard in todo)
     written = int(todo_samples * (2 * probe.dim + ROW_BYTES))
     prices = config.plan
     cost = {
@@ -94,10 +94,10 @@ def plan(config: Config, roots: Sequence[Root], pilot: int, filter: TableFilter 
         "shards": len(listed),
         "shards_to_encode": len(todo),
         "bytes": total,
-        "bytes_to_read": todo_bytes,
+        "bytes_to_read": round(todo_bytes),
         "bytes_to_write": written,
-        "requests": requests,
-        "samples_expected": samples,
+        "requests": round(requests),
+        "samples_expected": round(samples),
         "hours": hours,
         "cores": cores,
         "gpus": gpus,
@@ -143,6 +143,32 @@ def _probe(config: Config, roots: Sequence[Root]) -> Probe:
     seconds = (time.perf_counter() - start) / len(rows)
     measured = f"{len(rows)} samples of {shard.name} on one core of this machine, no GPU"
     return Probe(size / each, seconds, encoder.dim, measured, each)
+
+
+def _expected(config: Config, listed: Sequence[tuple[Root, Shard]], probe: Probe) -> tuple[float, float, float]:
+    """Samples, bytes to read and requests, by the headers of some shards of each format."""
+    kinds: dict[str, list[tuple[Root, Shard]]] = {}
+    for root, shard in listed:
+        kinds.setdefault(shard.format, []).append((root, shard))
+    total = np.zeros(3)
+    for kind, shards in kinds.items():
+        some = sorted(shards, key=lambda item: _hash(item[1].name))[:SURVEYED]
+        found = np.sum(
+            [_taken(survey(root.folder, shard, config.archive), shard, probe) for root, shard in some], axis=0
+        )
+        if kind == "scene":  # of like size on the ground, however well they compress
+            scale = len(shards) / len(some)
+        else:
+            scale = sum(shard.size for _, shard in shards) / max(1, sum(shard.size for _, shard in some))
+        total += scale * found
+    samples, size, requests = total.tolist()
+    return samples, size, requests
+
+
+def _taken(effort: Effort, shard: Shard, probe: Probe) -> tuple[float, float, float]:
+    if effort.samples is None:
+        return shard.size / probe.bytes_per_sample, effort.bytes, effort.requests
+    return effort.samples * (1 if effort.cut else probe.tiles), effort.bytes, effort.requests
 
 
 def _bytes(raw: RawSample) -> int:

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 import ray
 from numpy.typing import NDArray
 
+from curation.catalog.artefact import load_audit
 from curation.catalog.calibration import load_calibration
 from curation.catalog.store import CatalogStore, chunks
 from curation.errors import CurationError
@@ -55,6 +56,7 @@ class Counts:
         entropy: (bins, reasons), of the samples that have an entropy.
         threshold: of the entropy stage, bits; the highest, if there should be several.
         labels: label -> (reasons,); ``None`` for the samples without one.
+        groups: values of select.by -> (reasons,).
         rare: (reasons,), of the labels beyond ``LABELS``.
         copies: representative's sample_id -> duplicates dropped for it; large groups, and any.
     """
@@ -63,6 +65,7 @@ class Counts:
     entropy: Ints = field(default_factory=lambda: np.zeros((BINS, len(REASONS)), np.int64))
     threshold: float | None = None
     labels: dict[str | None, Ints] = field(default_factory=dict)
+    groups: dict[str, Ints] = field(default_factory=dict)
     rare: Ints = field(default_factory=lambda: np.zeros(len(REASONS), np.int64))
     copies: Counter[str] = field(default_factory=Counter)
 
@@ -127,6 +130,7 @@ class Figures:
         points: tiles of the map, without previews; ``places``: (n, 2), their first two principal components;
         ``explained``: those components' share of the variance.
         calibration: how well copies are told on this archive, if it was measured.
+        audit: rows of what its numbers were found to be, if that was asked.
     """
 
     header: dict[str, Any]
@@ -141,6 +145,7 @@ class Figures:
     places: Floats
     explained: float
     calibration: dict[str, Any] | None
+    audit: list[dict[str, Any]]
 
 
 def gather(store: CatalogStore, shards: Sequence[str], clusters: Folder, manifest: Folder) -> Figures:
@@ -191,6 +196,7 @@ def gather(store: CatalogStore, shards: Sequence[str], clusters: Folder, manifes
         places=places,
         explained=explained,
         calibration=load_calibration(store.workspace, store.catalog_id),
+        audit=load_audit(store.workspace, store.catalog_id),
     )
 
 
@@ -221,7 +227,7 @@ def _count(manifest: Folder, part: str, store: CatalogStore, clusters: int) -> C
     """Count one part's decisions."""
     counts = Counts(np.zeros((clusters + 1, len(REASONS)), np.int64))
     labels = _Labels(store)
-    columns = ["shard", "index", "reason", "cluster", "entropy", "threshold", "duplicate_of"]
+    columns = ["shard", "index", "reason", "cluster", "entropy", "threshold", "duplicate_of", "group"]
     for batch in _batches(manifest, part, columns):
         reason = _reasons(batch["reason"])
         cluster = np.asarray(batch["cluster"].fill_null(clusters)).astype(np.int64)
@@ -234,6 +240,9 @@ def _count(manifest: Folder, part: str, store: CatalogStore, clusters: int) -> C
             counts.threshold = _highest(counts.threshold, pc.max(cut).as_py())
         for label, row in labels.count(batch, reason):
             counts.labels[label] = counts.labels.get(label, 0) + row
+        for name, row in _by_value(batch["group"], reason):
+            if name is not None:
+                counts.groups[name] = counts.groups.get(name, 0) + row
         copies = pc.value_counts(batch["duplicate_of"].filter(pa.array(reason == REASON["duplicate"])).drop_null())
         counts.copies.update(dict(zip(copies.field(0).to_pylist(), copies.field(1).to_pylist(), strict=True)))
     return _bounded(counts)
@@ -248,6 +257,8 @@ def _merge_counts(*several: Counts) -> Counts:
         rare=np.sum([one.rare for one in several], axis=0),
     )
     for one in several:
+        for name, row in one.groups.items():
+            total.groups[name] = total.groups.get(name, 0) + row
         total.threshold = _highest(total.threshold, one.threshold)
         total.copies.update(one.copies)
         if one is not first:
@@ -293,6 +304,15 @@ def _table(rows: Ints, reason: Ints, n: int) -> Ints:
     return np.bincount(rows * width + reason, minlength=n * width).reshape(n, width).astype(np.int64)
 
 
+def _by_value(column: pa.Array, reason: Ints) -> Iterator[tuple[str | None, Ints]]:
+    """Each value of a column of text, null too, with its counts (reasons,)."""
+    encoded = column.dictionary_encode()
+    names = [*encoded.dictionary.to_pylist(), None]
+    codes = np.asarray(encoded.indices.fill_null(len(names) - 1)).astype(np.int64)
+    table = _table(codes, reason, len(names))
+    yield from ((name, row) for name, row in zip(names, table, strict=True) if row.any())
+
+
 def entropy_bins(entropy: Floats) -> Ints:
     """The histogram's bin of each entropy in bits."""
     return np.clip((entropy * (BINS / BITS)).astype(np.int64), 0, BINS - 1)
@@ -310,11 +330,7 @@ class _Labels:
         runs = pc.run_end_encode(batch["shard"], pa.int64())
         start = 0
         for shard, stop in zip(runs.values.to_pylist(), runs.run_ends.to_pylist(), strict=True):
-            labels = self._labels(shard, np.asarray(batch["index"][start:stop])).dictionary_encode()
-            names = [*labels.dictionary.to_pylist(), None]
-            codes = np.asarray(labels.indices.fill_null(len(names) - 1)).astype(np.int64)
-            table = _table(codes, reason[start:stop], len(names))
-            yield from ((name, row) for name, row in zip(names, table, strict=True) if row.any())
+            yield from _by_value(self._labels(shard, np.asarray(batch["index"][start:stop])), reason[start:stop])
             start = stop
 
     def _labels(self, shard: str, index: Ints) -> pa.Array:

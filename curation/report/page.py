@@ -100,6 +100,7 @@ def _context(name: str, figures: Figures, reads: Mapping[str, Any] | None) -> di
     gallery = Gallery()
     labels, scenes = _labels(figures), _scenes(figures)
     balances = [balance for balance in (labels, scenes) if balance]
+    groups = _balance("group", figures.counts.groups, None)
     return {
         "name": name,
         "read": read,
@@ -116,7 +117,11 @@ def _context(name: str, figures: Figures, reads: Mapping[str, Any] | None) -> di
         "warnings": warnings(figures, balances),
         "stages": _stages(figures),
         "entropy": _entropy(figures, gallery),
-        "balances": balances,
+        "balances": balances + ([groups] if groups else []),
+        "by": ", ".join(content["config"]["select"].get("by", [])),
+        "splits": content.get("selection", {}).get("splits", {}),
+        "passed": {name: content.get("counts", {}).get(name, 0) for name in ("filtered", "empty")},
+        "numbers": _numbers(figures),
         "copies": _copies(figures),
         "groups": _groups(figures, gallery),
         "mosaics": _mosaics(figures, gallery),
@@ -251,6 +256,7 @@ def _entropy(figures: Figures, gallery: Gallery) -> dict[str, Any] | None:
         "threshold": threshold,
         "threshold_at": None if threshold is None else (threshold - low) / (high - low),
         "means": _means(figures),
+        "speckle": _speckle(figures, low, high),
         "below": gallery(reversed(figures.tiles.get(("below", 0), [])), "entropy"),
         "above": gallery(figures.tiles.get(("above", 0), []), "entropy") if threshold is not None else [],
         "steps": gallery(
@@ -258,6 +264,21 @@ def _entropy(figures: Figures, gallery: Gallery) -> dict[str, Any] | None:
         ),
         "totals": {kind: int(counts.sum()) for kind, counts in stacks.items()},
     }
+
+
+def _speckle(figures: Figures, low: float, high: float) -> dict[str, Any] | None:
+    """The entropy that speckle alone would have in radar's bands, and where it lies between ``low`` and ``high`` bits.
+
+    It has no place where other bands count too.
+    """
+    content = figures.header["content"]
+    told = content.get("speckle_entropy") or []
+    bands = {name: bits for name, bits in zip(content.get("bands", []), told, strict=False) if bits is not None}
+    if not bands:
+        return None
+    mean = float(np.mean(list(bands.values())))
+    alone = len(bands) == len(told) and low <= mean <= high
+    return {"mean": mean, "bands": bands, "at": (mean - low) / (high - low) if alone else None}
 
 
 def _stacked(stacks: dict[str, Ints]) -> list[tuple[str, int, float, float]]:
@@ -286,7 +307,22 @@ def _means(figures: Figures) -> dict[str, float]:
     }
 
 
-# balance of classes and scenes
+# what the numbers mean
+
+
+def _numbers(figures: Figures) -> dict[str, Any] | None:
+    """The state of the numbers, and what the fitted tiles told of it: rows of the same columns together."""
+    state = figures.header["content"].get("radiometry") or "unknown"
+    if state == "unknown" and not figures.audit:
+        return None
+    tables: dict[tuple[str, ...], list[list[Any]]] = {}
+    for row in figures.audit:
+        shown = {name: value for name, value in row.items() if value != "" or name != "modality"}
+        tables.setdefault(tuple(shown), []).append(["–" if value is None else value for value in shown.values()])
+    return {"state": state, "dtype": figures.header["content"].get("dtype"), "tables": tables}
+
+
+# balance of classes, scenes and groups
 
 
 @dataclass(frozen=True)
@@ -309,7 +345,7 @@ class Balance:
     entropy (exp H; Hill 1973), before and after.
     """
 
-    kind: str  # "class" or "scene"
+    kind: str  # "class", "scene" or "group"
     rows: list[Row]
     effective: tuple[float, float]
     unnamed: Row | None
@@ -317,8 +353,12 @@ class Balance:
 
     def noun(self, n: int) -> str:
         """``1 class``, ``2 scenes``."""
-        plural = {"class": "classes", "scene": "scenes"}[self.kind]
-        return f"{n} {self.kind if n == 1 else plural}"
+        return f"{n} {self.kind if n == 1 else self.plural}"
+
+    @property
+    def plural(self) -> str:
+        """``classes``, ``scenes`` or ``groups``."""
+        return "classes" if self.kind == "class" else f"{self.kind}s"
 
 
 def _labels(figures: Figures) -> Balance | None:
