@@ -250,6 +250,8 @@ class SelectConfig:
     min_valid: float | None = None
     max_cloud: float | None = None
     splits: dict[str, float] | None = None  # as weight above
+    split_by: str | None = None
+    held_out: list[str] = field(default_factory=list)
     block_km: float = 50.0
     balance: float = 0.5
     by: list[str] = field(default_factory=list)
@@ -280,7 +282,11 @@ class SelectConfig:
         shares = self.splits.values()
         ok = all(0.001 <= share < 1 for share in shares) and sum(shares) < 1 and "" not in self.splits
         _require(ok, f"select.splits={self.splits}: give each a share from 0.001, together below 1")
-        ok = not {"train", "training"} & set(self.splits)
+        _require(
+            (self.split_by is None) == (not self.held_out) and not (self.splits and self.held_out),
+            "select.split_by=COLUMN goes with select.held_out=[VALUE, …], and without select.splits",
+        )
+        ok = not {"train", "training"} & {*self.splits, *self.held_out}
         _require(ok, "select.splits names what is held out: training is what it leaves")
         _require(1 <= self.block_km <= 10_000, f"select.block_km={self.block_km:g}: give 1 to 10000")
         _require(50 <= self.region_km <= 10_000, f"select.region_km={self.region_km:g}: give 50 to 10000")

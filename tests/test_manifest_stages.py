@@ -169,6 +169,27 @@ def test_every_reason_is_explained() -> None:
     assert set(WHY) == {*REASONS, "within", "full"}
 
 
+def test_splits_that_a_table_has_already(workspace: Workspace, tmp_path: Path) -> None:
+    keys = workspace.samples["key"].to_pylist()
+    parts = ["train", "val", "test", ""]
+    said = {key: parts[i % 4] for i, key in enumerate(keys)}
+    (tmp_path / "splits.csv").write_text("name,part\n" + "\n".join(f"{key},{part}" for key, part in said.items()))
+    tables = open_tables([{"path": f"{tmp_path}/splits.csv", "key": "name", "on": "key"}])
+    manifest = workspace.select(tables=tables, split_by="part", held_out=["val", "test"], budget=20)
+    decided = workspace.decisions(manifest)
+    for key, split, reason in zip(decided["key"], decided["split"], decided["reason"], strict=True):
+        assert split == (said[key] if said[key] in ("val", "test") else None)
+        assert (reason == "split") == (split is not None)
+    counts = {name: sum(part == name for part in said.values()) for name in ("test", "val")}
+    assert header(workspace, manifest)["selection"]["splits"] == counts
+    none = workspace.select(tables=tables, split_by="part", held_out=["holdout"], budget=20)
+    assert none.warnings == ["select.held_out: no sample has part=holdout"]
+    with pytest.raises(RequestError, match=r"select.split_by=nothing is no column"):
+        workspace.select(split_by="nothing", held_out=["val"], budget=20)
+    with pytest.raises(RequestError, match=r"goes with select.held_out"):
+        workspace.select(split_by="label", budget=20)
+
+
 def test_a_unit_of_several_splits_is_in_none(workspace: Workspace) -> None:
     code = split_codes(boxes(workspace.samples["footprint"]), Blocks(400), [0.1, 0.2])
     unit = np.array(workspace.samples["source_id"].to_pylist())

@@ -12,7 +12,7 @@ import re
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -94,7 +94,7 @@ def select(
         selection.settle_groups()
     if settings.unit:
         selection.settle_units()
-    selection.check(f"{'select.splits, ' if settings.splits else ''}select.exclude and select.clusters leave")
+    selection.check(f"{'select.splits, ' if selection.plan.splits else ''}select.exclude and select.clusters leave")
     if settings.min_valid is not None or settings.max_cloud is not None:
         selection.drop_unclear(header["content"].get("bands", []))
         selection.check("the validity and cloud stage (select.min_valid, select.max_cloud) leaves")
@@ -150,7 +150,7 @@ class _Selection:
                 lists={name: listed for name, listed in lists.items() if listed},
                 columns=columns,
                 joined=joined,
-                splits=tuple(sorted(settings.splits or {})),
+                splits=tuple(sorted(settings.splits or settings.held_out)),
             )
         )
 
@@ -191,16 +191,18 @@ class _Selection:
             RequestError: no sample has a place.
         """
         placed = sum(survey.footprints for survey in self.surveys)
-        if not placed:
+        if self.settings.splits and not placed:
             raise RequestError(
                 "select.splits cuts by place, but no sample of the archive has a footprint: leave it out"
             )
-        if placed < self.samples:
+        if self.settings.splits and placed < self.samples:
             self.warn(f"{self.samples - placed} samples have no footprint: select.splits leaves them to training")
         counts = np.sum([survey.splits for survey in self.surveys], axis=0)
         for name, count in zip(self.plan.splits, counts, strict=False):
             if not count:
-                self.warn(f"no sample lies within a block of select.splits.{name}: try a smaller select.block_km")
+                by_block = f"no sample lies within a block of select.splits.{name}: try a smaller select.block_km"
+                by_column = f"select.held_out: no sample has {self.settings.split_by}={name}"
+                self.warn(by_column if self.settings.split_by else by_block)
 
     def settle_groups(self) -> None:
         """Give every group one code for all parts.
@@ -488,8 +490,9 @@ def _columns(
         columns.update({"cloud_fraction", "radiometry"} & set(scalar))
     more = [field.name for table in tables for field in table.schema if _is_scalar(field.type)]
     more = [name for name in more if name not in catalog_schema(1).names]
-    asked = [("select.by", name, groups.KEYS) for name in settings.by]
-    for option, name, keys in [*asked, *([("select.unit", settings.unit, {})] if settings.unit else [])]:
+    asked: list[tuple[str, str, Mapping[str, Any]]] = [("select.by", name, groups.KEYS) for name in settings.by]
+    asked += [(f"select.{key}", name, {}) for key in ("unit", "split_by") if (name := getattr(settings, key))]
+    for option, name, keys in asked:
         if name not in (*keys, *scalar, *more):
             known = ", ".join([*keys, *scalar, *more])
             raise RequestError(f"{option}={name} is no column of catalog or tables; choose one of {known}")

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -210,12 +211,17 @@ def _judge(plan: Plan, catalog: pa.Table, rows: Columns) -> dict[str, Any]:
     told: dict[str, Any] = {}
     settings = plan.settings
     if plan.splits:
-        where = boxes(catalog["footprint"])
-        shares = [(settings.splits or {})[name] for name in plan.splits]
-        rows["split"] = split_codes(where, Blocks(settings.block_km), shares)
+        if settings.split_by:
+            said = catalog[settings.split_by].cast(pa.string())
+            rows["split"] = pc.index_in(said, pa.array(plan.splits)).fill_null(len(plan.splits)).to_numpy()
+            rows["split"] = rows["split"].astype(np.uint8)
+        else:
+            where = boxes(catalog["footprint"])
+            shares = [(settings.splits or {})[name] for name in plan.splits]
+            rows["split"] = split_codes(where, Blocks(settings.block_km), shares)
+            told["footprints"] = int(where.known.sum())
         rows["reason"] = _reason_of_split(plan, rows["split"], rows["reason"])
-        told["footprints"] = int(where.known.sum())
-        told["splits"] = np.bincount(rows["split"], minlength=EDGE + 1)[: len(shares) + 1]
+        told["splits"] = np.bincount(rows["split"], minlength=EDGE + 1)[: len(plan.splits) + 1]
     if settings.min_valid is not None or settings.max_cloud is not None:
         rows["unclear"] = np.full(len(rows["reason"]), OPEN)
     if settings.max_cloud is not None:
