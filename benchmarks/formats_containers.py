@@ -18,7 +18,7 @@ import webdataset
 import zarr
 from numpy.typing import NDArray
 from rasterio.io import MemoryFile
-from zarr.storage import MemoryStore, ZipStore
+from zarr.storage import LocalStore, MemoryStore, ZipStore
 
 from benchmarks.formats_base import Format, Pixels
 
@@ -82,10 +82,10 @@ def plain_parquet(read: Callable[[bytes], NDArray[Any]], path: Path) -> Pixels:
             yield np.concatenate([read(table[band][row].as_py()) for band in S2])
 
 
-def make_zarr(path: Path, count: int) -> None:
-    """The layout of SSL4EO-S12 v1.1: ``bands[sample, time, band, y, x]`` in a zip."""
+def make_zarr(zipped: bool, path: Path, count: int) -> None:
+    """The layout of SSL4EO-S12 v1.1, ``bands[sample, time, band, y, x]``, in a zip or a folder."""
     shape = (count // 4, 4, len(S2), SIDE, SIDE)
-    store = ZipStore(path / "shard.zarr.zip", mode="w")
+    store = ZipStore(path / "shard.zarr.zip", mode="w") if zipped else LocalStore(path / "shard.zarr")
     group = zarr.create_group(store, zarr_format=2)
     bands = group.create_array("bands", shape=shape, dtype="<i2", chunks=(1, *shape[1:]))
     bands.attrs["_ARRAY_DIMENSIONS"] = ["sample", "time", "band", "y", "x"]
@@ -94,9 +94,10 @@ def make_zarr(path: Path, count: int) -> None:
     store.close()
 
 
-def plain_zarr(path: Path) -> Pixels:
+def plain_zarr(zipped: bool, path: Path) -> Pixels:
     """A chunk at a time."""
-    bands: Any = zarr.open_group(ZipStore(path / "shard.zarr.zip", mode="r"), mode="r")["bands"]
+    store = ZipStore(path / "shard.zarr.zip", mode="r") if zipped else LocalStore(path / "shard.zarr", read_only=True)
+    bands: Any = zarr.open_group(store, mode="r")["bands"]
     for n in range(bands.shape[0]):
         yield from bands[n]
 
@@ -146,7 +147,8 @@ def plain_tar(suffix: str, read: Callable[[bytes], NDArray[Any]], path: Path) ->
 TIFF = {"tifffile": by_tifffile, "rasterio": by_rasterio}
 FORMATS = {
     "parquet": Format(make_parquet, {name: partial(plain_parquet, read) for name, read in TIFF.items()}, 8, 1),
-    "zarr": Format(make_zarr, {"zarr": plain_zarr}, 64, 8),
+    "zarr_zip": Format(partial(make_zarr, True), {"zarr": partial(plain_zarr, True)}, 64, 8),
+    "zarr_store": Format(partial(make_zarr, False), {"zarr": partial(plain_zarr, False)}, 64, 8),
     "tar_tif": Format(
         partial(make_tar, "tif", tiff), {name: partial(plain_tar, "tif", read) for name, read in TIFF.items()}, 64, 16
     ),
