@@ -542,28 +542,33 @@ class Folder:
         return os.path.join(folder, f".{uuid.uuid4().hex}.tmp")
 
 
-class _RemoteReader(io.RawIOBase):
-    """A remote file as a seekable stream; how bytes are fetched is the subclass's."""
+class RangeReader(io.RawIOBase):
+    """A listed file as a seekable stream; how bytes are fetched is the subclass's."""
 
     def __init__(self, folder: Folder, file: FileInfo) -> None:
         self.folder, self.file = folder, file
         self.position = 0
 
     def readable(self) -> bool:
+        """It can be read."""
         return True
 
     def seekable(self) -> bool:
+        """It can be read from anywhere."""
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Go on from another place."""
         base = {io.SEEK_SET: 0, io.SEEK_CUR: self.position, io.SEEK_END: self.file.size}[whence]
         self.position = base + offset
         return self.position
 
     def tell(self) -> int:
+        """The place that is read next."""
         return self.position
 
     def readinto(self, buffer: Any) -> int:
+        """Fill a buffer as far as the file goes."""
         stop = min(self.position + len(buffer), self.file.size)
         if self.position >= stop:
             return 0
@@ -581,7 +586,7 @@ class _RemoteReader(io.RawIOBase):
         return self.folder._read_range(self.file.path, start, stop, self.file.version)[0]
 
 
-class _SequentialReader(_RemoteReader):
+class _SequentialReader(RangeReader):
     """Fetches ``CHUNK`` bytes from wherever it is read, and gives what follows out of them."""
 
     def __init__(self, folder: Folder, file: FileInfo) -> None:
@@ -594,7 +599,7 @@ class _SequentialReader(_RemoteReader):
         return self.chunk[start - self.start : stop - self.start]
 
 
-class _RandomReader(_RemoteReader):
+class _RandomReader(RangeReader):
     """Fetches exactly what it is asked for, but the last ``BLOCK`` bytes and short reads by blocks, which it keeps."""
 
     HELD = 16  # blocks

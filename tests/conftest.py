@@ -9,8 +9,12 @@ from pathlib import Path
 import pytest
 import ray
 
+import curation.s3
+import curation.storage
 from tests.command import Outcome, curate
+from tests.faulty_proxy import Watched, watched
 from tests.recipes import write_sample_archive
+from tests.s3 import S3
 
 
 @pytest.fixture(scope="session")
@@ -20,6 +24,20 @@ def ray_local() -> Iterator[None]:
     ray.init(num_cpus=2, include_dashboard=False, object_store_memory=200 << 20, log_to_driver=False)
     yield
     ray.shutdown()
+
+
+@pytest.fixture
+def proxy(s3: S3) -> Iterator[Watched]:
+    """What a test's S3 server is asked for, and what of it fails."""
+    with watched(s3) as one:
+        yield one
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No pause between tries."""
+    for module in (curation.s3, curation.storage):
+        monkeypatch.setattr(module, "pause", lambda attempt: 0.0)
 
 
 @pytest.fixture(scope="session")

@@ -9,15 +9,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-import curation.s3
-import curation.storage
 from curation.archive.listing import list_archive
 from curation.archive.reader import read_shard
 from curation.archive.sample import RawSample, Rejection, Wanted, Window
 from curation.config import ArchiveConfig, TileConfig
 from curation.storage import BLOCK, Options
 from tests.containers import major_tom_row, ssl4eo, write_major_tom, zip_store
-from tests.faulty_proxy import Seen, Watched, every, watched
+from tests.faulty_proxy import Seen, Watched, every
 from tests.recipes import geotiff
 from tests.s3 import S3, s3_server
 from tests.test_archive_scene import ground, write
@@ -29,18 +27,6 @@ Items = list[RawSample | Rejection]
 def s3() -> Iterator[S3]:
     with s3_server() as server:
         yield server
-
-
-@pytest.fixture
-def proxy(s3: S3) -> Iterator[Watched]:
-    with watched(s3) as one:
-        yield one
-
-
-@pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (curation.s3, curation.storage):
-        monkeypatch.setattr(module, "pause", lambda attempt: 0.0)
 
 
 def read(

@@ -14,7 +14,8 @@ from curation.errors import RequestError
 from curation.manifests import build, places
 from curation.manifests.explain import explain
 from curation.selection.duplicates import quality
-from curation.selection.places import Rule, Tiles, boxes, find_places
+from curation.selection.footprints import boxes
+from curation.selection.places import Rule, Tiles, find_places
 from curation.selection.sampling import join_ids, split_ids
 from tests.selection_recipes import Workspace, make_workspace
 

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from curation.selection import places
+from curation.selection.footprints import boxes, unrolled
 from curation.selection.places import (
     BANDS,
     DAY,
@@ -20,12 +21,10 @@ from curation.selection.places import (
     UNKNOWN,
     Rule,
     Tiles,
-    boxes,
     crowded,
     find_places,
     overlapping,
     share,
-    unrolled,
 )
 
 # areas

@@ -25,7 +25,7 @@ from curation.config import ArchiveConfig, load_config
 from curation.errors import AccessError, RequestError
 from curation.manifests.reading import ManifestReader
 from curation.storage import BLOCK, CHUNK, GAP, IN_FLIGHT, TRIES, Folder, coalesce, options_for
-from tests.faulty_proxy import Fault, Seen, Watched, first, watched
+from tests.faulty_proxy import Fault, Seen, Watched, first
 from tests.kept import write_archive, write_header
 from tests.s3 import S3, s3_server
 
@@ -39,18 +39,6 @@ def s3() -> Iterator[S3]:
     with s3_server(MOTO_S3_DEFAULT_MAX_KEYS=str(PAGE)) as server:
         server.client.put_object(Bucket=server.bucket, Key="data", Body=DATA, ACL="public-read")
         yield server
-
-
-@pytest.fixture
-def proxy(s3: S3) -> Iterator[Watched]:
-    with watched(s3) as one:
-        yield one
-
-
-@pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (curation.s3, curation.storage):
-        monkeypatch.setattr(module, "pause", lambda attempt: 0.0)
 
 
 def folder_of(s3: S3, proxy: Watched, **options: object) -> Folder:

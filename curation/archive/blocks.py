@@ -24,7 +24,7 @@ from curation.archive.lists import CHECKSUM
 from curation.archive.sample import Image
 from curation.archive.tiff import Layout, Page, check_tiles, full_pages, read_layout, read_legend, read_pages
 from curation.errors import CurationError
-from curation.storage import coalesce
+from curation.storage import RangeReader, coalesce
 
 if TYPE_CHECKING:
     from curation.archive.place import Georeference
@@ -47,46 +47,27 @@ def _read(folder: Folder, file: FileInfo, ranges: Sequence[Range]) -> list[bytes
     return folder.read_ranges(file.path, ranges, version, GAP)
 
 
-class _Header(io.RawIOBase):
+class _Header(RangeReader):
     """The bytes of a file as they are asked for, by slices or as a file; what was fetched stays."""
 
     def __init__(self, folder: Folder, file: FileInfo) -> None:
-        self.folder, self.file = folder, file
+        super().__init__(folder, file)
         self.pieces: dict[int, bytes] = {}
-        self.position = 0
 
     def __len__(self) -> int:
         return self.file.size
 
     def __getitem__(self, part: slice) -> bytes:
         start, stop, _ = part.indices(self.file.size)
-        if stop <= start:
-            return b""
+        return self.get(start, stop) if start < stop else b""
+
+    def get(self, start: int, stop: int) -> bytes:
         first, last = start // PIECE, -(-stop // PIECE)
         missing = [i for i in range(first, last) if i not in self.pieces]
         ranges = [(i * PIECE, min((i + 1) * PIECE, self.file.size)) for i in missing]
         self.pieces.update(zip(missing, _read(self.folder, self.file, ranges), strict=True))
         joined = b"".join(self.pieces[i] for i in range(first, last))
         return joined[start - first * PIECE : stop - first * PIECE]
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self.position = {io.SEEK_SET: 0, io.SEEK_CUR: self.position, io.SEEK_END: len(self)}[whence] + offset
-        return self.position
-
-    def tell(self) -> int:
-        return self.position
-
-    def readinto(self, buffer: Any) -> int:
-        data = self[self.position : self.position + len(buffer)]
-        buffer[: len(data)] = data
-        self.position += len(data)
-        return len(data)
 
 
 @dataclass(frozen=True, slots=True)

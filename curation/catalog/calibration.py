@@ -21,7 +21,8 @@ from PIL import Image
 from curation.archive.sample import Sample
 from curation.catalog.schema import FOOTPRINT
 from curation.scoring.signature import CUTOFF, signature_and_patch
-from curation.selection.duplicates import SIDES, THRESHOLD, similarities
+from curation.selection.duplicates import THRESHOLD, similarities
+from curation.selection.footprints import SIDES
 from curation.storage import Folder
 
 CALIBRATION = "calibration.json"

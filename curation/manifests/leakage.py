@@ -24,8 +24,9 @@ from curation.manifests.explain import catalog_rows, open_catalog, vectors
 from curation.manifests.reading import ManifestReader
 from curation.manifests.schema import ROWS_FILE, open_parquet
 from curation.selection.duplicates import EMBEDDING_THRESHOLD
+from curation.selection.footprints import SIDES, boxes
 from curation.selection.lists import moments
-from curation.selection.places import DAY, SIDES, UNKNOWN, boxes, overlapping
+from curation.selection.places import DAY, UNKNOWN, overlapping
 from curation.storage import Folder, public_url
 
 log = logging.getLogger("curation")
@@ -54,7 +55,7 @@ class Benchmark:
 
     Attributes:
         names: string (n,).
-        box: float64 (n, 4), see `selection.places.boxes`; NaN where there is none. None without footprints.
+        box: float64 (n, 4), see `selection.footprints.boxes`; NaN where there is none. None without footprints.
         start, end: int64 (n,) microseconds since 1970, both included.
         vectors: float32 (n, dim) of unit length, or None.
     """

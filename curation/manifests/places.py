@@ -17,13 +17,13 @@ from curation.manifests.duplicates import find, sortable
 from curation.manifests.exchange import Columns, Layers, merge, submit
 from curation.manifests.steps import CODE, PARTITIONS, ROWS_A_PARTITION, Plan, Shards, running
 from curation.selection.duplicates import COLUMNS, quality
+from curation.selection.footprints import boxes
 from curation.selection.places import (
     STOP,
     UNKNOWN,
     Pairs,
     Rule,
     Tiles,
-    boxes,
     concatenate,
     crowded,
     keys,

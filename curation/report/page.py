@@ -319,7 +319,12 @@ def _numbers(figures: Figures) -> dict[str, Any] | None:
     for row in figures.audit:
         shown = {name: value for name, value in row.items() if value != "" or name != "modality"}
         tables.setdefault(tuple(shown), []).append(["–" if value is None else value for value in shown.values()])
-    return {"state": state, "dtype": figures.header["content"].get("dtype"), "tables": tables}
+    return {
+        "state": state,
+        "dtype": figures.header["content"].get("dtype"),
+        "tables": tables,
+        "words": ("modality", "units", "shards"),
+    }
 
 
 # balance of classes, scenes and groups

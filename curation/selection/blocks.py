@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from curation.selection import footprints
 from curation.selection.sampling import Floats, uniform
 
 Ints = NDArray[np.int64]
@@ -51,11 +51,8 @@ class Boxes(NamedTuple):
 
 def boxes(footprint: pa.ChunkedArray) -> Boxes:
     """The catalog's column as numbers; a west above the east crosses the antimeridian."""
-    sides = (pc.struct_field(footprint, side).to_numpy() for side in ("west", "south", "east", "north"))
-    west, south, east, north = (np.asarray(side, np.float64) for side in sides)
-    with np.errstate(invalid="ignore"):  # infinite is unknown
-        width, west = np.where(east < west, east - west + 360, east - west), (west + 180) % 360
-    return Boxes(west, np.clip(width, 0, 360), np.clip(south, -90, 90), np.clip(north, -90, 90))
+    west, south, east, north = footprints.boxes(footprint).T
+    return Boxes((west + 180) % 360, east - west, np.clip(south, -90, 90), np.clip(north, -90, 90))
 
 
 class Blocks:

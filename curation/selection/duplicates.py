@@ -39,6 +39,7 @@ from numpy.typing import NDArray
 
 from curation.scoring import likeness
 from curation.scoring.signature import NOISE, PATCH_BYTES
+from curation.selection.footprints import boxes
 
 THRESHOLD = 0.9  # similarity of two patches from which they are copies
 EMBEDDING_THRESHOLD = 0.99  # cosine from which rows without patches are copies
@@ -55,7 +56,6 @@ STRIPE = 256  # rows whose distances are computed at once
 CHUNK = 2048  # pairs confirmed at once
 PATCHES = 512  # pairs of patches aligned at once
 
-SIDES = ("west", "south", "east", "north")
 COLUMNS = (
     "sample_id",
     "valid_fraction",
@@ -349,8 +349,8 @@ def _flat_ground(
     faint = np.flatnonzero(vectors[:, -1] < np.log(FLAT_CONTRAST + 2 * NOISE))
     flat = faint[patches.flat(faint)]
     place = footprint.combine_chunks().take(pa.array(flat))
-    west, south, east, north = (_floats(pc.struct_field(place, side), np.nan) for side in SIDES)
-    width = np.where(east < west, east + 360, east) - west
+    west, south, east, north = boxes(place).T
+    width = east - west
     reach = SAME_GROUND / 2  # the other tile's is added; the shifts that a patch follows lie well within
     ground[flat] = np.stack([west + width / 2, (south + north) / 2, reach * width, reach * (north - south)], axis=1)
     return ground

@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from curation.errors import RequestError
+from curation.selection.footprints import SIDES
 
 NAMES = ("sample_id", "key", "source_id")  # the finest first: the first one that a table has counts
-SIDES = ("west", "south", "east", "north")
 TIME = pa.timestamp("us", tz="UTC")
 DAY = np.timedelta64(1, "D")
 
