@@ -22,7 +22,7 @@ quickstart: setup  ## make a sample archive, prune it, print the path of the rep
 	$(BIN)/curate prune archive.url=$(QUICKSTART)/archive references.url=$(QUICKSTART)/references workspace=$(QUICKSTART)/workspace catalog.thumbnails=1
 
 test: setup  ## run the tests
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile  # files side by side: most of the time Ray is starting
+	$(BIN)/python -m pytest -q -n 2 --dist loadgroup --no-loadscope-reorder  # two files at a time: see tests/conftest.py
 
 lint: setup  ## check style and types
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

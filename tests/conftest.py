@@ -17,6 +17,20 @@ from tests.recipes import write_sample_archive
 from tests.s3 import S3
 
 
+SLOW = ("test_catalog", "test_filter", "test_radiometry_catalog", "test_prune_containers", "test_manifest_stages")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of workers side by side (``--dist loadgroup``) one takes a file whole, and one all files that share ``pruned``.
+
+    What takes longest begins first.
+    """
+    sharing = {item.path for item in items if "pruned" in getattr(item, "fixturenames", ())}
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("pruned" if item.path in sharing else item.path.stem))
+    items.sort(key=lambda item: (item.path not in sharing, item.path.stem not in SLOW))
+
+
 @pytest.fixture(scope="session")
 def ray_local() -> Iterator[None]:
     """A small local Ray, started once a session."""
