@@ -15,7 +15,7 @@ def pruned(
     archive: Path, tmp_path: Path, *more: str
 ) -> tuple[dict[str, Any], list[dict[str, Any]], list[dict[str, Any]]]:
     """The result, the manifest's rows and the catalog's."""
-    small = ("catalog.fit_samples=16", "encoder.filters=8", "cluster.k=4", "select.budget=5")
+    small = ("catalog.fit_samples=16", "encoder.filters=8", "runtime.max_actors=1", "cluster.k=4", "select.budget=5")
     result = prune.run([f"archive.url={archive}", f"workspace={tmp_path / 'ws'}", *small, *more])
     folder = Outcome(0, json.dumps(result), "").file("manifest").parent
     files = sorted((tmp_path / "ws" / "catalog").rglob("*.parquet"))
