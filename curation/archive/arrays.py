@@ -316,7 +316,7 @@ def _from_zarr(name: str, array: Any, files: Files) -> Array:
 
     dims = getattr(array.metadata, "dimension_names", None) or attrs.get("_ARRAY_DIMENSIONS")
     about = name, shape, chunks, np.dtype(array.dtype), _dims(dims, shape), attrs, array.fill_value
-    return Array(*about, array.__getitem__, keys, missing, array.shards is not None)
+    return Array(*about, array.get_basic_selection, keys, missing, array.shards is not None)
 
 
 def _places(chunks: tuple[int, ...], selection: Selection) -> Iterable[tuple[int, ...]]:

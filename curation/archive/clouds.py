@@ -9,6 +9,7 @@ import importlib
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -79,8 +80,13 @@ def is_mask(name: str, settings: CloudsConfig | None = None) -> bool:
     >>> is_mask("S2L2A.cloud_mask.tif"), is_mask("SCL"), is_mask("B02.tif")
     (True, True, False)
     """
+    return _is_mask(name, None if settings is None else settings.band)
+
+
+@lru_cache(1024)
+def _is_mask(name: str, band: str | None) -> bool:
     name = name.rpartition(".")[0] if "." in name and holds_pixels(name, None) else name
-    named = settings is not None and settings.band is not None and find_band(settings.band, [name]) == 0
+    named = band is not None and find_band(band, [name]) == 0
     return named or _short(name) in LEGENDS or _short(name) in AMBIGUOUS
 
 

@@ -470,8 +470,10 @@ def in_units(sample: Sample, settings: RadiometryConfig) -> Sample:
     Raises:
         BadSample: ``WrongRadiometry``, its numbers contradict what was found, or nothing tells; ``NoValidPixels``.
     """
+    if settings.kind is None or settings.found is None:
+        return sample
     mine = state(sample.bands, str(sample.pixels.dtype), settings)
-    if mine is None or settings.found is None:
+    if mine is None:
         return sample
     pixels, mask = sample.pixels.astype(np.float32), sample.mask
     for part in parts(sample.bands, settings):

@@ -139,6 +139,7 @@ class Layout:
         }
         self.dims = tuple(first.array.dims[axis] for axis in first.axes.sample)
         self._coordinates: dict[str, NDArray[Any] | BadSample] = {}
+        self._bands: dict[str, tuple[str, ...]] = {}
 
     def coordinate(self, name: str) -> NDArray[Any]:
         """A small array, read once.
@@ -291,7 +292,9 @@ class Layout:
         if place and window:
             place = place.window(window.row, window.column)
         pixels = self.pixels.get(name) or self.masks[name]
-        return Image(values, self.bands(name), None, self.nodata(pixels.array), place)
+        if name not in self._bands:
+            self._bands[name] = self.bands(name)
+        return Image(values, self._bands[name], None, self.nodata(pixels.array), place)
 
 
 def _pixels(array: Array) -> _Pixels | None:
