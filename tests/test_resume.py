@@ -11,7 +11,7 @@ import pytest
 from tests.command import curate, start
 from tests.conftest import Pruned
 
-KILLS = int(os.environ.get("KILLS", "3"))
+KILLS = int(os.environ.get("KILLS", "2"))
 
 
 def kill_family(process: subprocess.Popen[str], tag: str) -> None:
