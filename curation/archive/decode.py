@@ -364,7 +364,9 @@ def valid_pixels(pixels: NDArray[Any], mask: NDArray[np.bool_] | None, nodata: f
     if pixels.dtype.kind == "f":
         valid = valid & np.isfinite(pixels).all(axis=0)
     if nodata is not None and _can_hold(pixels.dtype, nodata):
-        valid = valid & (pixels != pixels.dtype.type(nodata)).all(axis=0)
+        value, valid = pixels.dtype.type(nodata), valid.copy()
+        for band in pixels:  # band by band stays in the cache
+            valid &= band != value
     return valid
 
 
