@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import ray
 
 from curation.archive.listing import Root, list_archive
-from curation.archive.tables import Table, TableFilter, open_tables
+from curation.archive.tables import Table, TableFilter, open_filter, open_tables
 from curation.catalog.artefact import file_name, portable_encoder
 from curation.catalog.build import BANK, Catalog, build_catalog, check_bad_fraction
 from curation.catalog.calibration import load_calibration, summary
@@ -140,7 +140,7 @@ def open_run(arguments: Sequence[str]) -> Iterator[Run]:
     workspace.check_writable()
     roots = list_archive(config.archive.url, config.runtime.storage, config.archive)
     tables = open_tables(config.archive.tables, config.runtime.storage)
-    only = TableFilter(tables, config.archive.filter) if config.archive.filter else None
+    only = open_filter(tables, config.archive.filter)
     if any(root.name == BANK for root in roots):
         raise RequestError(f"archive.url: no root of the archive may be called {BANK!r}: give it another name")
     bank = None

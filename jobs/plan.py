@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from curation.archive.listing import list_archive
-from curation.archive.tables import TableFilter, open_tables
+from curation.archive.tables import open_filter, open_tables
 from curation.catalog.plan import plan
 from curation.cli import execute
 from curation.config import load_config
@@ -28,7 +28,7 @@ def run(arguments: Sequence[str]) -> dict[str, Any]:
     config.require("archive.url")
     roots = list_archive(config.archive.url, config.runtime.storage, config.archive)
     tables = open_tables(config.archive.tables, config.runtime.storage)
-    result = plan(config, roots, pilot, TableFilter(tables, config.archive.filter) if config.archive.filter else None)
+    result = plan(config, roots, pilot, open_filter(tables, config.archive.filter))
     logging.getLogger("curation").info(json.dumps(result, indent=2))
     return result
 

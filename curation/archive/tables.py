@@ -269,6 +269,15 @@ class TableFilter:
         return there
 
 
+def open_filter(tables: Sequence[Table], expression: str | None) -> TableFilter | None:
+    """The filter of ``archive.filter``; ``None`` where there is none.
+
+    Raises:
+        RequestError: see `TableFilter`.
+    """
+    return TableFilter(tables, expression) if expression else None
+
+
 class Sieve:
     """A filter over the samples of one shard: lets pass what is allowed, and counts what is not.
 
