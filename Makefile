@@ -22,6 +22,7 @@ quickstart: setup  ## make a sample archive, prune it, print the path of the rep
 	$(BIN)/curate prune archive.url=$(QUICKSTART)/archive references.url=$(QUICKSTART)/references workspace=$(QUICKSTART)/workspace catalog.thumbnails=1
 
 test: setup  ## run the tests
+	$(BIN)/python -m compileall -q curation jobs  # each Ray worker imports them; some machines cache no bytecode
 	$(BIN)/python -m pytest -q -n 2 --dist loadgroup --no-loadscope-reorder  # two files at a time: see tests/conftest.py
 
 lint: setup  ## check style and types

@@ -9,6 +9,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
+from curation.errors import RequestError
+from curation.manifests.verify import verify
+from jobs import prune
 from tests.command import curate
 from tests.conftest import Pruned
 from tests.s3 import S3, free_port, s3_server, wait_for
@@ -65,6 +70,7 @@ def test_the_manifest_is_the_same_as_on_disk(pruned: Pruned, tmp_path: Path) -> 
                 "runtime.storage={s3:{endpoint_url:'"
                 + endpoint
                 + "'}, root0:{max_concurrency:2}, workspace:{use_ssl:false}}",
+                "runtime.max_actors=1",
                 TMPDIR=str(tmp_path),
                 RAY_TMPDIR="/tmp",  # it puts sockets there, whose names must be short
             )
@@ -76,23 +82,12 @@ def test_the_manifest_is_the_same_as_on_disk(pruned: Pruned, tmp_path: Path) -> 
         for part in ("manifest.parquet", "files.parquet"):
             body = server.client.get_object(Bucket=server.bucket, Key=f"{name}/{part}")["Body"].read()
             assert body == (pruned.folder / part).read_bytes()
-        verified = curate(
-            "verify",
-            remote.result["manifest"],
-            "--deep",
-            "runtime.storage={s3:{endpoint_url:'" + server.endpoint + "'}}",
-        )
-        assert verified.status == 0, verified.stderr
+        assert verify(remote.result["manifest"], deep=True, storage=server.storage)["ok"]
 
 
-def test_a_bucket_that_is_not_there_is_a_wrong_request(tmp_path):
+def test_a_bucket_that_is_not_there_is_a_wrong_request(tmp_path: Path) -> None:
     with s3_server() as server:
-        outcome = curate(
-            "prune",
-            "archive.url=s3://no-such-bucket/x",
-            f"workspace={tmp_path}",
-            "runtime.storage={s3:{endpoint_url:'" + server.endpoint + "'}}",
-        )
-        urllib.request.urlopen(server.endpoint).close()
-    assert outcome.status == 2, outcome.stderr
-    assert "no-such-bucket" in outcome.stderr
+        storage = "runtime.storage={s3:{endpoint_url:'" + server.endpoint + "'}}"
+        with pytest.raises(RequestError, match="no-such-bucket"):
+            prune.run(["archive.url=s3://no-such-bucket/x", f"workspace={tmp_path}", storage])
+        urllib.request.urlopen(server.endpoint).close()  # it does answer

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs import prune
+from jobs import explain, prune, verify
 from tests.command import Outcome, curate
 from tests.conftest import Pruned
 
@@ -104,12 +104,12 @@ def test_vectors_from_elsewhere(ray_local: None, pruned: Pruned, tmp_path: Path)
     def run() -> dict[str, Any]:
         encoder = ["encoder=precomputed", f"encoder.path={vectors}"]
         arguments = [a for a in pruned.arguments if not a.startswith("encoder")]
-        return prune.run([*arguments, *encoder, f"workspace={tmp_path / 'ws'}"])
+        return prune.run([*arguments, *encoder, f"workspace={tmp_path / 'ws'}", "runtime.max_actors=1"])
 
     write(0)
     first = run()
     assert first["kept"] == pruned.outcome.result["kept"]
-    assert curate("verify", first["manifest"], "--deep").status == 0
+    assert verify.run([first["manifest"], "--deep"])["ok"]
     write(1)
     changed = run()
     assert changed["manifest"] != first["manifest"]
@@ -120,11 +120,11 @@ def test_a_manifest_verifies_and_explains_itself(pruned: Pruned) -> None:
     verified = curate("verify", url, "--deep")
     assert verified.status == 0, verified.stderr
     decisions = pq.read_table(pruned.folder / "decisions").to_pylist()
-    for decision in ("kept", "dropped"):
-        row = next(row for row in decisions if row["decision"] == decision)
-        explained = curate("explain", url, row["sample_id"])
-        assert explained.status == 0, explained.stderr
-        assert explained.result["decision"] == decision
+    kept, dropped = (next(r["sample_id"] for r in decisions if r["decision"] == d) for d in ("kept", "dropped"))
+    explained = curate("explain", url, kept)
+    assert explained.status == 0, explained.stderr
+    assert explained.result["decision"] == "kept"
+    assert explain.run([url, dropped])["decision"] == "dropped"
 
 
 def test_a_damaged_manifest_does_not_verify(pruned: Pruned, tmp_path: Path) -> None:

@@ -4,12 +4,20 @@ import os
 from pathlib import Path
 
 import pytest
+import ray
 
-from curation.errors import RequestError
+import curation.storage
+from curation.errors import CurationError, RequestError
 from jobs import prune
 from tests.command import curate
 from tests.conftest import Pruned
 from tests.recipes import write_rgb_archive
+
+
+def wrong(sample_archive: Path, tmp_path: Path, override: str) -> list[str]:
+    """What ``prune`` is asked for, with one thing wrong."""
+    given = override.replace("{none}", str(tmp_path / "none")).replace("{archive}", str(sample_archive))
+    return [f"archive.url={sample_archive / 'archive'}", f"workspace={tmp_path / 'ws'}", given]
 
 
 @pytest.mark.parametrize(
@@ -20,28 +28,35 @@ from tests.recipes import write_rgb_archive
         ("archive.url={references: {archive}}", "another name"),
         ("select.budget=-3", "select.budget=-3"),
         ("workspace=/proc/nowhere", "cannot write"),
-        ("unknown.key=1", "unknown key"),
     ],
 )
 def test_a_wrong_request(sample_archive: Path, tmp_path: Path, override: str, says: str) -> None:
-    given = override.replace("{none}", str(tmp_path / "none")).replace("{archive}", str(sample_archive))
-    outcome = curate("prune", f"archive.url={sample_archive / 'archive'}", f"workspace={tmp_path / 'ws'}", given)
+    with pytest.raises(RequestError, match=says):
+        prune.run(wrong(sample_archive, tmp_path, override))
+    assert not (tmp_path / "ws" / "manifests").exists()
+
+
+def test_the_command_says_it_in_one_line(sample_archive: Path, tmp_path: Path) -> None:
+    outcome = curate("prune", *wrong(sample_archive, tmp_path, "unknown.key=1"))
     assert outcome.status == 2
     assert outcome.stdout == ""
     assert "Traceback" not in outcome.stderr
-    assert says in outcome.stderr.splitlines()[-1]
+    assert "unknown key" in outcome.stderr.splitlines()[-1]
     assert not (tmp_path / "ws" / "manifests").exists()
 
 
 @pytest.mark.parametrize(("key", "status", "says"), [("", 2, "no credentials"), ("some", 1, "no-such-bucket")])
-def test_a_store_without_credentials_or_an_answer(tmp_path: Path, key: str, status: int, says: str) -> None:
+def test_a_store_without_credentials_or_an_answer(
+    tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch, key: str, status: int, says: str
+) -> None:
+    monkeypatch.setattr(curation.storage, "_clients", {})  # one with other credentials has the same options
+    for name, value in {"AWS_ACCESS_KEY_ID": key, "AWS_SECRET_ACCESS_KEY": key, "HOME": "/nowhere"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     storage = "runtime.storage={s3:{endpoint_url:'http://127.0.0.1:9'}}"
-    environment = {"AWS_ACCESS_KEY_ID": key, "AWS_SECRET_ACCESS_KEY": key, "AWS_EC2_METADATA_DISABLED": "true"}
-    outcome = curate(
-        "prune", "archive.url=s3://no-such-bucket/x", f"workspace={tmp_path}", storage, HOME="/nowhere", **environment
-    )
-    assert outcome.status == status, outcome.stderr
-    assert "Traceback" not in outcome.stderr and says in outcome.stderr.splitlines()[-1]
+    with pytest.raises(CurationError, match=says) as error:
+        prune.run(["archive.url=s3://no-such-bucket/x", f"workspace={tmp_path}", storage])
+    assert error.value.exit_status == status
 
 
 @pytest.mark.parametrize(
@@ -65,9 +80,12 @@ def test_a_request_that_does_not_fit_the_data(
     assert before == sorted(pruned.workspace.glob("manifests/*"))
 
 
-def test_what_a_task_finds_wrong_is_one_line_too(tmp_path: Path) -> None:
+def test_what_a_task_finds_wrong_is_one_line_too(ray_local: None, tmp_path: Path) -> None:
+    """On a cluster that runs already."""
     write_rgb_archive(tmp_path / "archive", tiles=1, shards=1)
-    outcome = curate("prune", f"archive.url={tmp_path / 'archive'}", f"workspace={tmp_path / 'ws'}", "select.budget=1")
+    cluster = f"runtime.address={ray.get_runtime_context().gcs_address}"
+    archive, workspace = f"archive.url={tmp_path / 'archive'}", f"workspace={tmp_path / 'ws'}"
+    outcome = curate("prune", archive, workspace, "select.budget=1", cluster)
     assert outcome.status == 2, outcome.stderr
     assert "Traceback" not in outcome.stderr and "ray::" not in outcome.stderr
 
