@@ -21,13 +21,14 @@ from rasterio.warp import transform_bounds
 from zarr.codecs import BloscCodec, ZstdCodec
 from zarr.storage import MemoryStore, ZipStore
 
-from curation.archive.arrays import FolderFiles, ZipFiles, unzip_arrays
 from curation.archive.decode import decode
 from curation.archive.listing import list_archive
 from curation.archive.reader import read_shard
 from curation.archive.sample import RawSample, Rejection, Sample, Wanted
 from curation.archive.tiling import tiles
-from curation.archive.zarr import decode_zarr
+from curation.archive.zarr.arrays import unzip_arrays
+from curation.archive.zarr.files import FolderFiles, ZipFiles
+from curation.archive.zarr.member import decode_zarr
 from curation.config import ArchiveConfig, TileConfig
 from curation.errors import AccessError, BadSample
 from tests.archive_tools import decoded, read_all
@@ -349,6 +350,46 @@ def test_filters_orders_and_separators() -> None:
     np.testing.assert_array_equal(decode_zarr(zip_store(nested), 1 << 20).pixels, by_zarr(files))
     prefixed = {f"tile.zarr/{key}": data for key, data in files.items()}
     np.testing.assert_array_equal(decode_zarr(zip_store(prefixed), 1 << 20).pixels, by_zarr(files))
+
+
+@pytest.mark.parametrize(
+    ("values", "how"),
+    [
+        (np.array(["ab", "c", "", "d\u00e9"]), {}),
+        (np.array(["ab", "c", "", "d\u00e9"], np.dtypes.StringDType()), {}),
+        (np.array([b"ab", b"c", b"", b"def"]), {"fill_value": b"xy"}),
+        (np.array([0, 1, -5, 7], "<M8[ns]"), {"fill_value": 5}),
+        (np.array([0, 1, -5, 7], "<i8"), {"filters": [numcodecs.Delta("<i8")], "fill_value": -9999}),
+        (np.array([0, 1, 5, 7], ">f4"), {"fill_value": float("-inf")}),
+        (np.array([True, False, True, True]), {"fill_value": True}),
+    ],
+    ids=lambda value: str(getattr(value, "dtype", "")),
+)
+def test_every_dtype_and_fill_value_gives_what_zarr_reads(values: NDArray[Any], how: dict[str, Any]) -> None:
+    """The second chunk is not there, the third is cut by the edge."""
+    long = np.tile(values, 3)[:11]
+    files = store({"bands": (long, ("n",), {"chunks": (4,)} | how)})
+    del files["bands/1"]
+    array = unzip_arrays(zip_store(files), 1 << 20)["bands"]
+    expected = by_zarr(files)
+    assert array.dtype in (expected.dtype, object) and array.missing(array.everything) == ["bands/1"]
+    np.testing.assert_array_equal(array.read(array.everything), expected)
+    np.testing.assert_array_equal(array.read((slice(3, 9),)), expected[3:9])
+
+
+def test_zstd_frames_that_do_not_say_their_size() -> None:
+    """As TensorStore writes them; here as a block that is stored raw (RFC 8878, 3.1.1)."""
+    files = patch(compressors=numcodecs.Zstd())
+    raw = np.arange(2 * 16 * 30, dtype=np.int16).tobytes()
+    header = b"\x28\xb5\x2f\xfd\x00\x58"  # no size of the content, a window of 2 MiB
+    files["bands/0.0.0"] = header + (1 | len(raw) << 3).to_bytes(3, "little") + raw
+    pixels = decode_zarr(zip_store(files), 1 << 20).pixels
+    np.testing.assert_array_equal(pixels, by_zarr(files))
+    assert pixels[1, 15, 29] == 2 * 16 * 30 - 1
+    run = (2 | (1 << 17) << 3).to_bytes(3, "little") + b"\0"  # 128 KiB of one byte, by four
+    files["bands/0.0.0"] = header + 4 * run + (1).to_bytes(3, "little")
+    with pytest.raises(BadSample):
+        decode_zarr(zip_store(files), 1 << 20)
 
 
 def test_format_3_in_a_tar() -> None:

@@ -33,7 +33,7 @@ from curation.archive.sample import Image, Member, RawSample, Sample
 from curation.archive.sidecar import gather, in_name, read_fields
 from curation.archive.tiff import decode_tiff
 from curation.archive.tiling import cloudy
-from curation.archive.zarr import decode_zarr
+from curation.archive.zarr.member import decode_zarr
 from curation.errors import BadSample
 
 if TYPE_CHECKING:

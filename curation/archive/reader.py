@@ -15,7 +15,7 @@ from curation.archive.sample import RawSample, Rejection, Wanted
 from curation.archive.scene import read_scene
 from curation.archive.shards import Shard
 from curation.archive.webdataset import read_tar
-from curation.archive.zarr import read_zarr
+from curation.archive.zarr.shard import read_zarr
 from curation.errors import AccessError
 from curation.storage import Folder
 

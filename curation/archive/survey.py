@@ -9,7 +9,7 @@ from curation.archive.joined import own_settings
 from curation.archive.parquet import survey_parquet
 from curation.archive.sample import Effort
 from curation.archive.scene import survey_scene
-from curation.archive.zarr import survey_zarr
+from curation.archive.zarr.shard import survey_zarr
 from curation.errors import BadSample
 from curation.storage import CHUNK
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from curation.archive.names import is_hidden, is_text, is_unsafe, matters, printable, split_name
 from curation.archive.sample import Member, RawSample, Rejection, Wanted
-from curation.archive.zarr import by_time
+from curation.archive.zarr.member import by_time
 from curation.errors import AccessError
 
 if TYPE_CHECKING:
