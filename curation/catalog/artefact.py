@@ -49,7 +49,7 @@ from curation.encoders.base import fit_artefact
 from curation.errors import AccessError, BadSample, RequestError
 from curation.runtime import limit_threads
 from curation.scoring.speckle import equivalent_looks, multilook, speckle_entropy
-from curation.storage import Folder, is_local, local_path
+from curation.storage import Folder, file_name, is_local, local_path
 
 log = logging.getLogger("curation")
 
@@ -157,12 +157,6 @@ def _weighed(encoder: dict[str, Any]) -> dict[str, Any]:
         with open(local_path(checkpoint), "rb") as file:  # the content counts, not what it is called
             made["checkpoint"] = hashlib.file_digest(file, "sha256").hexdigest()
     return made | ({"parts": {n: _weighed(part) for n, part in encoder["parts"].items()}} if "parts" in made else {})
-
-
-def file_name(url: str) -> str:
-    """The last part of a path or URL, without a query (which may be a signature)."""
-    name = url.rstrip("/").rpartition("/")[2]
-    return name if is_local(url) else name.partition("?")[0]
 
 
 def encoder_config(config: Config) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from curation.archive.sample import TILE_SUFFIX
 from curation.storage import CHUNK
 
 HEADER = 512  # bytes of the tar header before a member's data; read along, to check that it is the member meant
@@ -176,7 +177,7 @@ def reads_of_manifest(
     alone = pc.and_(pc.and_(tile, pc.is_null(rows["offset"])), by_window)
     size = pc.if_else(alone, pc.multiply(pc.multiply(width, height), pixel), rows["size"])
     shared = pc.and_(tile, pc.invert(alone))
-    image = pc.if_else(shared, pc.replace_substring_regex(rows["key"], r"_r\d{5,}_c\d{5,}$", ""), rows["key"])
+    image = pc.if_else(shared, pc.replace_substring_regex(rows["key"], TILE_SUFFIX, ""), rows["key"])
     whole = pa.array([sizes[name] for name in rows["shard"].to_pylist()], pa.int64())
     return plan_reads(rows["shard"], rows["offset"], size, whole, store, image)
 
