@@ -13,7 +13,7 @@ import pytest
 from curation.archive.decode import decode
 from curation.archive.listing import list_archive
 from curation.archive.sample import RawSample, Sample
-from curation.catalog import artefact, build
+from curation.catalog import build, fit
 from curation.catalog.artefact import load_artefact
 from curation.catalog.build import Catalog, build_catalog
 from curation.catalog.encode import ShardEncoder
@@ -143,9 +143,9 @@ def test_a_sample_that_kills_the_fit_is_left_out(archive, monkeypatch):
     (root,) = list_archive(str(archive))
     shard = next(shard for shard in root.shards if POISON.encode() in Path(root.folder.full(shard.path)).read_bytes())
     draw = (root.folder, shard, ArchiveConfig(), 100, 1 << 30)
-    whole, _, _ = artefact._sample_shard._function(*draw)
-    monkeypatch.setattr(artefact, "decode", crash_on_one)
-    samples, reasons, _ = artefact._sample_shard._function(*draw, careful=True)
+    whole, _, _ = fit._sample_shard._function(*draw)
+    monkeypatch.setattr(fit, "decode", crash_on_one)
+    samples, reasons, _ = fit._sample_shard._function(*draw, careful=True)
     assert {sample.key for sample in whole} - {sample.key for sample in samples} == {POISON}
     assert "kills the process" in reasons[0]
 

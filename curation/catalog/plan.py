@@ -25,17 +25,10 @@ from curation.archive.shards import Shard
 from curation.archive.survey import survey
 from curation.archive.tables import Sieve, TableFilter
 from curation.archive.tiling import tiles
-from curation.catalog.artefact import (
-    Artefact,
-    catalog_id,
-    encoder_config,
-    fixed_ranges,
-    load_or_fit,
-    needs_pixels,
-    settled,
-)
+from curation.catalog.artefact import Artefact, catalog_id, encoder_config, needs_pixels, settled
 from curation.catalog.build import build_catalog
 from curation.catalog.encode import row_maker
+from curation.catalog.fit import fixed_ranges, load_or_fit
 from curation.catalog.rows import Row
 from curation.config import ArchiveConfig, Config
 from curation.encoders.base import build_encoder, fit_artefact
