@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -18,6 +19,7 @@ from curation.catalog.artefact import load_artefact
 from curation.catalog.build import Catalog, build_catalog
 from curation.catalog.encode import ShardEncoder
 from curation.catalog.plan import plan
+from curation.catalog.store import CatalogStore, parquet_bytes
 from curation.config import ArchiveConfig, Config, load_config
 from curation.errors import IncompleteError, RequestError
 from curation.runtime import start_ray
@@ -272,3 +274,13 @@ def test_decoding_in_tasks_gives_the_same_rows(undisturbed, archive, tmp_path):
 def test_a_pool_that_does_not_fit_is_refused(ray_local, archive, tmp_path):
     with pytest.raises(RequestError, match="min_actors"):
         run(config_of(archive, tmp_path, "runtime.min_actors=4", "runtime.max_actors=4"))
+
+
+def test_a_damaged_catalog_file_counts_as_none(tmp_path):
+    store = CatalogStore(Folder(str(tmp_path)), "id")
+    whole = parquet_bytes(pa.table({"x": [1]}), {"read": 1})
+    start = len(whole) - 8 - int.from_bytes(whole[-8:-4], "little")
+    damaged = {"a": whole, "b": whole[:-3], "c": whole[:start] + b"\xff" * 20 + whole[start + 20 :], "d": b""}
+    for shard, data in damaged.items():
+        store.own.publish(store.path(shard), data)
+    assert [store.footer(shard) for shard in damaged] == [{"read": 1}, None, None, None]
