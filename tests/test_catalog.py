@@ -62,7 +62,7 @@ def copy_artefact(catalog: Catalog, workspace: Path) -> None:
         target.write_bytes(path.read_bytes())
 
 
-def test_a_catalog_file_says_what_it_was_made_from(undisturbed):
+def test_a_catalog_file_says_what_it_was_made_from(undisturbed, archive):
     shard = undisturbed.shards[0]
     footer = undisturbed.store.footer(shard)
     table = undisturbed.store.read(shard)
@@ -72,7 +72,7 @@ def test_a_catalog_file_says_what_it_was_made_from(undisturbed):
     lengths = np.linalg.norm(np.stack(table["embedding"].to_numpy()).astype(np.float64), axis=1)
     assert np.allclose(lengths, 1, atol=2e-3)
     first = table.slice(0, 1).to_pylist()[0]
-    root = list_archive(undisturbed.roots[0].folder.url)[0]
+    root = list_archive(str(archive))[0]
     data = root.folder.read_range(shard.removeprefix("root0/"), first["offset"], first["offset"] + first["size"])
     image = next(member for member in first["members"] if member["name"].endswith(".tif"))
     assert (image["offset"], image["size"]) == (first["offset"], first["size"])

@@ -55,7 +55,6 @@ class Catalog:
 
     store: CatalogStore
     artefact: Artefact
-    roots: tuple[Root, ...]
     shards: tuple[str, ...]
     bank: tuple[str, ...]
     counts: dict[str, int]
@@ -114,7 +113,6 @@ def build_catalog(
     return Catalog(
         store=store,
         artefact=artefact,
-        roots=tuple(roots),
         shards=tuple(sorted(shard.name for root in roots for shard in root.shards)),
         bank=names,
         counts={name: state.counts[("archive", name)] for name in COUNTS},
