@@ -21,9 +21,10 @@ import ray
 from benchmarks.output import print_result
 from curation.archive.listing import list_archive
 from curation.archive.reader import read_shard
-from curation.catalog.artefact import Artefact, load_or_fit
+from curation.catalog.artefact import Artefact
 from curation.catalog.build import build_catalog
 from curation.catalog.encode import ShardRows, _chunks, row_maker
+from curation.catalog.fit import load_or_fit
 from curation.catalog.store import CatalogStore
 from curation.config import Config, load_config
 from curation.encoders.base import build_encoder

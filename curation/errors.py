@@ -24,6 +24,10 @@ class AccessError(CurationError):
     """Bytes could not be had (network, credentials, throttling, a vanished shard); worth another try."""
 
 
+class ChangedError(AccessError):
+    """A file vanished or changed after it was listed: another try with the same listing reads no better."""
+
+
 class IncompleteError(CurationError):
     """The run stopped before everything was done; what is done is kept and the next run goes on from it."""
 

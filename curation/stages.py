@@ -17,7 +17,7 @@ import ray
 
 from curation.archive.listing import Root, list_archive
 from curation.archive.tables import Table, TableFilter, open_filter, open_tables
-from curation.catalog.artefact import file_name, portable_encoder
+from curation.catalog.artefact import portable_encoder
 from curation.catalog.build import BANK, Catalog, build_catalog, check_bad_fraction
 from curation.catalog.calibration import load_calibration, summary
 from curation.clustering.build import build_clusters
@@ -29,7 +29,7 @@ from curation.manifests.build import check_budget, select
 from curation.manifests.schema import Manifest
 from curation.report.page import write_report
 from curation.runtime import Resources, start_ray, versions
-from curation.storage import Folder, public_url
+from curation.storage import Folder, file_name, public_url
 
 log = logging.getLogger("curation")
 

@@ -24,7 +24,7 @@ from urllib.parse import unquote
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from curation.errors import AccessError, CurationError, RequestError
+from curation.errors import AccessError, ChangedError, CurationError, RequestError
 
 T = TypeVar("T")
 Options = dict[str, dict[str, Any]]
@@ -44,6 +44,7 @@ _SECRET_PARTS = re.compile(
     "secret|password|passwd|token|credential|connection_string|access_key|account_key|sas|authorization"
 )
 _USER_INFO = re.compile(r"://[^/\s]*@")
+_QUERY = re.compile(r"(https?://[^\s'\"?#]*)[?#][^\s'\"]*")
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -92,6 +93,17 @@ def public_url(url: str) -> str:
     if scheme.lower().endswith(("http", "https")):
         shown = re.split("[?#]", shown, maxsplit=1)[0]
     return f"{scheme}://{shown}"
+
+
+def file_name(url: str) -> str:
+    """The last part of a path or URL, without a query (which may be a signature)."""
+    name = url.rstrip("/").rpartition("/")[2]
+    return name if is_local(url) else name.partition("?")[0]
+
+
+def without_secrets(text: str) -> str:
+    """What a library's error says, in one line; of URLs in it neither the user nor the query, which may be signed."""
+    return _QUERY.sub(r"\1", _USER_INFO.sub("://", " ".join(text.split())))
 
 
 def check_storage_options(options: dict[str, Any]) -> None:
@@ -223,6 +235,20 @@ class Folder:
 
     # reading
 
+    def kind(self) -> str | None:
+        """What lies at this URL itself: ``directory``, ``file``, or ``None`` where there is nothing.
+
+        Raises:
+            AccessError: the store does not answer.
+        """
+        self._forget()
+        if self.local:
+            return "directory" if os.path.isdir(self.base) else "file" if os.path.isfile(self.base) else None
+        try:
+            return str(retry(lambda: self.fs.info(self.base), self.public())["type"])
+        except FileNotFoundError:
+            return None
+
     def exists(self, path: str = "") -> bool:
         """Whether there is a file or folder at ``path``."""
         self._forget()
@@ -281,7 +307,7 @@ class Folder:
 
         Raises:
             FileNotFoundError: there is no such file.
-            AccessError: fewer came, every time; or the file is not of that version.
+            AccessError: fewer came, every time; ChangedError: the file is not of that version.
         """
         return self._read_range(path, start, stop, version)[0]
 
@@ -345,8 +371,8 @@ class Folder:
             raise self._changed(path) from error
         return data, version
 
-    def _changed(self, path: str) -> AccessError:
-        return AccessError(f"{self.public(path)}: it changed after it was listed; run again")
+    def _changed(self, path: str) -> ChangedError:
+        return ChangedError(f"{self.public(path)}: it changed after it was listed; run again")
 
     @property
     def _tries(self) -> int:
@@ -693,7 +719,7 @@ def retry(call: Callable[[], T], name: str, tries: int = TRIES) -> T:
             raise
         except Exception as error:  # noqa: BLE001 - every client library has its own network errors
             denied = isinstance(error, PermissionError) or "Credentials" in type(error).__name__
-            said = " ".join(str(error).split())  # one line
+            said = without_secrets(str(error))
             if type(error).__name__ == "ProfileNotFound":
                 raise RequestError(f"{name}: {said}: write it to the AWS config file, or name another") from error
             if denied or attempt == tries - 1:

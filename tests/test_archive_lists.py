@@ -278,7 +278,7 @@ def test_sizes_with_checksums_are_not_asked_for(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(Folder, "info", info)
     root = listed(tmp_path / "item.json")
     assert root.shards[0].files[0].version == "checksum:1220aa" and len(read(root)) == 4
-    assert asked == []
+    assert asked == ["item.json"]  # only the list itself
 
 
 @pytest.mark.parametrize(
@@ -334,3 +334,13 @@ def test_the_same_items_over_http_and_s3(tmp_path: Path) -> None:
                 at = raw.window
                 there = PIXELS[:, at.row : at.row + at.height, at.column : at.column + at.width]
                 np.testing.assert_array_equal(decode(raw, config()).pixels, there)
+
+
+def test_scenes_elsewhere_are_opened_with_their_roots_options(tmp_path: Path) -> None:
+    with s3_server() as server:
+        put(tmp_path / "a.tif")
+        server.client.upload_file(str(tmp_path / "a.tif"), server.bucket, "scenes/a.tif")
+        (tmp_path / "list.txt").write_text(f"{server.url}/scenes/a.tif\n")
+        options = {"root0": server.storage["s3"]}
+        (root,) = list_archive(str(tmp_path / "list.txt"), options, config(scene="file"))
+        assert len(read(root, scene="file")) == 4

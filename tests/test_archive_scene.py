@@ -24,7 +24,7 @@ from curation.archive.listing import list_archive
 from curation.archive.reader import read_shard
 from curation.archive.sample import RawSample, Rejection, Sample, Wanted, Window
 from curation.config import ArchiveConfig, TileConfig
-from curation.errors import BadSample
+from curation.errors import BadSample, RequestError
 from curation.storage import Folder
 
 UTM33 = from_origin(500_000, 5_100_000, 10, 10)
@@ -586,3 +586,19 @@ def test_a_scene_without_a_place(tmp_path: Path) -> None:
     write(tmp_path / "a" / "scene.tif", ground(1, 64, 64), crs=None, transform=Affine.identity())
     found = tiles(tmp_path / "a", config(32))
     assert len(found) == 4 and all(tile.place is None and tile.footprint is None for tile in found)
+
+
+@pytest.mark.parametrize("size", [None, 32])
+@pytest.mark.parametrize("scene", [r"(?P<scene>\w)_\d+_(?P<band>B\d+)", r"(?P<scene>\w)_"])
+def test_two_files_of_one_band_are_refused(tmp_path: Path, scene: str, size: int | None) -> None:
+    for name in ("s_2020_B02.tif", "s_2021_B02.tif"):
+        write(tmp_path / name, ground(1, 64, 64))
+    with pytest.raises(RequestError, match=r"s_2020_B02.tif and s_2021_B02.tif .* tell them apart"):
+        list_archive(str(tmp_path), settings=config(size, scene=scene))
+
+
+def test_images_that_a_pattern_gives_no_scene_are_left_out(tmp_path: Path) -> None:
+    for name in ("s_B02.tif", "other.tif"):
+        write(tmp_path / name, ground(1, 64, 64))
+    (root,) = list_archive(str(tmp_path), settings=config(32, scene="(?P<scene>s)_|other"))
+    assert [shard.path for shard in root.shards] == ["s"]

@@ -10,8 +10,9 @@ import pytest
 from curation.archive.listing import list_archive
 from curation.archive.sample import Member, Sample
 from curation.catalog import calibration
-from curation.catalog.artefact import catalog_id, load_or_fit
+from curation.catalog.artefact import catalog_id
 from curation.catalog.calibration import calibrate, calibration_path, load_calibration, wilson
+from curation.catalog.fit import load_or_fit
 from curation.config import load_config
 from curation.scoring.likeness import Patches, likeness
 from curation.scoring.signature import signature_and_patch

@@ -7,17 +7,19 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from curation.archive.decode import decode
 from curation.archive.listing import list_archive
 from curation.archive.sample import RawSample, Sample
-from curation.catalog import artefact, build, encode
+from curation.catalog import build, encode, fit
 from curation.catalog.artefact import load_artefact
 from curation.catalog.build import Catalog, build_catalog
 from curation.catalog.encode import ShardEncoder
 from curation.catalog.plan import plan
+from curation.catalog.store import CatalogStore, parquet_bytes
 from curation.config import ArchiveConfig, Config, load_config
 from curation.errors import IncompleteError, RequestError
 from curation.runtime import start_ray
@@ -60,7 +62,7 @@ def copy_artefact(catalog: Catalog, workspace: Path) -> None:
         target.write_bytes(path.read_bytes())
 
 
-def test_a_catalog_file_says_what_it_was_made_from(undisturbed):
+def test_a_catalog_file_says_what_it_was_made_from(undisturbed, archive):
     shard = undisturbed.shards[0]
     footer = undisturbed.store.footer(shard)
     table = undisturbed.store.read(shard)
@@ -70,7 +72,7 @@ def test_a_catalog_file_says_what_it_was_made_from(undisturbed):
     lengths = np.linalg.norm(np.stack(table["embedding"].to_numpy()).astype(np.float64), axis=1)
     assert np.allclose(lengths, 1, atol=2e-3)
     first = table.slice(0, 1).to_pylist()[0]
-    root = list_archive(undisturbed.roots[0].folder.url)[0]
+    root = list_archive(str(archive))[0]
     data = root.folder.read_range(shard.removeprefix("root0/"), first["offset"], first["offset"] + first["size"])
     image = next(member for member in first["members"] if member["name"].endswith(".tif"))
     assert (image["offset"], image["size"]) == (first["offset"], first["size"])
@@ -144,9 +146,9 @@ def test_a_sample_that_kills_the_fit_is_left_out(archive, monkeypatch):
     (root,) = list_archive(str(archive))
     shard = next(shard for shard in root.shards if POISON.encode() in Path(root.folder.full(shard.path)).read_bytes())
     draw = (root.folder, shard, ArchiveConfig(), 100, 1 << 30)
-    whole, _, _ = artefact._sample_shard._function(*draw)
-    monkeypatch.setattr(artefact, "decode", crash_on_one)
-    samples, reasons, _ = artefact._sample_shard._function(*draw, careful=True)
+    whole, _, _ = fit._sample_shard._function(*draw)
+    monkeypatch.setattr(fit, "decode", crash_on_one)
+    samples, reasons, _ = fit._sample_shard._function(*draw, careful=True)
     assert {sample.key for sample in whole} - {sample.key for sample in samples} == {POISON}
     assert "kills the process" in reasons[0]
 
@@ -270,3 +272,13 @@ def test_decoding_in_tasks_gives_the_same_rows(undisturbed, archive, tmp_path):
 def test_a_pool_that_does_not_fit_is_refused(ray_local, archive, tmp_path):
     with pytest.raises(RequestError, match="min_actors"):
         run(config_of(archive, tmp_path, "runtime.min_actors=4", "runtime.max_actors=4"))
+
+
+def test_a_damaged_catalog_file_counts_as_none(tmp_path):
+    store = CatalogStore(Folder(str(tmp_path)), "id")
+    whole = parquet_bytes(pa.table({"x": [1]}), {"read": 1})
+    start = len(whole) - 8 - int.from_bytes(whole[-8:-4], "little")
+    damaged = {"a": whole, "b": whole[:-3], "c": whole[:start] + b"\xff" * 20 + whole[start + 20 :], "d": b""}
+    for shard, data in damaged.items():
+        store.own.publish(store.path(shard), data)
+    assert [store.footer(shard) for shard in damaged] == [{"read": 1}, None, None, None]

@@ -53,7 +53,7 @@ def catalog(tmp_path_factory: pytest.TempPathFactory) -> Catalog:
     write_shard(store, "references/bank.tar", np.repeat(np.arange(4), 30), 99)
     unused: Any = None
     counts = {"read": 1350, "kept": 900, "quarantined": 450}
-    return Catalog(store, unused, (), tuple(sorted(shards)), ("references/bank.tar",), counts, "", None, ())
+    return Catalog(store, unused, tuple(sorted(shards)), ("references/bank.tar",), counts, "", None, ())
 
 
 def run(catalog: Catalog, folder: Folder, mode: str = "none", cpus: float = 2, **settings: Any) -> dict[str, Any]:

@@ -75,9 +75,13 @@ def test_vectors_from_npy(tmp_path, dtype):
     np.testing.assert_allclose(np.stack([one(encoder, "a", key) for key in KEYS]), UNIT, atol=1e-3)
 
 
-def test_a_shard_column_tells_equal_keys_apart(tmp_path):
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_shard_column_tells_equal_keys_apart(tmp_path, nested):
     shards = ["root/a.tar"] * 10 + ["root/b.tar"] * 10
-    pq.write_table(table(KEYS[:10] * 2, shard=shards), tmp_path / "a.parquet", row_group_size=3)
+    made_of = table(KEYS[:10] * 2, shard=shards)
+    if nested:  # a column of several leaves before the others
+        made_of = made_of.add_column(0, "bbox", pa.array([{"xmin": 0.0, "ymin": 1.0}] * 20))
+    pq.write_table(made_of, tmp_path / "a.parquet", row_group_size=3)
     encoder = made(config(tmp_path / "a.parquet"))
     for shard, row in (("root/a.tar", 4), ("root/b.tar", 14), ("root/a.tar", 2)):
         np.testing.assert_allclose(one(encoder, shard, KEYS[row % 10]), UNIT[row], atol=1e-6)

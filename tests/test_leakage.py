@@ -4,6 +4,7 @@ import csv
 import datetime
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -15,7 +16,9 @@ import pytest
 from curation.catalog.schema import FOOTER
 from curation.errors import RequestError
 from curation.manifests.leakage import find_leaks
+from curation.manifests.reading import open_workspace
 from curation.manifests.schema import Manifest
+from curation.storage import Folder
 from jobs.leakage import run
 from tests.command import curate
 from tests.selection_recipes import DIM, HEADER, Workspace, make_workspace
@@ -231,3 +234,12 @@ def test_the_command_fails_where_anything_leaks(made: tuple[Workspace, Manifest]
 def test_the_command_says_what_it_takes(arguments: list[str]) -> None:
     with pytest.raises(RequestError, match="curate leakage MANIFEST --against TABLE"):
         run(arguments)
+
+
+@pytest.mark.parametrize(
+    ("where", "workspace"), [("memory://ws/manifests/id", "memory://ws"), ("memory://x", "memory://x")]
+)
+def test_a_manifests_workspace_is_opened_with_its_own_options(where: str, workspace: str) -> None:
+    manifest: Any = SimpleNamespace(folder=Folder(where))
+    found = open_workspace(manifest, {"workspace": {"skip_instance_cache": True}})
+    assert (found.url, found.options["memory"]) == (workspace, {"skip_instance_cache": True})

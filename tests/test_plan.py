@@ -9,6 +9,7 @@ from curation.archive.decode import decode
 from curation.archive.listing import list_archive
 from curation.archive.reader import read_shard
 from curation.archive.sample import RawSample
+from curation.archive.tables import open_filter, open_tables
 from curation.archive.tiling import tiles
 from curation.catalog.plan import plan
 from curation.config import load_config
@@ -91,3 +92,23 @@ def test_a_plan_says_what_reading_takes(tmp_path: Path, s3: S3, name: str) -> No
         assert planned["samples_expected"] == pytest.approx(samples, rel=0.1)
         assert planned["bytes_to_read"] == pytest.approx(sum(one.size for one in proxy.gets()), rel=0.1)
         assert planned["requests"] == pytest.approx(len(proxy.seen), rel=0.1, abs=1)
+
+
+@pytest.mark.parametrize("name", ["Parquet", "joined tars"])
+def test_a_plan_counts_what_a_filter_lets_pass(tmp_path: Path, name: str) -> None:
+    make, options = ARCHIVES[name]
+    make(tmp_path)
+    config = load_config([f"archive.url={tmp_path}", *SMALL, *options])
+    roots = list_archive(config.archive.url, None, config.archive)
+    keys = [
+        raw.key
+        for root in roots
+        for shard in root.shards
+        for raw in read_shard(root.folder, shard, config.archive)
+        if isinstance(raw, RawSample)
+    ]
+    (tmp_path / "half.csv").write_text("id,x\n" + "".join(f"{key},{i % 2}\n" for i, key in enumerate(keys)))
+    tables = open_tables([{"path": str(tmp_path / "half.csv"), "key": "id", "on": "key"}])
+    whole, half = (plan(config, roots, 0, open_filter(tables, text)) for text in (None, "x == 1"))
+    assert half["samples_expected"] == pytest.approx(whole["samples_expected"] / 2, abs=1)
+    assert half["bytes_to_read"] == whole["bytes_to_read"]

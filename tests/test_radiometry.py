@@ -19,7 +19,7 @@ from curation.archive.radiometry import (
     state,
 )
 from curation.archive.sample import RawSample, Sample
-from curation.catalog.artefact import _look_at, _settle, fixed_ranges
+from curation.catalog.fit import _look_at, _settle, fixed_ranges
 from curation.config import ArchiveConfig, CloudsConfig, RadiometryConfig, load_config
 from curation.errors import BadSample, RequestError
 from tests.archive_tools import raw

@@ -8,8 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from curation.archive.listing import Root, list_archive
-from curation.catalog.artefact import check_bank, load_or_fit
 from curation.catalog.build import build_catalog
+from curation.catalog.fit import check_bank, load_or_fit
 from curation.catalog.plan import plan
 from curation.config import Config, load_config
 from curation.errors import RequestError

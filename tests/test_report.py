@@ -26,7 +26,7 @@ from curation.manifests.schema import DECISIONS_SCHEMA, DROPPED, KEPT, REASONS
 from curation.report.data import Figures, gather
 from curation.report.page import WHY, _stages, write_report
 from curation.report.words import duration, percent, size
-from curation.scoring.signature import patch
+from curation.scoring.signature import signature_and_patch
 from curation.scoring.thumbnail import in_share
 from curation.storage import Folder
 from tests.browser import Browser, find_browser
@@ -168,7 +168,7 @@ def row(rng: np.random.Generator, shard: str, index: int, number: int, pixels: b
         "label": LABELS[index % len(LABELS)],
         "entropy": float(rng.uniform(1, 7.9)) if pixels else None,
         "thumbnail": picture(rng) if shown else None,
-        "patch": patch(noise(rng), np.ones((64, 64), bool), RANGES) if pixels else None,
+        "patch": signature_and_patch(noise(rng), np.ones((64, 64), bool), RANGES)[1] if pixels else None,
         "embedding": (vector / np.linalg.norm(vector)).astype(np.float16),
         "cluster": int(min(rng.geometric(0.3) - 1, CLUSTERS - 1)), "distance": float(rng.uniform(0.1, 1.2)),
     }  # fmt: skip

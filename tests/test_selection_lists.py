@@ -81,3 +81,24 @@ def test_what_is_no_list_is_refused_in_one_line(data: bytes, tmp_path: Path) -> 
         parse_list("my list.csv", data)
     assert "my list.csv" in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("area", "named"),
+    [
+        ((172, -20, 178, -10), [True, True, False]),
+        ((175, -20, -175, -10), [True, True, True]),
+        ((-175, -20, -172, -10), [True, False, True]),
+        ((179.5, -20, -179.5, -10), [True, False, False]),
+        ((-170, -20, -160, -10), [True, False, False]),  # edges that meet touch
+        ((-160, -20, 160, -10), [False, False, False]),
+        ((-180, -90, 180, 90), [True, True, True]),
+    ],
+)
+def test_footprints_that_cross_the_antimeridian(area: tuple[float, ...], named: list[bool]) -> None:
+    sides = ("west", "south", "east", "north")
+    boxes = [(170.0, -20.0, -170.0, -10.0), (171.0, -20.0, 179.0, -10.0), (-179.0, -20.0, -171.0, -10.0)]
+    places = pa.array([dict(zip(sides, box, strict=True)) for box in [*boxes, (None,) * 4]])
+    catalog = pa.table({"footprint": places, "time": pa.nulls(4, pa.timestamp("us", tz="UTC"))})
+    listed = f"west,south,east,north\n{','.join(map(str, area))}\n".encode()
+    assert parse_list("list", listed).match(catalog).tolist() == [*named, False]

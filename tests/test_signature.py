@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from curation.scoring.likeness import Patches, likeness
-from curation.scoring.signature import PATCH_BYTES, patch, patch_levels, signature, signature_and_patch
+from curation.scoring.signature import PATCH_BYTES, patch_levels, signature_and_patch
 from curation.selection.duplicates import RADIUS, THRESHOLD
 from tests.duplicate_recipes import described, ground, recoded, relit, turned, window
 
@@ -32,11 +32,11 @@ def test_all_eight_symmetries_have_one_signature(dtype: str, bands: int, height:
     tile = ground(1, bands, 160)[:, :height, :width].astype(dtype)
     mask, limits = np.ones((height, width), bool), np.array([[10, 300]] * bands, np.float32)
     mask[: height // 3, : width // 4] = False
-    plain = signature(tile, mask, limits)
+    plain = signature_and_patch(tile, mask, limits)[0]
     assert plain.dtype == np.float32
     assert plain.shape == (36,)
     for symmetry in range(1, 8):
-        again = signature(turned(tile, symmetry), turned(mask[None], symmetry)[0], limits)
+        again = signature_and_patch(turned(tile, symmetry), turned(mask[None], symmetry)[0], limits)[0]
         np.testing.assert_allclose(again, plain, atol=1e-3)
 
 
@@ -70,7 +70,7 @@ def test_what_is_masked_is_not_seen() -> None:
 
 def test_a_patch_holds_the_levels_of_the_bands_thirds() -> None:
     tile = np.stack([np.full((40, 40), 100 * i, np.uint16) for i in range(6)])
-    made = patch(tile, np.ones((40, 40), bool), np.array([[0, 1000]] * 6, np.float32))
+    _, made = signature_and_patch(tile, np.ones((40, 40), bool), np.array([[0, 1000]] * 6, np.float32))
     assert len(made) == PATCH_BYTES
     expected = np.array([50, 250, 450]) * 255 / 1000
     np.testing.assert_allclose(patch_levels(np.frombuffer(made, np.uint8)[None])[0], expected, rtol=1e-5)

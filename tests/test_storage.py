@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from curation.errors import AccessError, RequestError
-from curation.storage import FileInfo, Folder, check_storage_options, public_url
+from curation.storage import FileInfo, Folder, check_storage_options, public_url, retry, without_secrets
 from tests.s3 import S3, s3_server
 
 NAMES = ["a[1]", "b*", "c?", "run#1", "d%20e", "f g+h", "{i,j}", "k=v&w", "~", "@m", "n::o", "雲"]
@@ -160,3 +160,15 @@ def test_a_file_that_vanishes_while_it_is_listed_is_skipped(tmp_path: Path, monk
     monkeypatch.setattr(os, "scandir", slow)
     (file,) = Folder(str(tmp_path)).list()
     assert isinstance(file, FileInfo) and file.path == "here"
+
+
+def test_what_libraries_say_is_told_without_users_and_signatures() -> None:
+    said = "403, message='Forbidden',\n url='https://me:hunter2@host/a.tif?X-Amz-Signature=hunter2#x' and s3://b/c?d"
+    assert without_secrets(said) == "403, message='Forbidden', url='https://host/a.tif' and s3://b/c?d"
+
+    def refuse() -> None:
+        raise ValueError(said)
+
+    with pytest.raises(AccessError) as raised:
+        retry(refuse, "x", tries=1)
+    assert "hunter2" not in str(raised.value)

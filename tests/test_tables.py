@@ -18,6 +18,7 @@ from curation.archive.tables import Table, TableFilter, lookup, open_tables
 from curation.config import load_config
 from curation.errors import RequestError
 from curation.stages import config_without_urls
+from curation.storage import FileInfo, Folder
 
 CSV = "id,cloud_cover,country,note\n007,10,FR,\n7,30,NA,x\n8,,ES,\n,1,FR,\nlast,5,,y\n"
 
@@ -209,7 +210,7 @@ def test_a_filter_over_two_tables_by_key_and_by_source(clouds: Path, tmp_path: P
     allowed = where.allowed(pa.array(keys), pa.array(sources))
     assert allowed.tolist() == [True, False, False, False, False, False]
     copy = pickle.loads(pickle.dumps(where))
-    assert [copy.allows(key, source) for key, source in zip(keys, sources, strict=True)] == allowed.tolist()
+    assert copy.allowed(pa.array(keys), pa.array(sources)).tolist() == allowed.tolist()
     assert not where.allowed(pa.array(keys)).any()  # without source ids nothing is known to be open
     assert where.allowed(pa.array([], pa.string())).dtype == np.bool_
 
@@ -245,3 +246,9 @@ def test_several_columns_name_a_sample(tmp_path: Path) -> None:
     assert found["cloud_cover"].to_pylist() == [7, 90, 5, None]
     with pytest.raises(RequestError, match="no column 'row'"):
         open_tables([{**entry, "key": ["grid_cell", "row"]}])
+
+
+def test_a_signed_url_of_a_table_is_named_without_its_signature() -> None:
+    file = FileInfo("clouds.csv?sig=hunter2", 1, "v")
+    table = Table(Folder("https://host/tables"), file, ("id",), "key", pa.schema([]), "d")
+    assert table.identity["path"] == "clouds.csv"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from curation.archive.names import extension, is_text, matters, printable
 from curation.archive.sample import Member, RawSample, Rejection, Wanted
 from curation.archive.shards import group_scenes, scene_key
-from curation.errors import AccessError
+from curation.errors import ChangedError
 
 if TYPE_CHECKING:
     from curation.archive.shards import Shard
@@ -35,7 +35,7 @@ def read_folder(
     A sample is a stem; with ``archive.scene`` a scene, each of its files named by its band.
 
     Raises:
-        AccessError: a file vanished, or is not of its listed size.
+        AccessError: a file vanished (ChangedError), or is not of its listed size.
     """
 
     def read(index: int, key: str, files: dict[str, FileInfo]) -> RawSample | Rejection:
@@ -94,7 +94,7 @@ def _read(folder: Folder, file: FileInfo) -> bytes:
     try:
         return folder.read_range(file.path, 0, file.size, file.version)
     except FileNotFoundError as error:
-        raise AccessError(f"{folder.public(file.path)}: it vanished after it was listed") from error
+        raise ChangedError(f"{folder.public(file.path)}: it vanished after it was listed") from error
 
 
 def _ahead(calls: Sequence[Callable[[], RawSample | Rejection]]) -> Iterator[RawSample | Rejection]:

@@ -22,6 +22,7 @@ from curation.archive.names import IMAGES, SHARDS, extension, is_categorical
 from curation.archive.radiometry import audit, evidence, polarisation
 from curation.archive.reader import read_shard
 from curation.archive.sample import RawSample, Rejection, Sample, sample_id
+from curation.archive.shards import is_table
 from curation.archive.sidecar import KNOWN_NAMES, gather
 from curation.archive.tiling import tiles
 from curation.config import ArchiveConfig, RadiometryConfig, TileConfig
@@ -108,7 +109,7 @@ def _layout(files: Sequence[FileInfo], found: Findings) -> None:
         found.notes.append(f"bands lie in files of their own: archive.scene={scene}")
     if scene:
         found.config["scene"] = scene
-    tables = [path for path in paths if extension(path) == "csv" or re.fullmatch(r"(.*[/_.-])?metadata\.parquet", path)]
+    tables = [path for path in paths if extension(path) == "csv" or is_table(path)]
     if tables:
         found.facts["tables"] = tables[:20]
         found.notes.append(f"tables: {', '.join(tables[:5])}" + (" …" if len(tables) > 5 else ""))

@@ -37,22 +37,15 @@ def read_joined(
     Raises:
         AccessError: a part vanished or gave fewer bytes than the listing said.
     """
-    streams = [
-        _Stream(
-            modality,
-            part,
-            readers[part.format](folder, part, own_settings(settings, modality), _asked(only, first), None),
-        )
-        for first, (modality, part) in zip(_firsts(), shard.parts, strict=False)
-    ]
+    streams = []
+    for number, (modality, part) in enumerate(shard.parts):
+        asked = only  # positions are the first one's
+        if only is not None and number:
+            asked = [replace(wanted, position=None) for wanted in only]
+        items = readers[part.format](folder, part, own_settings(settings, modality), asked, None)
+        streams.append(_Stream(modality, part, items))
     for index, item in enumerate(_Join(streams).read()):
         yield replace(item, index=index)
-
-
-def _firsts() -> Iterator[bool]:
-    yield True
-    while True:
-        yield False
 
 
 def own_settings(settings: ArchiveConfig, modality: str) -> ArchiveConfig:
@@ -61,11 +54,6 @@ def own_settings(settings: ArchiveConfig, modality: str) -> ArchiveConfig:
         return settings
     own = [member.removeprefix(f"{modality}.") for member in settings.members if member.startswith(f"{modality}.")]
     return replace(settings, members=own or None)
-
-
-def _asked(only: Sequence[Wanted] | None, first: bool) -> Sequence[Wanted] | None:
-    """What is asked of a part: positions are the first one's."""
-    return only if only is None or first else [replace(wanted, position=None) for wanted in only]
 
 
 @dataclass

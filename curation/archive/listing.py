@@ -14,7 +14,7 @@ from curation.archive.lists import read_list
 from curation.archive.names import IMAGES, SIDECARS, extension, is_shard, is_text, printable
 from curation.archive.shards import Shard, shards_of
 from curation.errors import AccessError, RequestError
-from curation.storage import FileInfo, Folder, Options, is_local, local_path, options_for, public_url, retry
+from curation.storage import FileInfo, Folder, Options, is_local, local_path, options_for, public_url
 
 if TYPE_CHECKING:
     from curation.config import ArchiveConfig
@@ -54,17 +54,13 @@ def list_archive(url: Any, options: Options | None = None, settings: ArchiveConf
 
 
 def list_files(url: str, options: Options | None = None) -> list[FileInfo]:
-    """Every file in question below one URL, whatever it is.
+    """Every file that one URL names, or that lies below what it names, whatever it is.
 
     Raises:
         RequestError: there is nothing.
+        AccessError: the store does not answer.
     """
-    own = options_for(options, "root0", url)
-    folder = Folder(url, own)
-    kind = _kind(folder)
-    if kind == "file":
-        return [folder.parent.info(folder.url.rpartition("/")[2])]
-    return folder.list() if kind == "directory" else _find_glob(url, own)[1]
+    return _files_at(url, options_for(options, "root0", url))[1]
 
 
 def root_names(url: Any) -> list[str]:
@@ -162,28 +158,32 @@ def _list_root(name: str, url: str, options: Options | None, settings: ArchiveCo
 def _find(
     name: str, url: str, options: Options | None, settings: ArchiveConfig | None
 ) -> tuple[Folder, Iterable[Shard]]:
-    """The root's folder and the shards in question below it."""
-    if not is_local(url) and _MAGIC.search(url.split("://", 1)[1].split("/")[0]):
-        raise RequestError(f"{public_url(url)}: a bucket's name cannot be a pattern")
-    folder = Folder(url, options)
-    kind = _kind(folder)
-    if kind == "directory":
-        above, _, base = folder.url.rpartition("/")
-        if base.endswith(".zarr"):  # a store is a shard, as a tar is
-            folder = Folder(above or "/", options)
-            return folder, shards_of(name, folder.list(base), settings)
-        return folder, shards_of(name, folder.list(), settings)
-    if kind == "file":
-        base, parent = folder.url.rpartition("/")[2], folder.parent
-        listed = read_list(name, parent, base, settings)
+    """The root's folder and the shards below it."""
+    folder, files, alone = _files_at(url, options)
+    if alone:
+        listed = read_list(name, folder, files[0].path, settings)
         if listed is not None:
             return listed
         if not is_shard(url):
             may = "a tar, Parquet, zipped Zarr or TIFF, a list (txt, STAC json), or a folder"
             raise RequestError(f"{public_url(url)} is no shard: give {may}")
-        return parent, shards_of(name, [parent.info(base)], settings)
-    folder, files = _find_glob(url, options)
     return folder, shards_of(name, files, settings)
+
+
+def _files_at(url: str, options: Options | None) -> tuple[Folder, list[FileInfo], bool]:
+    """A root's folder, the files below it that a URL names, and whether it names just one file."""
+    if not is_local(url) and _MAGIC.search(url.split("://", 1)[1].split("/")[0]):
+        raise RequestError(f"{public_url(url)}: a bucket's name cannot be a pattern")
+    folder = Folder(url, options)
+    kind = folder.kind()
+    if kind is None:
+        return *_find_glob(url, options), False
+    base = folder.url.rpartition("/")[2]
+    if kind == "file":
+        return folder.parent, [folder.parent.info(base)], True
+    if base.endswith(".zarr"):  # a store is a shard, as a tar is
+        return folder.parent, folder.parent.list(base), False
+    return folder, folder.list(), False
 
 
 def _find_glob(url: str, options: Options | None) -> tuple[Folder, list[FileInfo]]:
@@ -192,7 +192,7 @@ def _find_glob(url: str, options: Options | None) -> tuple[Folder, list[FileInfo
     parts = whole.split("/")
     for i, part in enumerate(parts):
         prefix = "/".join(parts[:i])
-        if _MAGIC.search(part) and _kind(Folder(f"{prefix}/{part}", options)) is None:
+        if _MAGIC.search(part) and Folder(f"{prefix}/{part}", options).kind() is None:
             break
     else:
         raise RequestError(f"there is nothing at {public_url(url)}: check the path")
@@ -218,17 +218,6 @@ def _matching(files: list[FileInfo], pattern: re.Pattern[str]) -> list[FileInfo]
         for file in files
         if extension(file.path) in SIDECARS or pattern.match(file.path) or inside(file.path.rpartition("/")[0])
     ]
-
-
-def _kind(folder: Folder) -> str | None:
-    """``directory``, ``file``, or ``None`` where there is nothing."""
-    if folder.local:
-        return "directory" if os.path.isdir(folder.base) else "file" if os.path.isfile(folder.base) else None
-    folder.fs.invalidate_cache()
-    try:
-        return str(retry(lambda: folder.fs.info(folder.base), folder.public())["type"])
-    except FileNotFoundError:
-        return None
 
 
 # from files to shards

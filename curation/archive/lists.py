@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import posixpath
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ import pyarrow.parquet as pq
 from curation.archive.names import IMAGES, extension, is_categorical, is_text, is_unsafe, printable
 from curation.archive.shards import Shard, group_scenes, shards_of
 from curation.errors import RequestError
-from curation.storage import FileInfo, Folder, is_local, local_path, public_url
+from curation.storage import FileInfo, Folder, Options, is_local, local_path, public_url
 
 if TYPE_CHECKING:
     from curation.config import ArchiveConfig
@@ -97,10 +98,9 @@ def _from_text(root: str, folder: Folder, name: str, settings: ArchiveConfig | N
     except UnicodeDecodeError:
         raise RequestError(f"{folder.public(name)} is not UTF-8 text: list one path or URL a line") from None
     urls = [_absolute(line, folder) for line in lines if line and not line.startswith("#")]
-    top, paths = _common_root(urls, folder.options, folder.public(name))
-    twice = next((path for i, path in enumerate(sorted(paths)[1:]) if path == sorted(paths)[i]), None)
-    if twice is not None:
-        raise RequestError(f"{folder.public(name)} lists {twice} twice: remove one")
+    top, paths = _common_root(root, urls, folder.options, folder.public(name))
+    if twice := sorted(path for path, count in Counter(paths).items() if count > 1):
+        raise RequestError(f"{folder.public(name)} lists {twice[0]} twice: remove one")
     files = _ask(top, [(path, None, "") for path in paths])
     for file in files:
         if file.size == GONE and extension(file.path) not in IMAGES:
@@ -128,8 +128,8 @@ def _absolute(href: str, folder: Folder) -> str:
     return f"{scheme}://{posixpath.normpath(f'{rest}/{href}')}"
 
 
-def _common_root(urls: Sequence[str], options: Any, where: str) -> tuple[Folder, list[str]]:
-    """The longest folder above all of some files, and their paths below it."""
+def _common_root(root: str, urls: Sequence[str], options: Options, where: str) -> tuple[Folder, list[str]]:
+    """The longest folder above all of some files, opened with the root's options, and their paths below it."""
     if not urls:
         raise RequestError(f"{where} lists nothing")
     stores = {"" if is_local(url) else "/".join(url.split("/", 3)[:3]) for url in urls}
@@ -147,7 +147,7 @@ def _common_root(urls: Sequence[str], options: Any, where: str) -> tuple[Folder,
     depth = 0
     while all(len(part) > depth + 1 for part in parts) and len({part[depth] for part in parts}) == 1:
         depth += 1
-    return Folder("/".join(parts[0][:depth]) or "/", options), ["/".join(part[depth:]) for part in parts]
+    return Folder("/".join(parts[0][:depth]) or "/", options, root), ["/".join(part[depth:]) for part in parts]
 
 
 def _ask(folder: Folder, files: Sequence[tuple[str, int | None, str]]) -> list[FileInfo]:
@@ -290,7 +290,7 @@ def _from_items(root: str, items: Sequence[_Item], folder: Folder, where: str) -
     assets = [asset for item in items for asset in item.assets]
     if not assets:
         raise RequestError(f"{where}: no item has an asset that holds pixels; name assets in archive.members")
-    top, paths = _common_root([asset.url for asset in assets], folder.options, where)
+    top, paths = _common_root(root, [asset.url for asset in assets], folder.options, where)
     files = iter(_ask(top, [(path, asset.size, asset.version) for path, asset in zip(paths, assets, strict=True)]))
     return top, list(_shards(root, items, files))
 

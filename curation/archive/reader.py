@@ -16,7 +16,7 @@ from curation.archive.scene import read_scene
 from curation.archive.shards import Shard
 from curation.archive.webdataset import read_tar
 from curation.archive.zarr.shard import read_zarr
-from curation.errors import AccessError
+from curation.errors import AccessError, ChangedError
 from curation.storage import Folder
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def read_shard(
         if only is None:
             _check_unchanged(folder, shard)
     except FileNotFoundError as error:
-        raise AccessError(f"{folder.public(shard.path)}: it vanished after it was listed") from error
+        raise ChangedError(f"{folder.public(shard.path)}: it vanished after it was listed") from error
     except OSError as error:
         raise AccessError(f"{folder.public(shard.path)}: {error.strerror or error}") from error
 
@@ -85,6 +85,6 @@ def _check_unchanged(folder: Folder, shard: Shard) -> None:
         now = {file.path: folder.info(file.path) for file in listed}
     for file in listed:
         if file.path not in now:
-            raise AccessError(f"{folder.public(file.path)}: it vanished after it was listed")
+            raise ChangedError(f"{folder.public(file.path)}: it vanished after it was listed")
         if now[file.path] != file:
-            raise AccessError(f"{folder.public(file.path)}: it changed after it was listed; run again")
+            raise ChangedError(f"{folder.public(file.path)}: it changed after it was listed; run again")

@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 from curation.archive.place import Footprint, Georeference
 
+TILE_SUFFIX = r"_r\d{5,}_c\d{5,}$"  # a pattern for what `Window.suffix` makes
+
 
 def sample_id(shard: str, key: str) -> str:
     """The id of a sample: 128-bit BLAKE2b of its shard (``<root>/<path below it>``) and key, as 32 hex digits."""

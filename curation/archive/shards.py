@@ -96,6 +96,11 @@ def shards_of(root: str, files: Iterable[FileInfo], settings: ArchiveConfig | No
     yield from _side_by_side(found, modalities) if modalities else found
 
 
+def is_table(path: str) -> bool:
+    """Whether a Parquet file by its name tells of samples, and holds none."""
+    return _TABLE.fullmatch(path) is not None
+
+
 def _plain_shards(root: str, files: Iterable[FileInfo], settings: ArchiveConfig | None) -> Iterator[Shard]:
     loose: list[FileInfo] = []
     stores: dict[str, list[FileInfo]] = {}
@@ -111,7 +116,7 @@ def _plain_shards(root: str, files: Iterable[FileInfo], settings: ArchiveConfig 
         elif kind == "zip":
             yield Shard(root, file.path, "zarr", file)
         elif kind == "parquet":
-            if not _TABLE.fullmatch(file.path):
+            if not is_table(file.path):
                 yield Shard(root, file.path, "parquet", file)
         elif kind in IMAGES or kind in SIDECARS:
             loose.append(file)
@@ -162,6 +167,9 @@ def group_scenes(files: Iterable[FileInfo], scene: str) -> dict[str, list[tuple[
     Returns:
         A scene's name (a path) to pairs of band and file; the band is empty where a file is the whole scene, ``json``
         (``cls``, ``txt``) for a sidecar. A scene has at least one image.
+
+    Raises:
+        RequestError: two images would be the same band of a scene.
     """
     scenes: dict[str, list[tuple[str, FileInfo]]] = {}
     for file in sorted(files):
@@ -176,8 +184,21 @@ def group_scenes(files: Iterable[FileInfo], scene: str) -> dict[str, list[tuple[
                 bands = distinct_names([_stem(file.path).rpartition("/")[2] for _, file in images if len(images) > 1])
                 bands = bands or [""]  # one file is the whole scene
                 images = list(zip(bands, (file for _, file in images), strict=True))
+            _check_bands(name, images)
             found[name] = sorted(images) + sidecars
     return found
+
+
+def _check_bands(scene: str, images: Iterable[tuple[str, FileInfo]]) -> None:
+    """Refuse two images of one band and kind: one of them would be lost."""
+    seen: dict[tuple[str, str], str] = {}
+    for band, file in images:
+        other = seen.setdefault((band, extension(file.path)), file.path)
+        if other != file.path:
+            raise RequestError(
+                f"archive.scene: {other} and {file.path} would both be the band {band!r} of the scene {scene!r}: "
+                "take a pattern whose groups scene and band tell them apart"
+            )
 
 
 def scene_key(name: str) -> str:
@@ -190,9 +211,8 @@ def _scene_and_band(path: str, scene: str) -> Iterator[tuple[str, str]]:
         yield _stem(path), ""
     elif scene == "folder":
         yield os.path.dirname(path) or ".", ""
-    elif match := re.search(scene, path):
-        groups = match.groupdict()
-        yield groups["scene"].strip("/"), groups.get("band") or ""
+    elif (match := re.search(scene, path)) and (name := (match["scene"] or "").strip("/")):
+        yield name, match.groupdict().get("band") or ""
 
 
 def distinct_names(stems: Sequence[str]) -> list[str]:

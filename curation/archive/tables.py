@@ -9,7 +9,6 @@ import difflib
 import hashlib
 import itertools
 import os
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,16 +23,15 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from curation.archive.filter import compile_filter, names_in
-from curation.archive.sample import RawSample, Rejection
+from curation.archive.sample import TILE_SUFFIX, RawSample, Rejection
 from curation.archive.sidecar import gather, source_id
 from curation.errors import BadSample, RequestError
-from curation.storage import FileInfo, Folder, is_local, local_path
+from curation.storage import FileInfo, Folder, file_name, is_local, local_path
 
 HELD = 4  # tables that a process keeps
 CHUNK = 8 << 20  # bytes hashed at once
 SIFTED = 32  # samples looked up at once
 JOINS = ("key", "source_id")
-TILE = re.compile(r"_r\d{5,}_c\d{5,}$")  # what a tile's key has after that of its image
 
 
 @dataclass(frozen=True)
@@ -57,9 +55,14 @@ class Table:
     digest: str
 
     @property
+    def name(self) -> str:
+        """The file's, as it may be printed."""
+        return file_name(self.folder.full(self.file.path))
+
+    @property
     def identity(self) -> dict[str, Any]:
         """What decides its values, wherever it lies."""
-        return {"path": self.file.path, "key": list(self.key), "on": self.on, "digest": self.digest}
+        return {"path": self.name, "key": list(self.key), "on": self.on, "digest": self.digest}
 
 
 def open_tables(entries: Sequence[Any] | None, storage: dict[str, Any] | None = None) -> tuple[Table, ...]:
@@ -98,7 +101,7 @@ def _open(entry: Any, storage: dict[str, Any] | None) -> Table:
     for column in columns or ("",):
         if column not in table.schema.names:
             known = ", ".join(table.schema.names)
-            raise RequestError(f"archive.tables: {name} has no column {column!r}; it has {known}")
+            raise RequestError(f"archive.tables: {table.name} has no column {column!r}; it has {known}")
     return table
 
 
@@ -112,7 +115,7 @@ def _reading(folder: Folder, file: FileInfo) -> Iterator[tuple[BinaryIO, bool]]:
             yield source, parquet
     except pa.ArrowException as error:
         said = str(error).splitlines()[0]
-        raise RequestError(f"archive.tables: {file.path} is no Parquet or CSV table: {said}") from error
+        raise RequestError(f"archive.tables: {folder.public(file.path)} is no Parquet or CSV table: {said}") from error
 
 
 def _schema(folder: Folder, file: FileInfo) -> pa.Schema:
@@ -136,7 +139,7 @@ def _held(table: Table, columns: tuple[str, ...]) -> _Held:
         RequestError: the table has changed since it was opened; a key comes twice.
     """
     if table.folder.info(table.file.path) != table.file:
-        raise RequestError(f"archive.tables: {table.file.path} has changed since the run began: run it again")
+        raise RequestError(f"archive.tables: {table.name} has changed since the run began: run it again")
     wanted = list(dict.fromkeys((*table.key, *columns)))
     with _reading(table.folder, table.file) as (source, parquet):
         if parquet:
@@ -152,7 +155,7 @@ def _held(table: Table, columns: tuple[str, ...]) -> _Held:
     if (twice := np.flatnonzero(ids[1:] == ids[:-1])).size:
         name = names[int(rows[twice].min())].as_py()
         key = "_".join(table.key)
-        raise RequestError(f"archive.tables: {table.file.path}: {key} {name!r} comes twice: give each one row")
+        raise RequestError(f"archive.tables: {table.name}: {key} {name!r} comes twice: give each one row")
     return _Held(ids, rows, read.select(list(columns)).combine_chunks())
 
 
@@ -184,8 +187,8 @@ def lookup(table: Table, columns: Sequence[str], names: pa.Array | pa.ChunkedArr
     found = _find(held, names)
     missing = np.flatnonzero(found < 0)
     if table.on == "key" and len(missing):
-        tiles = [TILE.sub("", name or "") for name in names.take(pa.array(missing)).to_pylist()]
-        found[missing] = _find(held, pa.array(tiles, pa.string()))
+        tiles = names.take(pa.array(missing)).cast(pa.string())
+        found[missing] = _find(held, pc.replace_substring_regex(tiles, TILE_SUFFIX, ""))
     return held.values.take(pa.array(found, mask=found < 0))
 
 
@@ -250,14 +253,10 @@ class TableFilter:
     def __reduce__(self) -> tuple[Any, ...]:
         return TableFilter, (self.tables, self.expression)
 
-    def allows(self, key: str, source_id: str | None = None) -> bool:
-        """Whether one sample may be read; of several at once `allowed` is faster."""
-        return bool(self.allowed(pa.array([key], pa.string()), pa.array([source_id], pa.string()))[0])
-
     def allowed(
         self, keys: pa.Array | pa.ChunkedArray, source_ids: pa.Array | pa.ChunkedArray | None = None
     ) -> NDArray[np.bool_]:
-        """Which of several samples may be read, bool (n,)."""
+        """Which samples may be read, bool (n,), by their keys and source ids, string (n,)."""
         names = {"key": keys, "source_id": pa.nulls(len(keys), pa.string()) if source_ids is None else source_ids}
         rows = pa.table({"": np.arange(len(keys))})
         for table, columns in self.columns.items():

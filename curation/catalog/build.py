@@ -21,16 +21,9 @@ from ray.data import ActorPoolStrategy
 from curation.archive.listing import Root
 from curation.archive.shards import Shard
 from curation.archive.tables import TableFilter
-from curation.catalog.artefact import (
-    Artefact,
-    catalog_id,
-    check_bank,
-    encoder_config,
-    load_or_fit,
-    needs_pixels,
-    other_resolution,
-)
+from curation.catalog.artefact import Artefact, catalog_id, encoder_config, needs_pixels
 from curation.catalog.encode import EncodeSpec, Ledger, ShardEncoder
+from curation.catalog.fit import check_bank, load_or_fit, other_resolution
 from curation.catalog.store import CatalogStore, chunks
 from curation.config import Config
 from curation.encoders import precomputed
@@ -62,7 +55,6 @@ class Catalog:
 
     store: CatalogStore
     artefact: Artefact
-    roots: tuple[Root, ...]
     shards: tuple[str, ...]
     bank: tuple[str, ...]
     counts: dict[str, int]
@@ -99,12 +91,7 @@ def build_catalog(
     shared = Folder(config.catalog.url, config.runtime.storage, "catalog") if config.catalog.url else None
     artefact = load_or_fit(config, roots, workspace, shared, filter)
     store = CatalogStore(workspace, catalog_id(config), shared)
-    listed = [(root.folder, shard) for root in (*roots, *([bank] if bank else [])) for shard in root.shards]
-    if not needs_pixels(config):
-        version = precomputed.versions(encoder_config(config))
-        listed = [(folder, replace(shard, vectors=version(shard.name))) for folder, shard in listed]
-    if filter is not None:
-        listed = [(f, shard if shard.root == BANK else replace(shard, filter=filter.digest)) for f, shard in listed]
+    listed = _sources(config, (*roots, *([bank] if bank else [])), filter)
     state = _reckon(store, artefact, [shard for _, shard in listed])
     pending = [(folder, shard) for folder, shard in listed if shard.name in state.pending]
     if pending and not encode:
@@ -123,20 +110,35 @@ def build_catalog(
     if refused and not state.counts[("archive", "read")]:
         raise RequestError(f"archive.filter={config.archive.filter} allows none of the {refused} samples: widen it")
     names = tuple(sorted(shard.name for shard in bank.shards)) if bank else ()
-    gsds = ray.get(_ground_sampling.remote(store, names[:FOOTERS])) if names else []
-    warning = other_resolution(artefact.gsd, gsds)
     return Catalog(
         store=store,
         artefact=artefact,
-        roots=tuple(roots),
         shards=tuple(sorted(shard.name for root in roots for shard in root.shards)),
         bank=names,
         counts={name: state.counts[("archive", name)] for name in COUNTS},
         digest=_digest(state.digests, bank=False) or "",
         bank_digest=_digest(state.digests, bank=True),
         profiles=tuple(state.profiles),
-        warnings=(warning,) if warning else (),
+        warnings=_warnings(store, artefact, names),
     )
+
+
+def _sources(config: Config, roots: Sequence[Root], filter: TableFilter | None) -> list[tuple[Folder, Shard]]:
+    """Every shard with its root's folder; its fingerprint has the vectors' version and the filter too."""
+    listed = [(root.folder, shard) for root in roots for shard in root.shards]
+    if not needs_pixels(config):
+        version = precomputed.versions(encoder_config(config))
+        listed = [(folder, replace(shard, vectors=version(shard.name))) for folder, shard in listed]
+    if filter is not None:
+        listed = [(f, shard if shard.root == BANK else replace(shard, filter=filter.digest)) for f, shard in listed]
+    return listed
+
+
+def _warnings(store: CatalogStore, artefact: Artefact, bank: tuple[str, ...]) -> tuple[str, ...]:
+    """What is to be said of the bank's shards."""
+    gsds = ray.get(_ground_sampling.remote(store, bank[:FOOTERS])) if bank else []
+    warning = other_resolution(artefact.gsd, gsds)
+    return (warning,) if warning else ()
 
 
 @ray.remote(num_cpus=1)

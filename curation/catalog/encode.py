@@ -34,7 +34,7 @@ from curation.catalog.store import CatalogStore
 from curation.config import Config
 from curation.encoders.base import Encoder, build_encoder, compute_dtype
 from curation.encoders.precomputed import Precomputed
-from curation.errors import AccessError, BadSample, CurationError
+from curation.errors import AccessError, BadSample, ChangedError, CurationError
 from curation.runtime import limit_threads, numeric_profile
 from curation.storage import Folder
 
@@ -122,7 +122,7 @@ class ShardEncoder:
                 break
             except AccessError as access:
                 error = str(access)
-                if "vanished" in error or "changed" in error:  # another try reads no better
+                if isinstance(access, ChangedError):
                     break
         self.ledger.finish.remote(shard.name)
         return error or "done"

@@ -23,19 +23,12 @@ from curation.archive.reader import read_shard
 from curation.archive.sample import Effort, RawSample, Sample
 from curation.archive.shards import Shard
 from curation.archive.survey import survey
-from curation.archive.tables import TableFilter
+from curation.archive.tables import Sieve, TableFilter
 from curation.archive.tiling import tiles
-from curation.catalog.artefact import (
-    Artefact,
-    catalog_id,
-    encoder_config,
-    fixed_ranges,
-    load_or_fit,
-    needs_pixels,
-    settled,
-)
+from curation.catalog.artefact import Artefact, catalog_id, encoder_config, needs_pixels, settled
 from curation.catalog.build import build_catalog
 from curation.catalog.encode import row_maker
+from curation.catalog.fit import fixed_ranges, load_or_fit
 from curation.catalog.rows import Row
 from curation.config import ArchiveConfig, Config
 from curation.encoders.base import build_encoder, fit_artefact
@@ -58,6 +51,7 @@ class Probe:
     dim: int
     measured: str
     tiles: float = 1.0  # of an image
+    passed: float = 1.0  # share of the samples that a filter lets pass; bytes are those of all
 
 
 def plan(config: Config, roots: Sequence[Root], pilot: int, filter: TableFilter | None = None) -> dict[str, Any]:
@@ -66,8 +60,8 @@ def plan(config: Config, roots: Sequence[Root], pilot: int, filter: TableFilter 
     Args:
         config: of the run that is planned.
         roots: the listing.
-        pilot: shards to encode first, on Ray; 0: a probe in this process, which no filter concerns.
-        filter: which samples a pilot reads.
+        pilot: shards to encode first, on Ray; 0: a probe in this process.
+        filter: which samples the run would read. What it spares of the bytes is not counted.
 
     Raises:
         RequestError: nothing in the archive can be read.
@@ -75,7 +69,7 @@ def plan(config: Config, roots: Sequence[Root], pilot: int, filter: TableFilter 
     listed = [(root, shard) for root in roots for shard in root.shards]
     total = sum(shard.size for _, shard in listed)
     cores = config.runtime.num_cpus or len(os.sched_getaffinity(0))
-    probe, gpus = _probe(config, roots), 0.0
+    probe, gpus = _probe(config, roots, filter), 0.0
     if pilot:
         probe, cores, gpus = _pilot(config, roots, pilot, probe, filter)
     done = _done(config)
@@ -107,8 +101,8 @@ def plan(config: Config, roots: Sequence[Root], pilot: int, filter: TableFilter 
     }
 
 
-def _probe(config: Config, roots: Sequence[Root]) -> Probe:
-    """Encode the first samples of one shard in this process, on one thread."""
+def _probe(config: Config, roots: Sequence[Root], filter: TableFilter | None) -> Probe:
+    """Encode the first samples of one shard in this process, on one thread, whether a filter lets them pass or not."""
     root = roots[0]
     shard = min(root.shards, key=lambda item: _hash(item.name))
     head = list(itertools.islice(read_shard(root.folder, shard, config.archive), PROBE + 1))
@@ -116,10 +110,11 @@ def _probe(config: Config, roots: Sequence[Root]) -> Probe:
     if not raws:
         raise RequestError(f"no readable sample at the start of {shard.name}")
     size = (shard.size if len(head) <= PROBE else sum(map(_bytes, raws))) / len(raws)
+    passed = sum(1 for _ in Sieve(filter, config.archive.fields).sift(raws)) / len(raws) if filter else 1.0
     if not needs_pixels(config):
         artefact = fit_artefact(encoder_config(config), [], (), "", np.zeros((0, 2), np.float32), 0)
         encoder = build_encoder(encoder_config(config), artefact, (), "", "cpu", 1)
-        return Probe(size, None, encoder.dim, "no pixels are read")
+        return Probe(size, None, encoder.dim, "no pixels are read", passed=passed)
     limit_threads(1)
     samples, _ = _decoded(raws, shard.name, config.archive)
     config = replace(config, archive=_settled(samples, shard.name, config.archive))
@@ -142,7 +137,7 @@ def _probe(config: Config, roots: Sequence[Root]) -> Probe:
         encoder.encode(np.stack([row.tile for row in rows[first : first + encoder.batch]]))
     seconds = (time.perf_counter() - start) / len(rows)
     measured = f"{len(rows)} samples of {shard.name} on one core of this machine, no GPU"
-    return Probe(size / each, seconds, encoder.dim, measured, each)
+    return Probe(size / each, seconds, encoder.dim, measured, each, passed)
 
 
 def _expected(config: Config, listed: Sequence[tuple[Root, Shard]], probe: Probe) -> tuple[float, float, float]:
@@ -166,9 +161,10 @@ def _expected(config: Config, listed: Sequence[tuple[Root, Shard]], probe: Probe
 
 
 def _taken(effort: Effort, shard: Shard, probe: Probe) -> tuple[float, float, float]:
-    if effort.samples is None:
-        return shard.size / probe.bytes_per_sample, effort.bytes, effort.requests
-    return effort.samples * (1 if effort.cut else probe.tiles), effort.bytes, effort.requests
+    samples = shard.size / probe.bytes_per_sample
+    if effort.samples is not None:
+        samples = effort.samples * (1 if effort.cut else probe.tiles)
+    return samples * probe.passed, effort.bytes, effort.requests
 
 
 def _bytes(raw: RawSample) -> int:
@@ -215,18 +211,23 @@ def _pilot(
     resources = start_ray(config.runtime)
     assert config.workspace
     shared = Folder(config.catalog.url, config.runtime.storage, "catalog") if config.catalog.url else None
-    load_or_fit(
-        config, roots, Folder(config.workspace, config.runtime.storage, "workspace"), shared
-    )  # on all shards, as a run does
+    workspace = Folder(config.workspace, config.runtime.storage, "workspace")
+    load_or_fit(config, roots, workspace, shared, filter)  # on all shards, as a run does
     start = time.perf_counter()
     catalog = build_catalog(config, part, None, resources, filter=filter)
     seconds = time.perf_counter() - start
     samples = max(1, catalog.counts["read"])
+    every = samples + catalog.counts["filtered"] * probe.tiles
     cores = max(1, int(resources.cpus))
     gpus = resources.gpus if resources.device == "cuda" else 0
     measured = f"{len(chosen)} whole shards, {samples} samples, on {cores} cores and {gpus:g} GPUs"
-    size = sum(shard.size for shard in chosen) / samples
-    probe = replace(probe, bytes_per_sample=size, seconds_per_sample=seconds * cores / samples, measured=measured)
+    probe = replace(
+        probe,
+        bytes_per_sample=sum(shard.size for shard in chosen) / every,
+        seconds_per_sample=seconds * cores / samples,
+        measured=measured,
+        passed=samples / every,
+    )
     return probe, cores, gpus
 
 
@@ -246,7 +247,7 @@ def _reading(config: Config, listed: Sequence[tuple[Root, Shard]], probe: Probe)
     mean = int(sum(shard.size for _, shard in tars) / len(tars))
     count = max(1, int(mean / probe.bytes_per_sample))
     budget = config.select.budget
-    share = budget if budget < 1 else min(1.0, budget / max(1, count * len(tars)))
+    share = budget * probe.passed if budget < 1 else min(1.0, budget / max(1, count * len(tars)))
     kept = np.flatnonzero(np.random.default_rng(0).random(count) < share)
     image_bytes = probe.bytes_per_sample * probe.tiles
     image = (kept / probe.tiles).astype(np.int64)

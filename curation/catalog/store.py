@@ -63,6 +63,10 @@ class CatalogStore:
                 continue
             except (pa.ArrowInvalid, KeyError, TypeError):
                 return None
+            except OSError as error:
+                if error.errno is not None:
+                    raise
+                return None  # what pyarrow raises on a damaged footer
         return None
 
     def is_current(self, shard: str, fingerprint: dict[str, Any], artefact: str) -> bool:

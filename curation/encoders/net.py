@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from curation.encoders.base import Artefact, Floats, Preparation, in_batches, start_torch
+from curation.encoders.base import Artefact, Floats, Preparation, in_batches
 from curation.errors import RequestError
 from curation.storage import is_local, local_path
 
@@ -111,14 +111,3 @@ def one_line(error: BaseException) -> str:
     """The first words of an error that may run over many lines."""
     text = " ".join(str(error).split())
     return text if len(text) <= 200 else text[:200] + "…"
-
-
-__all__ = [
-    "NetEncoder",
-    "check_digest",
-    "checkpoint_file",
-    "digest",
-    "one_line",
-    "start_torch",
-    "weights_digest",
-]

@@ -10,14 +10,13 @@ from PIL import Image
 from curation.archive.names import find_band
 from curation.archive.radiometry import band_state, polarisation
 from curation.archive.sample import Sample
-from curation.encoders.base import Artefact, Config, Floats, Preparation, unit_length
+from curation.encoders.base import Artefact, Config, Floats, Preparation, start_torch, unit_length
 from curation.encoders.net import (
     NetEncoder,
     check_digest,
     checkpoint_file,
     digest,
     one_line,
-    start_torch,
     weights_digest,
 )
 from curation.errors import RequestError

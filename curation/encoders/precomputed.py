@@ -232,7 +232,7 @@ def _shards_in(folder: Folder, file: FileInfo) -> tuple[str, str]:
     """The first and last shard name in a file, by its footer; everything where the footer does not say."""
     with folder.open(file) as source:
         metadata = pq.read_metadata(source)
-    names = metadata.schema.to_arrow_schema().names
+    names = [metadata.schema.column(i).path for i in range(metadata.num_columns)]  # of leaves: structs have several
     if SHARD not in names:
         return "", LAST
     column = names.index(SHARD)
@@ -337,11 +337,10 @@ def _files(config: Config, name: str) -> list[tuple[Folder, FileInfo]]:
         raise RequestError(f"encoder=precomputed needs encoder.{name}")
     storage = config.get("storage")
     folder = Folder(str(config[name]), storage)
-    if folder.fs.isfile(folder.base):
-        parent, _, last = folder.url.rpartition("/")
-        above = Folder(parent, storage)
-        return [(above, above.info(last))]
-    found = [file for file in folder.list() if file.path.endswith(".parquet")] if folder.exists() else []
+    kind = folder.kind()
+    if kind == "file":
+        return [(folder.parent, folder.parent.info(folder.url.rpartition("/")[2]))]
+    found = [file for file in folder.list() if file.path.endswith(".parquet")] if kind else []
     if not found:
         raise RequestError(f"encoder.{name}={config[name]}: no such file, nor a folder with Parquet files")
     return [(folder, file) for file in found]

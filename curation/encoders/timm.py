@@ -6,14 +6,13 @@ from typing import Any
 from PIL import Image
 
 from curation.archive.sample import Sample
-from curation.encoders.base import Artefact, Config, Floats, Preparation
+from curation.encoders.base import Artefact, Config, Floats, Preparation, start_torch
 from curation.encoders.net import (
     NetEncoder,
     check_digest,
     checkpoint_file,
     digest,
     one_line,
-    start_torch,
     weights_digest,
 )
 from curation.errors import RequestError

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from curation.archive.sample import TILE_SUFFIX
 from curation.storage import CHUNK
 
 HEADER = 512  # bytes of the tar header before a member's data; read along, to check that it is the member meant
@@ -123,38 +124,38 @@ def plan_reads(
     samples = len(shard)
     if image is not None:
         shard, offset, size, shard_size = _images(shard, offset, size, shard_size, image)
-    codes, start, stop, whole, folder = _pieces(shard, offset, size, shard_size)
-    shards = len(whole)
-    rows = np.bincount(codes, minlength=shards)
-
-    first = ranges(start, stop, store.gap, codes)
-    last = np.append(first[1:], len(start))[: len(first)] - 1
-    ranged_bytes = np.bincount(codes[first], stop[last] - start[first], shards)
-    ranged_requests = np.bincount(codes[first], minlength=shards)
-    pass_bytes = np.where(folder, ranged_bytes, whole)
-    pass_requests = np.where(folder, rows, -(-whole // CHUNK))
-
-    cheaper = store.seconds(ranged_requests, ranged_bytes) < store.seconds(pass_requests, pass_bytes)
-    chosen_bytes = np.where(cheaper, ranged_bytes, pass_bytes)
-    chosen_requests = np.where(cheaper, ranged_requests, pass_requests)
-
+    ranged, sequential = _by_shard(shard, offset, size, shard_size, store.gap)
+    cheaper = store.seconds(*ranged) < store.seconds(*sequential)
     written = int((-(-_numpy(size) // HEADER) * HEADER + HEADER).sum())
-    chosen = _cost(store, chosen_requests.sum(), chosen_bytes.sum())
-    sequential = _cost(store, pass_requests.sum(), pass_bytes.sum())
+    chosen = _cost(store, *np.where(cheaper, ranged, sequential).sum(axis=1))
+    whole = _cost(store, *sequential.sum(axis=1))
     after = _cost(store, -(-written // CHUNK), written)
-    once = sequential["seconds"] + after["seconds"]
+    once = whole["seconds"] + after["seconds"]
     saved = chosen["seconds"] - after["seconds"]
     return {
         "samples": samples,
-        "shards": shards,
+        "shards": len(cheaper),
         "kept_bytes": int(_numpy(size).sum()),
-        "ranged": _cost(store, ranged_requests.sum(), ranged_bytes.sum()),
-        "sequential": sequential,
+        "ranged": _cost(store, *ranged.sum(axis=1)),
+        "sequential": whole,
         "chosen": {**chosen, "shards_ranged": int(cheaper.sum()), "shards_sequential": int((~cheaper).sum())},
         "materialised": after,
         "materialising_seconds": once,
         "pays_after_epochs": int(once / saved) + 1 if saved > 0 else None,
     }
+
+
+def _by_shard(
+    shard: Any, offset: Any, size: Any, shard_size: Any, gap: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Requests and bytes of each shard, (2, shards): of ranged reads, and of one sequential pass."""
+    codes, start, stop, whole, folder = _pieces(shard, offset, size, shard_size)
+    first = ranges(start, stop, gap, codes)
+    last = np.append(first[1:], len(start))[: len(first)] - 1
+    requests = np.bincount(codes[first], minlength=len(whole))
+    read = np.bincount(codes[first], stop[last] - start[first], len(whole))
+    loose = np.stack([np.bincount(codes, minlength=len(whole)), read])
+    return np.stack([requests, read]), np.where(folder, loose, np.stack([-(-whole // CHUNK), whole]))
 
 
 def reads_of_manifest(
@@ -176,7 +177,7 @@ def reads_of_manifest(
     alone = pc.and_(pc.and_(tile, pc.is_null(rows["offset"])), by_window)
     size = pc.if_else(alone, pc.multiply(pc.multiply(width, height), pixel), rows["size"])
     shared = pc.and_(tile, pc.invert(alone))
-    image = pc.if_else(shared, pc.replace_substring_regex(rows["key"], r"_r\d{5,}_c\d{5,}$", ""), rows["key"])
+    image = pc.if_else(shared, pc.replace_substring_regex(rows["key"], TILE_SUFFIX, ""), rows["key"])
     whole = pa.array([sizes[name] for name in rows["shard"].to_pylist()], pa.int64())
     return plan_reads(rows["shard"], rows["offset"], size, whole, store, image)
 

@@ -13,7 +13,7 @@ from curation.archive.sample import sample_id
 from curation.catalog.schema import catalog_schema
 from curation.catalog.store import CatalogStore
 from curation.errors import AccessError, RequestError
-from curation.manifests.reading import ManifestReader
+from curation.manifests.reading import ManifestReader, open_catalog
 from curation.manifests.schema import open_parquet
 from curation.storage import Folder
 
@@ -142,17 +142,6 @@ def vectors(column: pa.ChunkedArray) -> NDArray[np.float32]:
     """
     flat = pc.list_flatten(column).combine_chunks().to_numpy(zero_copy_only=False)
     return np.asarray(flat, np.float32).reshape(len(column), -1 if len(column) else 1)
-
-
-def open_catalog(manifest: ManifestReader, storage: dict[str, Any] | None) -> CatalogStore:
-    """The catalog that the manifest was drawn from: in the workspace around it, or shared."""
-    workspace = manifest.folder.url.rpartition("/manifests/")[0]
-    shared = manifest.header["provenance"].get("catalog")
-    return CatalogStore(
-        Folder(workspace, storage, "workspace"),
-        manifest.header["content"]["catalog"],
-        Folder(shared, storage, "catalog") if shared else None,
-    )
 
 
 def _quarantined(store: CatalogStore, sample: str) -> dict[str, Any] | None:

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from curation.catalog.schema import FOOTER
 from curation.errors import RequestError
-from curation.manifests.explain import catalog_rows, open_catalog, vectors
-from curation.manifests.reading import ManifestReader
+from curation.manifests.explain import catalog_rows, vectors
+from curation.manifests.reading import ManifestReader, open_catalog, open_workspace
 from curation.manifests.schema import ROWS_FILE, open_parquet
 from curation.selection.duplicates import EMBEDDING_THRESHOLD
 from curation.selection.footprints import SIDES, boxes
@@ -121,7 +121,7 @@ def _publish(manifest: ManifestReader, table: pa.Table, storage: dict[str, Any] 
     """Write the leaks beside the manifest's page; named by what is in them."""
     sink = io.BytesIO()
     pyarrow.csv.write_csv(table, sink)
-    workspace = Folder(manifest.folder.url.rpartition("/manifests/")[0], storage)
+    workspace = open_workspace(manifest, storage)
     workspace.check_writable()
     digest = hashlib.blake2b(sink.getvalue(), digest_size=8).hexdigest()
     path = f"reports/{manifest.id}/leakage-{digest}.csv"

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from omegaconf import OmegaConf
 
+from curation.catalog.store import CatalogStore
 from curation.config import ArchiveConfig
 from curation.errors import RequestError
 from curation.manifests.schema import HEADER_FILE, MANIFEST_SCHEMA, ROWS_FILE, content_id
@@ -197,6 +198,22 @@ class ManifestReader:
             source: Any = folder.open(folder.info(ROWS_FILE), random=True) if remote else folder.full(ROWS_FILE)
             self._opened, self._process = pq.ParquetFile(source, pre_buffer=remote), os.getpid()
         return self._opened
+
+
+def open_workspace(manifest: ManifestReader, storage: dict[str, Any] | None) -> Folder:
+    """The workspace that a manifest lies in; the manifest's own folder where it was copied elsewhere."""
+    around, found, _ = manifest.folder.url.rpartition("/manifests/")
+    return Folder(around or "/" if found else manifest.folder.url, storage, "workspace")
+
+
+def open_catalog(manifest: ManifestReader, storage: dict[str, Any] | None) -> CatalogStore:
+    """The catalog that a manifest was drawn from: in its workspace, or shared."""
+    shared = manifest.header.get("provenance", {}).get("catalog")
+    return CatalogStore(
+        open_workspace(manifest, storage),
+        manifest.header["content"]["catalog"],
+        Folder(shared, storage, "catalog") if shared else None,
+    )
 
 
 def _folder_url(url: str, storage: dict[str, dict[str, Any]] | None) -> str:

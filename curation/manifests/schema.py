@@ -3,7 +3,7 @@
 import hashlib
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -81,6 +81,7 @@ FILES_SCHEMA = pa.schema(
 )
 
 ROW_GROUP = 1 << 17  # rows
+BATCH = 1 << 16  # rows held at once where a whole file passes by
 KEPT_ROW_GROUP = 1 << 14  # of the manifest's rows: a shuffled epoch reads them group by group
 WRITING: dict[str, Any] = {
     "compression": "zstd",
@@ -150,6 +151,12 @@ def open_parquet(folder: Folder, path: str) -> Iterator[pq.ParquetFile]:
     """A Parquet file to read piece by piece."""
     with folder.open(folder.info(path)) as source, pq.ParquetFile(source) as file:
         yield file
+
+
+def batches(folder: Folder, path: str, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    """Columns of a Parquet file, `BATCH` rows at a time."""
+    with open_parquet(folder, path) as file:
+        yield from file.iter_batches(BATCH, columns=list(columns))
 
 
 def json_bytes(value: Any) -> bytes:

@@ -16,13 +16,12 @@ from curation.errors import AccessError, BadSample
 from curation.manifests.loaders.decoded import Decoder
 from curation.manifests.loaders.fetch import Fetcher
 from curation.manifests.reading import ManifestReader
-from curation.manifests.schema import FILES_FILE, KEPT, REASONS, ROWS_FILE, open_parquet
+from curation.manifests.schema import FILES_FILE, KEPT, REASONS, ROWS_FILE, batches
 from curation.selection.sampling import mix, split_ids
 from curation.storage import Folder
 
 CHUNK = 8 << 20  # bytes hashed at once
 SHOWN = 100  # problems listed
-BATCH = 1 << 16  # rows held at once
 
 
 def verify(
@@ -100,7 +99,7 @@ def _check_rows(manifest: ManifestReader) -> Iterator[str]:
     counts = manifest.header["content"]["counts"]
     kept = _Seen(counts["kept"])
     last = ("", -1)
-    for batch in _batches(manifest.folder, ROWS_FILE, ["sample_id", "shard", "index", "rank"]):
+    for batch in batches(manifest.folder, ROWS_FILE, ["sample_id", "shard", "index", "rank"]):
         kept.add(batch)
         shard, index = batch["shard"], batch["index"]
         rows = [last, *zip(shard.to_pylist(), index.to_pylist(), strict=True)]
@@ -113,7 +112,7 @@ def _check_rows(manifest: ManifestReader) -> Iterator[str]:
     for file in _files(manifest.folder):
         if file["path"] == ROWS_FILE:
             continue
-        for batch in _batches(manifest.folder, file["path"], ["sample_id", "decision", "reason", "rank"]):
+        for batch in batches(manifest.folder, file["path"], ["sample_id", "decision", "reason", "rank"]):
             stays = pc.equal(batch["decision"], "kept")
             found = Counter({pair["values"]: pair["counts"] for pair in batch["reason"].value_counts().to_pylist()})
             reasons += found
@@ -128,11 +127,6 @@ def _check_rows(manifest: ManifestReader) -> Iterator[str]:
         yield f"the decisions count {dict(reasons)}, the header {counts['reasons']} of {counts['samples']}"
     if counts["samples"] != counts["kept"] + counts["dropped"]:
         yield f"{counts['samples']} samples are not {counts['kept']} kept and {counts['dropped']} dropped"
-
-
-def _batches(folder: Folder, path: str, columns: list[str]) -> Iterator[pa.RecordBatch]:
-    with open_parquet(folder, path) as file:
-        yield from file.iter_batches(BATCH, columns=columns)
 
 
 class _Seen:

@@ -23,7 +23,7 @@ from curation.catalog.artefact import load_audit
 from curation.catalog.calibration import load_calibration
 from curation.catalog.store import CatalogStore, chunks
 from curation.errors import CurationError
-from curation.manifests.schema import KEPT, REASONS
+from curation.manifests.schema import KEPT, REASONS, batches
 from curation.scoring.thumbnail import in_share
 from curation.selection.sampling import hash01
 from curation.storage import Folder
@@ -41,7 +41,6 @@ GROUPS = 12  # of duplicates shown
 LABELS = 5000  # classes counted one by one; the rarest beyond are added up
 EXAMPLES = 4  # quarantined samples a reason
 
-BATCH = 1 << 16  # decisions held at once
 SHARDS_A_TASK = 200
 FAN_IN = 8  # results merged by one task
 SEED = 0x5EED  # of the order in which examples are drawn; not the selection's
@@ -213,12 +212,6 @@ def _merged(results: list[Any], merge: Callable[..., Any]) -> Any:
     return ray.get(results[0])
 
 
-def _batches(folder: Folder, path: str, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    source: Any = folder.full(path) if folder.local else folder.open(folder.info(path))
-    with pq.ParquetFile(source) as file:
-        yield from file.iter_batches(BATCH, columns=list(columns))
-
-
 # first pass: counts
 
 
@@ -228,7 +221,7 @@ def _count(manifest: Folder, part: str, store: CatalogStore, clusters: int) -> C
     counts = Counts(np.zeros((clusters + 1, len(REASONS)), np.int64))
     labels = _Labels(store)
     columns = ["shard", "index", "reason", "cluster", "entropy", "threshold", "duplicate_of", "group"]
-    for batch in _batches(manifest, part, columns):
+    for batch in batches(manifest, part, columns):
         reason = _reasons(batch["reason"])
         cluster = np.asarray(batch["cluster"].fill_null(clusters)).astype(np.int64)
         counts.clusters += _table(cluster, reason, clusters + 1)
@@ -429,7 +422,7 @@ def _pick(manifest: Folder, part: str, wanted: Wanted) -> Picks:
     """The best rows of one part."""
     best: list[pa.Table] = []
     copies = np.zeros(len(wanted.groups), np.int64)
-    for batch in _batches(manifest, part, ROW):
+    for batch in batches(manifest, part, ROW):
         rows, found = _candidates(batch, wanted)
         best = [_best(pa.concat_tables([*best, rows]))]
         copies += found

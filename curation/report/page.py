@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 
 from curation.catalog.calibration import GAIN, SHIFT
 from curation.catalog.store import CatalogStore
+from curation.clustering.references import WARN_BEYOND
+from curation.manifests.build import LOSS
 from curation.manifests.schema import DROPPED, KEPT, REASONS
 from curation.report import data
 from curation.report.data import BINS, BITS, REASON, Figures, Ints, Tile
@@ -156,7 +158,7 @@ def warnings(figures: Figures, balances: Sequence["Balance"]) -> list[str]:
         gone = [row.name for row in balance.rows if row.before and not row.after]
         if gone:
             said.append(f"Nothing is left of {balance.noun(len(gone))}: {_named(gone)}.")
-    if (beyond := _beyond(figures) or 0) > 0.2:
+    if (beyond := _beyond(figures) or 0) > WARN_BEYOND:
         said.append(
             f"{percent(beyond)} of the archive lie farther from every reference than 99 % of the bank's own samples "
             "do: the bank does not know this content. Add free clusters (cluster.free) or a wider bank."
@@ -182,11 +184,11 @@ def _beyond(figures: Figures) -> float | None:
 
 
 def _wiped(balance: "Balance") -> list[str]:
-    lost = [(row.entropy / row.before, row) for row in balance.rows if row.entropy > 0.9 * row.before]
+    lost = [(row.entropy / row.before, row) for row in balance.rows if row.entropy > LOSS * row.before]
     if not lost:
         return []
     names = _named([f"{row.name} ({percent(share)} of {count(row.before)})" for share, row in lost])
-    return [f"The entropy stage removed more than 90 % of {balance.noun(len(lost))}: {names}."]
+    return [f"The entropy stage removed more than {100 * LOSS:.0f} % of {balance.noun(len(lost))}: {names}."]
 
 
 def _named(names: Sequence[str], most: int = 6) -> str:

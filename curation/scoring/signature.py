@@ -34,16 +34,6 @@ WINDOW_SUM = float(_WINDOW.sum())
 WINDOW_ENERGY = float((_WINDOW**2).sum())
 
 
-def signature(pixels: NDArray[np.generic], mask: NDArray[np.bool_], ranges: NDArray[np.float32]) -> NDArray[np.float32]:
-    """`signature_and_patch` without the patch."""
-    return signature_and_patch(pixels, mask, ranges)[0]
-
-
-def patch(pixels: NDArray[np.generic], mask: NDArray[np.bool_], ranges: NDArray[np.float32]) -> bytes:
-    """`signature_and_patch` without the signature."""
-    return signature_and_patch(pixels, mask, ranges)[1]
-
-
 def signature_and_patch(
     pixels: NDArray[np.generic], mask: NDArray[np.bool_], ranges: NDArray[np.float32]
 ) -> tuple[NDArray[np.float32], bytes]:

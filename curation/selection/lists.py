@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from curation.errors import RequestError
-from curation.selection.footprints import SIDES
+from curation.selection.footprints import SIDES, Floats, boxes, unrolled
 
 NAMES = ("sample_id", "key", "source_id")  # the finest first: the first one that a table has counts
 TIME = pa.timestamp("us", tz="UTC")
@@ -45,7 +45,7 @@ class SampleList:
         if self.column:
             named = pc.is_in(catalog[self.column], value_set=self.values[self.column].drop_null().combine_chunks())
             return np.array(named, bool)
-        footprint = {side: _numbers(pc.struct_field(catalog["footprint"], side)) for side in SIDES}
+        footprint = boxes(catalog["footprint"])
         time = np.asarray(catalog["time"].cast(pa.timestamp("us")))
         found = np.zeros(catalog.num_rows, bool)
         for area in self.values.to_pylist():
@@ -97,12 +97,12 @@ def moments(column: pa.ChunkedArray, last: bool = False) -> pa.ChunkedArray:
     return moment.cast(TIME) if moment.type.tz else pc.assume_timezone(moment, "UTC")
 
 
-def _touches(area: dict[str, float], footprint: dict[str, NDArray[np.float64]]) -> NDArray[np.bool_]:
-    """Overlap in degrees; an area whose west is beyond its east crosses the date line."""
-    beyond_west, beyond_east = footprint["east"] < area["west"], footprint["west"] > area["east"]
-    sideways = beyond_west & beyond_east if area["west"] > area["east"] else beyond_west | beyond_east
-    known = ~np.isnan(footprint["west"])
-    return known & ~sideways & (footprint["north"] >= area["south"]) & (footprint["south"] <= area["north"])
+def _touches(area: dict[str, float], footprint: Floats) -> NDArray[np.bool_]:
+    """Which of (n, 4) `boxes` touch an area, edges included; both may cross the antimeridian."""
+    ((west, south, east, north),) = unrolled(np.array([[area[side] for side in SIDES]], np.float64))
+    sideways = (footprint[:, 0] - west) % 360 <= east - west
+    sideways |= (west - footprint[:, 0]) % 360 <= footprint[:, 2] - footprint[:, 0]
+    return np.asarray(sideways & (footprint[:, 3] >= south) & (footprint[:, 1] <= north))
 
 
 def _during(area: dict[str, object], time: NDArray[np.datetime64]) -> NDArray[np.bool_]:
@@ -113,7 +113,3 @@ def _during(area: dict[str, object], time: NDArray[np.datetime64]) -> NDArray[np
             moment = area[bound].replace(tzinfo=None)  # type: ignore[attr-defined]
             inside &= compare(time, np.datetime64(moment))
     return inside
-
-
-def _numbers(column: pa.ChunkedArray) -> NDArray[np.float64]:
-    return np.asarray(column.cast(pa.float64()).to_numpy(), np.float64)

@@ -16,7 +16,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from curation.archive.image import bad_image
-from curation.errors import AccessError
+from curation.errors import ChangedError
 from curation.storage import GAP, IN_FLIGHT, coalesce
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ class FolderFiles(Files):
         try:
             return self.folder.read_range(file.path, start, stop, file.version)
         except FileNotFoundError as error:
-            raise AccessError(f"{self.folder.public(file.path)}: it vanished after it was listed") from error
+            raise ChangedError(f"{self.folder.public(file.path)}: it vanished after it was listed") from error
 
 
 class ZipFiles(Files):

@@ -30,7 +30,7 @@ from curation.errors import AccessError, BadSample, RequestError
 from curation.manifests.access import HEADER, LOCAL, OBJECT_STORE, Store, ranges
 from curation.manifests.loaders.container import is_container, is_scene, prefix_of, read_wanted
 from curation.manifests.loaders.kept import LISTED, Kept, gone, image_key, is_safe, member_key
-from curation.manifests.reading import ManifestReader
+from curation.manifests.reading import ManifestReader, open_catalog
 from curation.storage import Folder, is_local
 
 log = logging.getLogger("curation")
@@ -149,14 +149,11 @@ class Fetcher:
 
 
 def _catalog(manifest: ManifestReader, storage: dict[str, Any] | None) -> CatalogStore | None:
-    """The catalog that the manifest was drawn from, where its workspace is still around it or it was a shared one."""
-    name = manifest.header["content"].get("catalog")
-    workspace = Folder(manifest.folder.url.rpartition("/")[0].rpartition("/")[0] or "/", storage, "workspace")
-    url = manifest.header.get("provenance", {}).get("catalog")
-    shared = Folder(url, storage, "catalog") if url else None
-    if name is None or not (workspace.exists(f"catalog/{name}") or (shared and shared.exists(name))):
+    """The catalog that the manifest was drawn from, where it is still there."""
+    if "catalog" not in manifest.header["content"]:
         return None
-    return CatalogStore(workspace, name, shared)
+    store = open_catalog(manifest, storage)
+    return store if any(folder.exists() for folder, _ in store.folders) else None
 
 
 # tars

@@ -6,7 +6,7 @@ from typing import Any
 from curation.archive.names import PICKLES, extension
 from curation.archive.sample import RawSample, Sample, Window
 from curation.errors import AccessError
-from curation.storage import Folder
+from curation.storage import Folder, without_secrets
 
 LISTED = " (of scenes that a list named only the catalog knows the files: read the manifest in its workspace)"
 
@@ -56,6 +56,6 @@ def is_safe(name: str) -> bool:
 def gone(folder: Folder, path: str, row: dict[str, Any], why: str) -> AccessError:
     """The error for a kept sample that is not there, or not the one that the manifest means."""
     return AccessError(
-        f"sample {row['key']!r} of {folder.public(path)} has gone or changed: {why}; "
+        f"sample {row['key']!r} of {folder.public(path)} has gone or changed: {without_secrets(why)}; "
         "say with roots={name: URL} where the archive is now, or make the manifest again"
     )
