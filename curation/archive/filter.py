@@ -76,7 +76,7 @@ def _parse(text: str) -> tuple[ast.expr, dict[str, str]]:
     plain = re.sub(r"`([^`]+)`|'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"", name, text)
     try:
         return ast.parse(plain.strip(), mode="eval").body, quoted
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+    except (SyntaxError, ValueError, RecursionError, MemoryError, SystemError) as error:
         raise _wrong(text, str(getattr(error, "msg", error))) from error
 
 
