@@ -1,10 +1,11 @@
 """The pre-training measure: one small self-supervised recipe from scratch on each kept set, then frozen and probed.
 
 SimCLR (Chen et al. 2020, "A Simple Framework for Contrastive Learning of Visual Representations"), head and loss by
-lightly, on the body `curation.scoring.network.Small`. (SimSiam, which has no negatives, learned nothing yet within the
-minute a run may take here.) Every arm has as many steps of as many tiles, however many it keeps. Views are made on
-batches of tensors, of what an overhead image may undergo: a random resized crop, mirroring, quarter turns, a gain and
-an offset a band, blur; no hue (bands are physical), no JPEG.
+lightly, on the body `curation.scoring.network.Small`. (In the 20 s in which SimCLR learned, SimSiam was no better than a
+network that never trained: docs/method.md.) Every arm has as many steps of as many tiles, however many it keeps. Copies
+in one batch are wrong negatives, as in any contrastive training. Views are made on batches of tensors, of what an
+overhead image may undergo: a random resized crop, mirroring, quarter turns, a gain and an offset a band, blur; no hue
+(bands are physical), no JPEG.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ class Pretrained:
         spread: standard deviation of a number of the last batch's projections, of unit length, mean over the numbers,
             times the square root of how many there are: near 1 where directions fill the space, 0 where all views are
             one vector (Chen and He 2021, "Exploring Simple Siamese Representation Learning", section 4.1).
-        rank: `vendi_score` of the same projections: a spread of 1 along a single line would have a rank of 2.
+        rank: `vendi_score` of the same projections: the spread is 1 along a single line too, the rank then 1.
     """
 
     network: Network
@@ -121,7 +122,7 @@ def view(x: Tensor, generator: np.random.Generator) -> Tensor:
         generator: draws what happens to each tile.
 
     Returns:
-        float32 (n, bands, side, side), `SIDE` of the tile's, to the next multiple of 4, which the body's stem takes.
+        float32 (n, bands, side, side), `SIDE` of the tile's, to the nearest multiple of 4, which the body's stem takes.
     """
     made = _relit(_cropped(x, 4 * round(SIDE * x.shape[-1] / 4), generator), generator)
     blurred = F.avg_pool2d(F.pad(made, (1, 1, 1, 1), mode="replicate"), 3, 1)
