@@ -1,8 +1,8 @@
 """The pre-training measure: one small self-supervised recipe from scratch on each kept set, then frozen and probed.
 
 SimCLR (Chen et al. 2020, "A Simple Framework for Contrastive Learning of Visual Representations"), head and loss by
-lightly, on the body `curation.scoring.network.Small`. (In the 20 s in which SimCLR learned, SimSiam was no better than a
-network that never trained: docs/method.md.) Every arm has as many steps of as many tiles, however many it keeps. Copies
+lightly, on the body `curation.scoring.network.Small`. (In the 20 s in which SimCLR learned, SimSiam did no better than
+a network that never trained: docs/method.md.) Every arm has as many steps of as many tiles, however many it keeps. Copies
 in one batch are wrong negatives, as in any contrastive training. Views are made on batches of tensors, of what an
 overhead image may undergo: a random resized crop, mirroring, quarter turns, a gain and an offset a band, blur; no hue
 (bands are physical), no JPEG.
