@@ -29,6 +29,7 @@ from curation.manifests.build import check_budget, select
 from curation.manifests.schema import Manifest
 from curation.report.page import write_report
 from curation.runtime import Resources, start_ray, versions
+from curation.scoring.build import build_scores
 from curation.storage import Folder, public_url
 
 log = logging.getLogger("curation")
@@ -74,6 +75,10 @@ class Run:
         folder = self.workspace.child(f"clusters/{name}")
         build_clusters(catalog, mode, settings, seed, folder, self.resources)
         return folder
+
+    def scores(self, catalog: Catalog) -> Folder:
+        """What models trained on the labels say of each sample, made unless it is there."""
+        return build_scores(self.config, self.roots, catalog, self.resources, self.tables)
 
     def manifest(self, catalog: Catalog, clusters: Folder) -> Manifest:
         """The drawn manifest, published."""
@@ -209,7 +214,7 @@ def _reads(manifest: Folder, sizes: dict[str, int], pixel: int, scenes: bool, lo
 def config_without_urls(config: Config, tables: Sequence[Table]) -> dict[str, Any]:
     """The resolved config without where anything lies or runs; of a list, table or checkpoint, its file's name."""
     content = to_dict(config)
-    for name in ("workspace", "runtime", "plan"):
+    for name in ("workspace", "runtime", "plan", "score"):  # a manifest that uses scores names their id
         del content[name]
     del content["archive"]["url"], content["references"], content["catalog"]["url"]
     content["cluster"]["references"] = config.references_mode()

@@ -2,10 +2,10 @@
 
 SimCLR (Chen et al. 2020, "A Simple Framework for Contrastive Learning of Visual Representations"), head and loss by
 lightly, on the body `curation.scoring.network.Small`. (In the 20 s in which SimCLR learned, SimSiam did no better than
-a network that never trained: docs/method.md.) Every arm has as many steps of as many tiles, however many it keeps. Copies
-in one batch are wrong negatives, as in any contrastive training. Views are made on batches of tensors, of what an
-overhead image may undergo: a random resized crop, mirroring, quarter turns, a gain and an offset a band, blur; no hue
-(bands are physical), no JPEG.
+a network that never trained: docs/method.md.) Every arm has as many steps of as many tiles, however many it keeps;
+copies in one batch are wrong negatives, as in any contrastive training. Views are made on batches of tensors, of what
+an overhead image may undergo: a random resized crop, mirroring, quarter turns, a gain and an offset a band, blur; no
+hue (bands are physical), no JPEG.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from lightly.loss import NTXentLoss
 from lightly.models.modules.heads import SimCLRProjectionHead
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.backends import cudnn
 from torch.nn import functional as F
 
 from curation.evaluation.diversity import vendi_score
@@ -98,15 +99,16 @@ def pretrain(
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: warm_cosine(step, steps))
     criterion, generator = NTXentLoss(TEMPERATURE), np.random.default_rng(seed)
     losses = []
-    for _, rows in batches(len(tiles), steps, min(batch, len(tiles)), generator):
-        x = (torch.from_numpy(tiles[rows]).to(device) - network.mean) / network.std
-        one, other = (project(network.body(view(x, generator))) for _ in range(2))
-        loss = criterion(one, other)
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        schedule.step()
-        losses.append(loss.item())
+    with cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
+        for _, rows in batches(len(tiles), steps, min(batch, len(tiles)), generator):
+            x = (torch.from_numpy(tiles[rows]).to(device) - network.mean) / network.std
+            one, other = (project(network.body(view(x, generator))) for _ in range(2))
+            loss = criterion(one, other)
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            schedule.step()
+            losses.append(loss.item())
     last = F.normalize(one.detach()).cpu()
     spread = float(last.std(0).mean()) * PROJECTED**0.5
     return Pretrained(
