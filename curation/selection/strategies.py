@@ -18,15 +18,7 @@ from curation.selection.sampling import Floats, Words, line_up
 
 Ints = NDArray[np.int64]
 
-SCORES = {  # of scores/<id>, and whether a high one means a hard sample
-    "sim": False,
-    "separability": False,
-    "integrity": False,
-    "agreement": False,
-    "aum": False,
-    "el2n": True,
-    "forgetting": True,
-}
+SCORES = ("sim", "separability", "integrity", "agreement", "el2n", "forgetting", "aum")  # columns of scores/<id>
 
 
 @dataclass(frozen=True)
