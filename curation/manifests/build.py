@@ -337,6 +337,8 @@ class _Selection:
         """Order the rows that are left, in their strata and overall, and rank those within the budget."""
         strategy = self.plan.strategy
         self.told["nested"] = strategy.nested
+        if strategy.labelled:
+            self.told["label"] = self.plan.label
         self.learn(dataclasses.replace(self.plan, running=self.left))
         if strategy.strata is not None:
             sizes, required = self.make_strata()

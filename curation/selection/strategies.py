@@ -18,8 +18,6 @@ from curation.selection.sampling import Floats, Words, line_up
 
 Ints = NDArray[np.int64]
 
-SCORES = ("sim", "separability", "integrity", "agreement", "el2n", "forgetting", "aum")  # columns of scores/<id>
-
 
 @dataclass(frozen=True)
 class Strategy:
