@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from curation.archive.tables import open_tables
 from curation.clustering.kmeans import fit_kmeans
 from curation.clustering.points import Rows
 from curation.config import CcsConfig, SimsConfig
@@ -205,6 +206,19 @@ def test_the_oracle_takes_as_many_of_each_class_and_no_unlabelled(workspace: Wor
         own = [i for i, label in enumerate(workspace.samples["label"].to_pylist()) if label == name]
         best = sorted(own, key=lambda i: -draw[decided["sample_id"][i]])[:30]
         assert {i for i in own if decided["rank"][i] is not None} == set(best)
+
+
+def test_classes_may_stand_in_a_table(workspace: Workspace, tmp_path: Path) -> None:
+    keys = workspace.samples["key"].to_pylist()
+    rows = [f"{key},{'ab'[i % 5 == 0]}" for i, key in enumerate(keys[:200])]
+    (tmp_path / "classes.csv").write_text("\n".join(["name,kind", *rows]))
+    tables = open_tables([{"path": f"{tmp_path}/classes.csv", "key": "name", "on": "key"}])
+    manifest = workspace.select(tables=tables, label="kind", **preset("oracle", budget=40))
+    kept = {keys.index(key) for key in workspace.read(manifest)["key"].to_pylist()}
+    assert max(kept) < 200 and sum(i % 5 == 0 for i in kept) == 20
+    assert manifest.dropped["unscored"] == len(keys) - 200
+    with pytest.raises(RequestError, match="score.label=sort is no column of catalog or tables"):
+        workspace.select(tables=tables, label="sort", **preset("oracle"))
 
 
 def test_el2n_takes_the_hardest_or_the_easiest(workspace: Workspace) -> None:
