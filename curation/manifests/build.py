@@ -54,7 +54,7 @@ from curation.selection.places import CROWD, Rule
 from curation.selection.quotas import cluster_weights, quotas
 from curation.selection.strategies import STRATEGIES
 from curation.selection.tree import Tree, parents_of
-from curation.storage import Folder
+from curation.storage import Folder, file_name, public_url
 
 log = logging.getLogger("curation")
 
@@ -561,9 +561,9 @@ def _read_list(name: str, url: str | None, workspace: Folder) -> SampleList | No
         return None
     folder, _, file = url.rpartition("/")
     try:
-        return parse_list(file, Folder(folder or ("/" if url.startswith("/") else "."), workspace.options).read(file))
+        return parse_list(file_name(url), Folder(folder or ("/" if url.startswith("/") else "."), workspace.options).read(file))
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
-        raise RequestError(f"select.{name}={url}: there is no such file") from error
+        raise RequestError(f"select.{name}={public_url(url)}: there is no such file") from error
 
 
 def _excluded_clusters(settings: SelectConfig, number: int) -> NDArray[np.bool_]:
