@@ -159,6 +159,18 @@ def _weighed(encoder: dict[str, Any]) -> dict[str, Any]:
     return made | ({"parts": {n: _weighed(part) for n, part in encoder["parts"].items()}} if "parts" in made else {})
 
 
+def same_eyes(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two encoders, or parts of them, look by the same weights or filters, however they are run."""
+    return bool(_eyes(one) & _eyes(other))
+
+
+def _eyes(encoder: dict[str, Any]) -> set[str]:
+    parts = encoder["parts"].values() if encoder["name"] == "joined" else [encoder]
+    weighed = [_weighed(part) for part in parts]
+    what = ("name", "architecture", "checkpoint", "path", "seed")
+    return {json.dumps([part.get(key) for key in what]) for part in weighed}
+
+
 def file_name(url: str) -> str:
     """The last part of a path or URL, without a query (which may be a signature)."""
     name = url.rstrip("/").rpartition("/")[2]
@@ -233,8 +245,14 @@ def _path(config: Config) -> str:
     return f"encoders/{catalog_id(config)}/{ARTEFACT}"
 
 
-def check_bank(config: Config, bank: Root, artefact: Artefact) -> None:
+def check_bank(config: Config, bank: Root, artefact: Artefact, name: str = "the reference bank") -> None:
     """See that the bank's tiles have the archive's bands, dtype and radiometry; warn of another ground resolution.
+
+    Args:
+        config: of the run.
+        bank: its root, or that of a test set.
+        artefact: of the archive.
+        name: what it is called in messages.
 
     Raises:
         RequestError: they do not, or none could be read.
@@ -243,13 +261,13 @@ def check_bank(config: Config, bank: Root, artefact: Artefact) -> None:
         return
     archive = artefact.settled(_without_detector(config.archive))
     undecided = replace(archive, radiometry=replace(archive.radiometry, found=None))
-    advice = "use a bank of the same bands, dtype and radiometry, or ask for the shared bands with archive.bands=[…]"
+    advice = "use one of the same bands, dtype and radiometry, or ask for the shared bands with archive.bands=[…]"
     for settings in (undecided, archive):  # what its numbers say, then what becomes of them
         draw = (bank.folder, bank.shards[0], settings, BANK_TILES, FIT_BYTES, None)
         drawn: Any = _sample_shard.remote(*draw)  # type: ignore[call-arg]  # Ray's types know no defaults
         task, reasons, seen = _survived(draw, drawn)
         if not seen:
-            raise RequestError(f"no readable sample in the reference bank {bank.folder.public()}: {_first(reasons)}")
+            raise RequestError(f"no readable sample in {name} {bank.folder.public()}: {_first(reasons)}")
         try:
             if settings is archive:
                 conform(ray.get(task)[0], artefact.bands, artefact.dtype, artefact.radiometry)
@@ -259,7 +277,7 @@ def check_bank(config: Config, bank: Root, artefact: Artefact) -> None:
                 raise BadSample("decode", "WrongRadiometry", wrong)
         except BadSample as error:
             raise RequestError(
-                f"the reference bank {bank.folder.public()} does not match the archive ({error.message}); {advice}"
+                f"{name} {bank.folder.public()} does not match the archive ({error.message}); {advice}"
             ) from error
 
 
