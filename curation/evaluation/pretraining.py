@@ -1,0 +1,172 @@
+"""The pre-training measure: one small self-supervised recipe from scratch on each kept set, then frozen and probed.
+
+SimSiam (Chen and He 2021, "Exploring Simple Siamese Representation Learning"), heads and loss by lightly: no negatives,
+no momentum encoder, sturdy with small batches. The body is `curation.scoring.network.Small`. Every arm has as many steps
+of as many tiles, however many it keeps. Views are made on batches of tensors, of what an overhead image may undergo: a
+random resized crop, mirroring and quarter turns, a gain and an offset a band, blur; no hue (bands are physical), no JPEG.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from lightly.loss import NegativeCosineSimilarity
+from lightly.models.modules.heads import SimSiamPredictionHead, SimSiamProjectionHead
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from curation.evaluation.probe import Codes, Features, Score, linear, nearest_neighbours
+from curation.scoring.network import Network, Small, _order, _rate, _standard
+
+Pixels = NDArray[np.uint8]
+
+STEPS = 400
+BATCH = 128
+RATE = 0.1  # of SGD, at its highest; falls as a cosine
+MOMENTUM = 0.9
+DECAY = 1e-4
+PROJECTED = 256  # numbers that views are compared by
+NARROW = 64  # hidden numbers of the predictor
+
+CROP = (0.3, 1.0)  # share of the tile's area that a view shows
+ASPECT = 4 / 3  # of a view's sides, at most
+GAIN = 0.3  # standard deviation of a view's logarithmic gain, once for all bands and once a band, about the mean
+OFFSET = 0.3  # of its offset, in standard deviations of the band
+BLURRED = 0.5  # share of the views that are blurred
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A frozen body.
+
+    Attributes:
+        network: `Network.features` makes (n, 128) vectors of tiles.
+        loss: mean of the last tenth of the steps; -1 where all views of a tile agree.
+        spread: standard deviation of a number of the projected, unit-length vectors over a batch, mean over the numbers,
+            times the square root of how many there are: 1 where directions fill the space, near 0 where they collapsed
+            into one (Chen and He 2021, section 4.1).
+    """
+
+    network: Network
+    loss: float
+    spread: float
+
+    @property
+    def collapsed(self) -> bool:
+        """Whether views are all but the same vector: the figures then say nothing about the kept set."""
+        return self.spread < 0.1
+
+
+def pretrain(
+    tiles: Pixels,
+    *,
+    seed: int,
+    steps: int = STEPS,
+    batch: int = BATCH,
+    device: str = "cpu",
+    body: Callable[[int], Any] = Small,
+) -> Pretrained:
+    """Train a body from scratch on tiles without labels.
+
+    The same arguments give the same body with the same number of torch's threads.
+
+    Args:
+        tiles: uint8 (n, bands, size, size), n at least 2.
+        seed: of the first weights, the order and the views.
+        steps: of the optimiser.
+        batch: tiles a step, two views of each.
+        device: ``cpu`` or ``cuda``.
+        body: makes the network out of the number of bands; has ``dim``.
+
+    Raises:
+        ValueError: fewer than two tiles, or no step.
+    """
+    if len(tiles) < 2 or steps < 1:
+        raise ValueError(f"{len(tiles)} tiles, {steps} steps: at least two tiles and one step are needed")
+    with torch.random.fork_rng():  # the first weights are drawn from torch's global state
+        torch.manual_seed(seed)
+        made = body(tiles.shape[1])
+        network = Network(made, made.dim, 1, *_standard(tiles))
+        project = SimSiamProjectionHead(made.dim, PROJECTED, PROJECTED)
+        predict = SimSiamPredictionHead(PROJECTED, NARROW, PROJECTED)
+    whole = nn.ModuleDict({"network": network, "project": project, "predict": predict})
+    whole.to(device).to(memory_format=torch.channels_last).train()
+    network.head.requires_grad_(False)
+    optimiser = torch.optim.SGD(
+        (p for p in whole.parameters() if p.requires_grad), lr=RATE, momentum=MOMENTUM, weight_decay=DECAY
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step, steps))
+    criterion, generator = NegativeCosineSimilarity(), np.random.default_rng(seed)
+    losses, spread = [], 0.0
+    for _, rows in _order(len(tiles), steps, batch, generator):
+        x = (torch.from_numpy(tiles[rows]).to(device) - network.mean) / network.std
+        one, other = (project(network.body(view(x, generator))) for _ in range(2))
+        loss = (criterion(predict(one), other.detach()) + criterion(predict(other), one.detach())) / 2
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        schedule.step()
+        losses.append(loss.item())
+        spread = float(F.normalize(one.detach()).std(0).mean()) * PROJECTED**0.5
+    return Pretrained(network.eval(), float(np.mean(losses[-max(1, steps // 10) :])), spread)
+
+
+def view(x: Tensor, generator: np.random.Generator) -> Tensor:
+    """A random view of each tile of a batch, float32 (n, bands, size, size) of standardised bands; as large as it was.
+
+    Args:
+        x: the batch.
+        generator: draws what happens to each tile.
+    """
+    made = _cropped(x, generator)
+    made = _relit(made, generator)
+    blurred = F.avg_pool2d(F.pad(made, (1, 1, 1, 1), mode="replicate"), 3, 1)
+    share = generator.uniform(0, 1, len(x)) * (generator.uniform(0, 1, len(x)) < BLURRED)
+    return torch.lerp(made, blurred, _numbers(share, x)).contiguous(memory_format=torch.channels_last)
+
+
+def _cropped(x: Tensor, generator: np.random.Generator) -> Tensor:
+    """A random rectangle of each tile, mirrored or not, turned by quarters, resampled to the tile's size."""
+    n = len(x)
+    area, aspect = generator.uniform(*CROP, n), np.exp(generator.uniform(-1, 1, n) * np.log(ASPECT))
+    sides = np.minimum(np.sqrt(area * np.stack([aspect, 1 / aspect])), 1)  # (2, n), of the tile's own
+    centre = generator.uniform(-1, 1, (2, n)) * (1 - sides)  # affine_grid counts from -1 to 1
+    mirror, turn = generator.choice([-1, 1], n), generator.integers(4, size=n)
+    cos, sin = np.array([1, 0, -1, 0])[turn], np.array([0, 1, 0, -1])[turn]
+    rows = [sides[0] * cos * mirror, -sides[0] * sin, centre[0], sides[1] * sin * mirror, sides[1] * cos, centre[1]]
+    theta = torch.as_tensor(np.stack(rows, 1).reshape(n, 2, 3), dtype=x.dtype, device=x.device)
+    grid = F.affine_grid(theta, list(x.shape), align_corners=False)
+    return F.grid_sample(x, grid, padding_mode="border", align_corners=False)
+
+
+def _relit(x: Tensor, generator: np.random.Generator) -> Tensor:
+    """Another gain and offset: one for all bands of a tile, and half as much again for each band."""
+    gain, offset = (
+        scale * (generator.normal(size=(len(x), 1)) + generator.normal(size=x.shape[:2]) / 2)
+        for scale in (GAIN, OFFSET)
+    )
+    return torch.addcmul(_numbers(offset, x), x, _numbers(np.exp(gain), x))
+
+
+def _numbers(values: NDArray[np.float64], x: Tensor) -> Tensor:
+    """A number a tile, or a tile and band, that broadcasts over the batch."""
+    return torch.as_tensor(values.reshape(len(x), -1, 1, 1), dtype=x.dtype, device=x.device)
+
+
+def probe(network: Network, train: tuple[Pixels, Codes], test: tuple[Pixels, Codes], seed: int) -> dict[str, Score]:
+    """``knn`` and ``linear`` on the frozen body's features.
+
+    Args:
+        network: as `pretrain` left it.
+        train: the labelled set's training part: tiles uint8 (n, bands, size, size) and codes (n,). One for all arms,
+            disjoint from archive and bank.
+        test: its test part, of the same form.
+        seed: of the linear probe's inner split.
+    """
+    one, other = (Features(network.features(tiles), codes) for tiles, codes in (train, test))
+    return {"knn": nearest_neighbours(one, other), "linear": linear(one, other, seed)}
