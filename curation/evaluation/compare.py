@@ -11,7 +11,7 @@ import logging
 import platform
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -30,21 +30,27 @@ from curation.evaluation.arms import FULL, VERSION, Arm, Task, measure, prefix, 
 from curation.evaluation.disjoint import find_shared, told
 from curation.evaluation.page import write_comparison
 from curation.evaluation.samples import decisive, gather, kept_rows
+from curation.evaluation.selections import Selected, select_budgets
 from curation.manifests.build import check_budget
 from curation.manifests.exchange import submit
 from curation.manifests.schema import json_bytes
 from curation.runtime import versions
-from curation.selection.strategies import STRATEGIES
-from curation.stages import VERSIONS, Run, config_without_urls
-from curation.storage import Folder
+from curation.stages import VERSIONS, Run
 
 log = logging.getLogger("curation")
 
 TEST = "test_set"  # the test set's root name
 SCORER = {"name": "random_conv", "seed": 1000}
 UNLABELLED = (
-    "random", "stratified", "entropy", "rs_prune", "balanced", "hierarchical", "semdedup", "k_center", "facility_location"
-)  # fmt: skip
+    "stratified",
+    "entropy",
+    "rs_prune",
+    "balanced",
+    "hierarchical",
+    "semdedup",
+    "k_center",
+    "facility_location",
+)
 LABELLED = ("el2n", "ccs", "margin", "sims", "oracle")
 FEW = 5  # seeds below which a warning is due
 LEAST_TEST = 20  # samples that may decide
@@ -63,25 +69,6 @@ RESULTS = pa.schema(
 )
 
 
-@dataclass(frozen=True)
-class Selected:
-    """The selections of a strategy with a seed.
-
-    Attributes:
-        manifests: by budget, the folder of the manifest whose first samples they are.
-        refused: by budget, why there is none.
-        clusters: id of the clusters that it needed; None where the strategy has none.
-        cluster_seconds: of their fit; None where they were there before.
-        select_seconds: of the selection itself.
-    """
-
-    manifests: dict[float, str]
-    refused: dict[float, str]
-    clusters: str | None
-    cluster_seconds: float | None
-    select_seconds: float
-
-
 class Comparison:
     """A comparison under way.
 
@@ -97,7 +84,9 @@ class Comparison:
         self.strategies = self._strategies(arguments)
         self.test_root = _test_root(self.config, run.roots)
         if self.settings.seeds < FEW:
-            self.warn(f"compare.seeds={self.settings.seeds}: below {FEW} seeds only large differences can be told")
+            self.warn(
+                f"with fewer than {FEW} seeds only large differences can be told (compare.seeds={self.settings.seeds})"
+            )
 
     def warn(self, text: str) -> None:
         """Tell the user, now and on the page."""
@@ -130,8 +119,8 @@ class Comparison:
         run, config = self.run, self.config
         self.catalog = run.catalog()
         self.scored = build_catalog(self.scorer, run.roots, run.bank, run.resources, filter=run.filter)
-        names = config.encoder["name"], self.scorer.encoder["name"]
-        if names[0] == names[1] and self.scored.artefact.sha256 == self.catalog.artefact.sha256:
+        same = self.scored.artefact.sha256 == self.catalog.artefact.sha256
+        if same and self.scorer.encoder["name"] == config.encoder["name"] == "random_conv":
             raise RequestError(SAME)
         self.samples, self.count, labelled = gather(self.catalog.store, self.scored.store, self.catalog.shards)
         if self.count < self.catalog.counts["kept"]:
@@ -208,79 +197,26 @@ class Comparison:
 
     def select(self) -> list[tuple[Arm, Any, str]]:
         """Every arm with a reference to its rows and a digest of its samples."""
-        arms, waiting = [], []
-        seeds = range(self.config.seed, self.config.seed + self.settings.seeds)
+        first, below = self.config.seed, f"comparisons/{self.name}"
         self.selected: dict[str, list[Selected]] = {name: [] for name in self.strategies}
-        for seed in seeds:
-            rows, digest = submit(prefix, self.samples, None, self.count, returns=2)
-            waiting.append((Arm(FULL, 1.0, seed, self.count), rows, digest))
-        for seed in seeds:
-            for name, config in self.strategies.items():
-                one = self._selected(name, config, seed)
+        waiting = []
+        for seed in range(first, first + self.settings.seeds):
+            waiting.append((Arm(FULL, 1.0, seed, self.count), *self._prefix(None, self.count)))
+            for name, strategy in self.strategies.items():
+                config = replace(strategy, seed=seed)
+                one = select_budgets(self.run, self.catalog, config, self.settings.budgets, below, name, first)
                 self.selected[name].append(one)
-                ranked = {
-                    path: submit(kept_rows, self.run.workspace.child(path), self.samples)
-                    for path in set(one.manifests.values())
-                }
+                folders = {path: self.run.workspace.child(path) for path in one.manifests.values()}
+                ranked = {path: submit(kept_rows, folder, self.samples) for path, folder in folders.items()}
                 for budget, path in one.manifests.items():
                     count = check_budget(budget, self.count)
-                    rows, digest = submit(prefix, self.samples, ranked[path], count, returns=2)
-                    waiting.append((Arm(name, budget, seed, count), rows, digest))
-        for arm, rows, digest in waiting:
-            arms.append((arm, rows, ray.get(digest)))
+                    waiting.append((Arm(name, budget, seed, count), *self._prefix(ranked[path], count)))
         self._warn_of_refused()
-        return arms
+        return [(arm, rows, ray.get(digest)) for arm, rows, digest in waiting]
 
-    def _selected(self, name: str, config: Config, seed: int) -> Selected:
-        """The selections of a strategy with a seed, made unless they are there."""
-        config = replace(config, seed=seed)
-        budgets = sorted(self.settings.budgets, reverse=True)
-        made_of = [config_without_urls(config, self.run.tables), budgets]
-        digest = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:12]
-        path = f"selections/{name}-{seed}-{digest}.json"
-        if self.folder.exists(path):
-            return _selected_from(json.loads(self.folder.read(path)))
-        log.info("compare: selecting with %s, seed %d", name, seed)
-        run = replace(self.run, config=config)
-        clustered = STRATEGIES[config.select.strategy].clustered
-        # a strategy without clusters keeps the same samples whatever they are
-        fitting = run if clustered else replace(run, config=replace(config, seed=self.config.seed))
-        began = time.monotonic()
-        clusters = fitting.clusters(self.catalog)
-        between = time.monotonic()
-        manifests, refused = self._manifests(run, clusters, budgets)
-        made = Selected(
-            manifests,
-            refused,
-            clusters.base.rpartition("/")[2] if clustered else None,
-            round(between - began, 3) if clustered else None,
-            round(time.monotonic() - between, 3),
-        )
-        self.folder.publish(path, json_bytes(asdict(made)))
-        return made
-
-    def _manifests(self, run: Run, clusters: Folder, budgets: list[float]) -> tuple[dict[float, str], dict[float, str]]:
-        """One manifest for all budgets where the smaller selections are the first of the larger ones."""
-        manifests: dict[float, str] = {}
-        refused: dict[float, str] = {}
-        select = run.config.select
-        nested = getattr(STRATEGIES[select.strategy], "nested", True) and not select.grouped
-        below = f"comparisons/{self.name}"
-        run = replace(run, workspace=self.run.workspace.child(below))
-        for budget in budgets:
-            if nested and manifests:
-                manifests[budget] = next(iter(manifests.values()))
-                continue
-            try:
-                config = replace(run.config, select=replace(select, budget=budget))
-                manifest = replace(run, config=config).manifest(self.catalog, clusters)
-                manifests[budget] = f"{below}/{manifest.folder}"
-            except CurationError as error:
-                cause: CurationError = getattr(error, "cause", error)
-                if not isinstance(cause, RequestError):
-                    raise
-                refused[budget] = " ".join(str(cause).split())
-        return manifests, refused
+    def _prefix(self, ranked: Any, count: int) -> tuple[Any, Any]:
+        rows, digest = submit(prefix, self.samples, ranked, count, returns=2)
+        return rows, digest
 
     def _warn_of_refused(self) -> None:
         for name, found in self.selected.items():
@@ -375,11 +311,11 @@ class Comparison:
         fits: dict[str, float] = {}
         for found in self.selected.values():
             for one in found:
-                if one.clusters and one.cluster_seconds is not None:
+                if one.clustered:
                     fits[one.clusters] = max(fits.get(one.clusters, 0.0), one.cluster_seconds)
         costs: dict[str, dict[str, float | None]] = {FULL: {"cluster": 0.0, "select": 0.0}}
         for name, found in self.selected.items():
-            fitted = [fits[one.clusters] for one in found if one.clusters]
+            fitted = [fits[one.clusters] for one in found if one.clustered]
             costs[name] = {
                 "cluster": round(float(np.mean(fitted)), 1) if fitted else 0.0,
                 "select": round(float(np.mean([one.select_seconds for one in found])), 1),
@@ -434,13 +370,6 @@ def _test_root(config: Config, roots: Sequence[Root]) -> Root | None:
         raise RequestError(f"archive.url: no root of the archive may be called {TEST!r}: give it another name")
     (root,) = list_archive({TEST: config.compare.test.url}, config.runtime.storage, config.archive)
     return root
-
-
-def _selected_from(said: dict[str, Any]) -> Selected:
-    by_budget = {
-        name: {float(budget): text for budget, text in said[name].items()} for name in ("manifests", "refused")
-    }
-    return Selected(**{**said, **by_budget})
 
 
 def _progress(running: list[Any]) -> Iterator[dict[str, Any]]:

@@ -11,7 +11,7 @@ import pyarrow as pa
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
 from curation.evaluation.arms import FULL
-from curation.evaluation.verdicts import CHEAP, METRICS, RANDOM, figures_of
+from curation.evaluation.verdicts import CHEAP, METRICS, RANDOM, figures_of, share
 from curation.report.words import count, duration, flat, number, percent, short
 from curation.storage import Folder
 
@@ -45,7 +45,9 @@ def _write(workspace: Folder, name: str, template: str, context: Mapping[str, An
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(n=count, pct=percent, num=number, time=duration, short=short, points=_points)
+    environment.filters.update(
+        n=count, pct=percent, num=number, time=duration, short=short, points=_points, share=share
+    )
     page = environment.get_template(template).render({**context, "name": name}) + "\n"
     path = f"reports/{name}/index.html"
     workspace.publish(path, page.encode("utf-8", "replace"))
@@ -114,7 +116,7 @@ def _panels(arms: Mapping[str, Mapping[str, Any]], budgets: Sequence[float]) -> 
         "size": (WIDTH, HEIGHT),
         "edge": (LEFT, HEIGHT - BOTTOM),
         "ticks": [(y(value), percent(value)) for value in (low, high)],
-        "budgets": [(x(budget), percent(budget)) for budget in budgets],
+        "budgets": [(x(budget), share(budget)) for budget in budgets],
         "full": y(arms[f"{FULL}@1"]["mean"]),
         "random": line(RANDOM),
         "of": {name: line(name) for name in names},

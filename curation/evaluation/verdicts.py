@@ -16,7 +16,7 @@ from scipy import stats
 
 from curation.evaluation.arms import FULL
 from curation.evaluation.statistics import LEVEL, advise, gap_closed, judge, paired, rank_correlation
-from curation.report.words import duration, percent
+from curation.report.words import duration
 
 RANDOM, ORACLE = "random", "oracle"
 METRICS = {  # of each measure, the deciding one first
@@ -170,7 +170,7 @@ def advice(judged: Mapping[str, Any], costs: Mapping[str, Mapping[str, float | N
             cost = costs.get(at["choice"], {})
             seconds = (cost.get("cluster") or 0.0) + (cost.get("select") or 0.0)
             words += f"; {at['choice']} took {duration(seconds)} to cluster and select"
-        lines.append(f"At {percent(at['budget'])}, {words}.")
+        lines.append(f"At {share(at['budget'])}, {words}.")
     for other in others:
         lines += _disagreements(judged, first, other)
     return lines
@@ -201,7 +201,7 @@ def short_table(told: Mapping[str, Any]) -> str:
     names = list(dict.fromkeys(arm["strategy"] for arm in arms.values() if arm["strategy"] != FULL))
     width = max(map(len, (*names, FULL)))
     title = f"{first}, {METRICS[first][next(iter(METRICS[first]))]}, macro accuracy in %"
-    lines = [title, f"{'':{width}}" + "".join(f"{percent(budget):>22}" for budget in budgets)]
+    lines = [title, f"{'':{width}}" + "".join(f"{share(budget):>22}" for budget in budgets)]
     for name in names:
         cells = [_cell(arms.get(f"{name}@{budget:g}")) for budget in budgets]
         lines.append(f"{name:{width}}" + "".join(f"{cell:>22}" for cell in cells))
@@ -215,6 +215,11 @@ def _cell(arm: Mapping[str, Any] | None) -> str:
     verdict = arm.get("verdict", "")
     half = 100 * (arm["high"] - arm["low"]) / 2
     return f"{'' if verdict == 'no difference' else verdict + ' '}{100 * arm['mean']:.1f} ± {half:.1f}"
+
+
+def share(budget: float) -> str:
+    """A budget as people write it."""
+    return f"{100 * budget:.6g} %"
 
 
 def plain(value: Any) -> Any:
