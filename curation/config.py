@@ -27,6 +27,7 @@ from curation.archive.radiometry import KINDS as RADIOMETRIES
 from curation.archive.radiometry import UNITS
 from curation.archive.sidecar import FIELDS
 from curation.errors import RequestError
+from curation.selection.strategies import SCORES, STRATEGIES
 from curation.storage import check_storage_names, check_storage_options
 
 # Their values are never parsed.
@@ -241,6 +242,45 @@ class PlaceConfig:
 
 
 @dataclass
+class CcsConfig:
+    """Coverage-centric coreset selection."""
+
+    beta: float = 0.3
+    strata: int = 50
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.beta < 1, f"select.ccs.beta={self.beta:g}: give a share from 0 to below 1")
+        _require(1 <= self.strata <= 10_000, f"select.ccs.strata={self.strata}: give 1 to 10000")
+
+
+@dataclass
+class SimsConfig:
+    """The ratio-aware importance sampler."""
+
+    low: float = 0.3
+    high: float = 0.7
+    sigma: float = 0.2
+    class_share: float = 0.5
+
+    def __post_init__(self) -> None:
+        for name in ("low", "high", "class_share"):
+            value = getattr(self, name)
+            _require(0 <= value <= 1, f"select.sims.{name}={value:g}: give a number from 0 to 1")
+        _require(0 < self.sigma < math.inf, f"select.sims.sigma={self.sigma:g}: give a positive number")
+
+
+@dataclass
+class MarginConfig:
+    """Margin prototypes."""
+
+    alpha: float = 1.0
+
+    def __post_init__(self) -> None:
+        ok = 0 <= self.alpha < math.inf
+        _require(ok, f"select.margin.alpha={self.alpha:g}: give a number that is not negative")
+
+
+@dataclass
 class SelectConfig:
     """Which samples stay."""
 
@@ -260,16 +300,19 @@ class SelectConfig:
     region_km: float = 1000.0
     representativeness: float = 0.0
     nearest: float = 0.5
+    score: str = "sim"
+    hard: bool = True
+    ccs: CcsConfig = field(default_factory=CcsConfig)
+    sims: SimsConfig = field(default_factory=SimsConfig)
+    margin: MarginConfig = field(default_factory=MarginConfig)
     exclude: str | None = None
     require: str | None = None
     clusters: ClusterEdits = field(default_factory=ClusterEdits)
     unit: str | None = None
 
     def __post_init__(self) -> None:
-        _require(
-            self.strategy in ("balanced", "rs_prune", "random", "entropy"),
-            f"select.strategy={self.strategy}: choose balanced, rs_prune, random or entropy",
-        )
+        ok = self.strategy in STRATEGIES
+        _require(ok, f"select.strategy={self.strategy}: choose {', '.join(STRATEGIES)}")
         _require(
             0 < self.budget < math.inf, f"select.budget={self.budget:g}: give a fraction below 1 or a count of samples"
         )
@@ -293,11 +336,7 @@ class SelectConfig:
         _require(1 <= self.block_km <= 10_000, f"select.block_km={self.block_km:g}: give 1 to 10000")
         _require(50 <= self.region_km <= 10_000, f"select.region_km={self.region_km:g}: give 50 to 10000")
         _require(len(set(self.by)) == len(self.by), f"select.by={self.by}: name each key once")
-        _require(
-            not self.by or self.strategy in ("balanced", "rs_prune"),
-            f"select.strategy={self.strategy} balances nothing, so that it has no use for select.by: "
-            "take balanced or rs_prune, or leave select.by out",
-        )
+        self._check_strategy()
         _require(0 <= self.balance <= 1, "select.balance must lie between 0 (proportional) and 1 (uniform)")
         _require(0 <= self.nearest <= 1, "select.nearest must lie between 0 and 1")
         _require(math.isfinite(self.representativeness), "select.representativeness must be finite")
@@ -305,6 +344,28 @@ class SelectConfig:
             self.unit is None or self.place.keep != "unit",
             f"select.unit={self.unit} and select.place.keep=unit: a sample belongs to one unit, so take one of them",
         )
+
+    def _check_strategy(self) -> None:
+        """What a strategy has no use for."""
+        strategy = STRATEGIES[self.strategy]
+        named = ", ".join(name for name, other in STRATEGIES.items() if other.balances)
+        _require(
+            not self.by or strategy.balances,
+            f"select.strategy={self.strategy} gives clusters no quotas, so that it has no use for select.by: "
+            f"take one of {named}, or leave select.by out",
+        )
+        _require(
+            not any((self.clusters.weight or {}).values()) or (strategy.balances and strategy.seats == "quotas"),
+            f"select.strategy={self.strategy} has no quotas by weight, so that it has no use for "
+            "select.clusters.weight: take balanced, or give 0 for what is to be left out",
+        )
+        named = ", ".join(name for name, other in STRATEGIES.items() if other.whole)
+        _require(
+            strategy.whole or self.grouped is None,
+            f"select.strategy={self.strategy} goes by single samples and cannot keep units whole: "
+            f"take one of {named}, or leave select.unit and select.place.keep=unit out",
+        )
+        _require(self.score in SCORES, f"select.score={self.score}: choose {', '.join(SCORES)}")
 
     @property
     def grouped(self) -> str | None:

@@ -21,7 +21,8 @@ from curation.catalog.artefact import file_name, portable_encoder
 from curation.catalog.build import BANK, Catalog, build_catalog, check_bad_fraction
 from curation.catalog.calibration import load_calibration, summary
 from curation.clustering.build import build_clusters
-from curation.config import Config, load_config, to_dict
+from curation.clustering.kmeans import default_k
+from curation.config import ClusterConfig, Config, load_config, to_dict
 from curation.encoders import QUALITY
 from curation.errors import CurationError, RequestError
 from curation.manifests.access import LOCAL, OBJECT_STORE, reads_of_manifest
@@ -29,6 +30,7 @@ from curation.manifests.build import check_budget, select
 from curation.manifests.schema import Manifest
 from curation.report.page import write_report
 from curation.runtime import Resources, start_ray, versions
+from curation.selection.strategies import STRATEGIES
 from curation.storage import Folder, public_url
 
 log = logging.getLogger("curation")
@@ -68,12 +70,20 @@ class Run:
 
     def clusters(self, catalog: Catalog) -> Folder:
         """Centroids and assignments, fitted unless they are there."""
-        mode, settings, seed = self.config.references_mode(), self.config.cluster, self.config.seed
+        mode, settings, seed = self.config.references_mode(), self._cluster_settings(catalog), self.config.seed
         made_of = [catalog.store.catalog_id, catalog.artefact.sha256, catalog.digest, catalog.bank_digest]
         name = hashlib.sha256(json.dumps([made_of, mode, to_dict(settings), seed]).encode()).hexdigest()[:16]
         folder = self.workspace.child(f"clusters/{name}")
         build_clusters(catalog, mode, settings, seed, folder, self.resources)
         return folder
+
+    def _cluster_settings(self, catalog: Catalog) -> ClusterConfig:
+        """As configured; for a strategy that goes down levels two, where nothing says which."""
+        settings = self.config.cluster
+        if settings.levels is None and STRATEGIES[self.config.select.strategy].seats == "levels":
+            k = settings.k or default_k(catalog.counts["kept"])
+            settings = replace(settings, levels=[round(k**0.5), k] if k > 1 else [k])
+        return settings
 
     def manifest(self, catalog: Catalog, clusters: Folder) -> Manifest:
         """The drawn manifest, published."""

@@ -127,6 +127,7 @@ def write_clusters(folder: Path, samples: pa.Table, clusters: int, parts: int) -
         "size": [len(own) for own in members],
         "distance_mean": pa.array([own.mean() if len(own) else 0 for own in members], pa.float32()),
         "distance_std": pa.array([own.std() if len(own) else 0 for own in members], pa.float32()),
+        "ancestors": pa.array([[k % 2] for k in range(clusters)], pa.list_(pa.int32())),
         "neighbours": pa.array([[(k + 1) % clusters] for k in range(clusters)], pa.list_(pa.int32())),
     }
     (folder / "assignments").mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from curation.catalog.schema import FOOTPRINT
 from curation.selection.groups import group_texts
 from curation.selection.quotas import cluster_weights, quotas
-from curation.selection.strategies import Items, cluster_order, overall_order
+from curation.selection.strategies import Items, by_weight, cluster_order, overall_order
 from tests.test_selection_quotas import by_heap
 from tests.test_selection_sampling import make_ids, split_ids
 
@@ -92,7 +92,7 @@ def keep(items: Items, budget: int, balance: float) -> tuple[np.ndarray, np.ndar
     caps = np.bincount(items.stratum, minlength=4)
     floors = np.bincount(items.stratum[items.required], minlength=4)
     weights = cluster_weights(caps, balance)
-    score, threshold = cluster_order(items, weights, quotas(weights, caps, budget, floors), balance)
+    score, threshold = cluster_order(items, by_weight(weights), quotas(weights, caps, budget, floors), balance)
     rank = np.full(len(score), -1)
     there = ~np.isnan(score)
     chosen = Items(*(column[there] for column in items[:6]))

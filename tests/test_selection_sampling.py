@@ -20,7 +20,7 @@ from curation.selection.sampling import (
     split_ids,
     uniform,
 )
-from curation.selection.strategies import Items, cluster_order, overall_order
+from curation.selection.strategies import Items, by_weight, cluster_order, overall_order
 
 
 def make_ids(number: int, salt: str = "") -> pa.Array:
@@ -49,7 +49,7 @@ def keep(items: Items, weights: np.ndarray, budget: int) -> tuple[np.ndarray, np
     """Rank (-1: dropped) and threshold."""
     caps = np.bincount(items.stratum, minlength=len(weights))
     floors = np.bincount(items.stratum[items.required], minlength=len(weights))
-    score, threshold = cluster_order(items, weights, quotas(weights, caps, budget, floors))
+    score, threshold = cluster_order(items, by_weight(weights), quotas(weights, caps, budget, floors))
     there = np.flatnonzero(~np.isnan(score))
     rank = np.full(len(score), -1)
     rank[there], _ = overall_order(take(items, there), score[there], 0, budget)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from curation.selection import units
 from curation.selection.quotas import seat_quotient
 from curation.selection.sampling import split_ids
-from curation.selection.strategies import Items, cluster_order, overall_order, spread_order
+from curation.selection.strategies import Items, by_weight, cluster_order, overall_order, spread_order
 from tests.test_selection_sampling import make_ids
 
 
@@ -68,7 +68,7 @@ def test_units_fill_the_budget_to_less_than_one_unit_and_rank_at_their_edges(
     least = items.size[items.required].sum()
     budget = int(least + share * (items.size.sum() - least))
     weights = np.array([1.0, 2.0, 3.0, 4.0])
-    score, threshold = cluster_order(items, weights, None)
+    score, threshold = cluster_order(items, by_weight(weights), None)
     assert np.isnan(threshold).all()
     rank, refused = overall_order(items, score, 0, budget)
     kept = rank >= 0
@@ -88,7 +88,7 @@ def test_units_fill_the_budget_to_less_than_one_unit_and_rank_at_their_edges(
 def test_units_of_one_sample_are_samples() -> None:
     items = make_units(3, 50)._replace(size=np.ones(50, np.int64))
     weights = np.array([1.0, 2.0, 3.0, 4.0])
-    score, _ = cluster_order(items, weights, None)
+    score, _ = cluster_order(items, by_weight(weights), None)
     for k in range(4):
         free = (items.stratum == k) & ~items.required
         before = (items.required & (items.stratum == k)).sum() + np.arange(free.sum())
@@ -98,7 +98,7 @@ def test_units_of_one_sample_are_samples() -> None:
 
 def test_a_partition_goes_on_where_the_one_before_ended() -> None:
     items = make_units(1, 40)
-    score, _ = cluster_order(items, np.ones(4), None)
+    score, _ = cluster_order(items, by_weight(np.ones(4)), None)
     rank, refused = overall_order(items, score, 0, 60)
     cut = np.median(score)
     low, high = (Items(*(column[there] for column in items[:6])) for there in (score < cut, score >= cut))

@@ -27,8 +27,8 @@ from curation.catalog.schema import catalog_schema
 from curation.catalog.store import CatalogStore
 from curation.config import SelectConfig
 from curation.errors import CurationError, RequestError
-from curation.manifests import steps
-from curation.manifests.duplicates import find_duplicates, mark
+from curation.manifests import order, steps
+from curation.manifests.duplicates import RANGES, find_duplicates, mark
 from curation.manifests.exchange import Layers, exchange, submit
 from curation.manifests.places import Found, find_places, unite
 from curation.manifests.schema import (
@@ -45,18 +45,21 @@ from curation.manifests.schema import (
     json_bytes,
     parquet_bytes,
 )
-from curation.manifests.steps import PARTITIONS, ROWS_A_PARTITION, Plan, Survey
+from curation.manifests.steps import PARTITIONS, ROWS_A_PARTITION, Plan, Strata, Survey
 from curation.manifests.write import Written, write_part, write_rows
 from curation.selection import counting, groups
+from curation.selection.greedy import LIMIT
 from curation.selection.lists import SampleList, parse_list
 from curation.selection.places import CROWD, Rule
 from curation.selection.quotas import cluster_weights, quotas
 from curation.selection.strategies import STRATEGIES
+from curation.selection.tree import Tree, parents_of
 from curation.storage import Folder
 
 log = logging.getLogger("curation")
 
 ROWS_A_RANGE = 8 * ROW_GROUP  # kept rows that are merged at once
+ROWS_WITH_VECTORS = 1 << 16  # rows of a partition that holds embeddings
 LOSS = 0.9  # share of a class that the entropy stage may take before a warning names it
 NAMED = 20  # classes in one warning
 DAY = 86_400  # seconds
@@ -72,6 +75,7 @@ def select(
     workspace: Folder,
     header: dict[str, Any],
     tables: Sequence[Table] = (),
+    scores: Folder | None = None,
 ) -> Manifest:
     """Decide over every sample, and publish the manifest.
 
@@ -83,18 +87,23 @@ def select(
         workspace: where ``manifests/<id>`` goes.
         header: what the job knows of ``content`` and ``provenance``; counts, hashes and more warnings are added.
         tables: beside the archive.
+        scores: ``scores/<id>`` of these clusters, where the strategy goes by a score.
 
     Raises:
         RequestError: the archive cannot give what is asked for.
     """
-    selection = _Selection(store, clusters, settings, seed, workspace, tables)
+    selection = _Selection(store, clusters, settings, seed, workspace, tables, scores)
     selection.warnings += header["content"].get("warnings", [])
     selection.load()
     if settings.by:
-        selection.settle_groups()
+        selection.settle_names("group")
+    if selection.plan.strategy.labelled:
+        selection.settle_names("label")
     if settings.unit:
         selection.settle_units()
-    selection.check(f"{'select.splits, ' if selection.plan.splits else ''}select.exclude and select.clusters leave")
+    splits = "select.splits, " if selection.plan.splits else ""
+    known = ", and what has a label or score," if selection.unscored else ""
+    selection.check(f"{splits}select.exclude and select.clusters{known} leave")
     if settings.min_valid is not None or settings.max_cloud is not None:
         selection.drop_unclear(header["content"].get("bands", []))
         selection.check("the validity and cloud stage (select.min_valid, select.max_cloud) leaves")
@@ -126,6 +135,7 @@ class _Selection:
         seed: int,
         workspace: Folder,
         tables: Sequence[Table],
+        scores: Folder | None,
     ) -> None:
         self.settings, self.workspace = settings, workspace
         self.paths = [file.path for file in clusters.list("assignments") if file.path.endswith(".parquet")]
@@ -151,8 +161,14 @@ class _Selection:
                 columns=columns,
                 joined=joined,
                 splits=tuple(sorted(settings.splits or settings.held_out)),
+                scores=scores,
             )
         )
+        if self.plan.strategy.seats == "levels":
+            ancestors = pq.read_table(pa.BufferReader(clusters.read("centroids.parquet")), columns=["ancestors"])
+            self.parents = parents_of(
+                np.array(ancestors["ancestors"].to_pylist(), np.int64).reshape(len(self.sizes), -1)
+            )
 
     def learn(self, plan: Plan) -> None:
         """Replace the plan that tasks are told."""
@@ -168,13 +184,20 @@ class _Selection:
         self.parts: list[Layers] = [[part[0]] for part in loaded]
         self.shards = [part[1] for part in loaded]
         self.surveys: list[Survey] = ray.get([part[2] for part in loaded])
-        self.groups = [part[3] for part in loaded]
+        self.names = [part[3] for part in loaded]
         self.samples = sum(survey.rows for survey in self.surveys)
         self.learn(dataclasses.replace(self.plan, budget=check_budget(self.settings.budget, self.samples)))
         if unknown := sum(survey.without_entropy for survey in self.surveys):
             raise RequestError(
                 f"{unknown} of {self.samples} samples have no entropy (their vectors were computed elsewhere): "
                 "take select=balanced with select.entropy.keep=null"
+            )
+        self.unscored = sum(survey.unscored for survey in self.surveys)
+        if self.unscored == self.samples:
+            wanted = "label" if self.plan.strategy.labelled else f"label, hence no select.score={self.settings.score}"
+            raise RequestError(
+                f"select={self.settings.strategy} needs labels, but none of {self.samples} samples has a {wanted}: "
+                "add them to the sidecars (docs/formats.md), or take a strategy without, such as select=balanced"
             )
         for name, listed in self.plan.lists.items():
             if not sum(survey.matched[name] for survey in self.surveys):
@@ -204,23 +227,23 @@ class _Selection:
                 by_column = f"select.held_out: no sample has {self.settings.split_by}={name}"
                 self.warn(by_column if self.settings.split_by else by_block)
 
-    def settle_groups(self) -> None:
-        """Give every group one code for all parts.
+    def settle_names(self, column: str) -> None:
+        """Give every group or label one code for all parts.
 
         Raises:
-            RequestError: there are too many groups.
+            RequestError: there are too many.
         """
         known: set[str] = set()
-        for names in self.groups:
-            known.update(ray.get(names))
-            steps.check_groups(self.settings, len(known))
-        if known == {groups.SEPARATOR.join([groups.UNKNOWN] * len(self.settings.by))}:
+        for names in self.names:
+            known.update(ray.get(names)[column])
+            steps.check_names(self.settings, column, len(known))
+        if column == "group" and known == {groups.SEPARATOR.join([groups.UNKNOWN] * len(self.settings.by))}:
             keys = ", ".join(self.settings.by)
             self.warn(f"select.by=[{keys}]: nothing tells that of any sample, so that nothing is balanced")
-        self.learn(dataclasses.replace(self.plan, groups=tuple(sorted(known))))
-        self.told["groups"] = len(known)
-        for part, names in zip(self.parts, self.groups, strict=True):
-            part.append(submit(steps.code_groups, self.shared, names, *part))
+        self.told[f"{column}s"] = len(known - {""})
+        self.learn(dataclasses.replace(self.plan, names={**self.plan.names, column: tuple(sorted(known))}))
+        for part, names in zip(self.parts, self.names, strict=True):
+            part.append(submit(steps.code_names, self.shared, column, names, *part))
 
     def drop_unclear(self, bands: Sequence[str]) -> None:
         """Drop what has too few valid or too many cloudy pixels; ``bands``: of the archive."""
@@ -240,16 +263,18 @@ class _Selection:
     def settle_units(self) -> None:
         """Make the members of each unit share one fate and one place."""
         partitions = int(self.plan.partition.max()) + 1
-        self.parts, _ = exchange(self.parts, partitions, self.shared, steps.send_to_unit, steps.settle_units)
+        self.parts, _ = exchange(self.parts, partitions, self.shared, order.send_to_unit, order.settle_units)
 
     def cut_entropy(self, keep: float) -> None:
         """Keep the top share of what is left, by one exact threshold."""
-        stage = int(keep * self.left[0].sum() + 0.5)
-        prefix = counting.threshold(lambda prefix: self.total(steps.count_entropy, prefix), max(stage, 1), 6)
-        self.learn(dataclasses.replace(self.plan, entropy_prefix=prefix))
-        cut = [submit(steps.cut_entropy, self.shared, *part, returns=2) for part in self.parts]
-        self.parts = [[*part, layer] for part, (layer, _) in zip(self.parts, cut, strict=True)]
-        self.tell_least_entropy(min(ray.get([least for _, least in cut])))
+        self.tell_least_entropy(-self.cut("entropy", -1, int(keep * self.left + 0.5), "entropy"))
+
+    def cut(self, column: str, sign: int, keep: int, reason: str) -> float:
+        """Keep the smallest values of a float32 column times ``sign``, exactly so many, and tell the last."""
+        prefix = counting.threshold(lambda prefix: self.total(steps.count_keys, column, sign, prefix), max(keep, 1), 6)
+        done = [submit(steps.cut, column, sign, prefix, reason, *part, returns=2) for part in self.parts]
+        self.parts = [[*part, layer] for part, (layer, _) in zip(self.parts, done, strict=True)]
+        return float(max(ray.get([last for _, last in done])))
 
     def drop_places(self, overlap: float) -> None:
         """Keep the best of the tiles of one place: of neighbouring days, then of all dates as configured.
@@ -305,19 +330,89 @@ class _Selection:
         self.mark(groups, "duplicate")
 
     def draw(self) -> None:
-        """Order the rows that are left, in their clusters and overall, and rank those within the budget."""
-        plan = self.plan
-        if plan.strategy.clustered:
-            sizes, required = self.left
-            factors = np.ones(len(sizes))
-            for cluster, factor in (self.settings.clusters.weight or {}).items():
-                factors[cluster] = factor
-            weights = cluster_weights(sizes, self.settings.balance, factors)
-            quota = None if self.settings.grouped else quotas(weights, sizes, plan.budget, required)
-            self.learn(dataclasses.replace(plan, weights=weights, quotas=quota))
-            partitions = int(plan.partition.max()) + 1
-            self.parts, _ = exchange(self.parts, partitions, self.shared, steps.send_to_cluster, steps.order_clusters)
+        """Order the rows that are left, in their strata and overall, and rank those within the budget."""
+        strategy = self.plan.strategy
+        self.told["nested"] = strategy.nested
+        self.learn(dataclasses.replace(self.plan, running=self.left))
+        if strategy.strata is not None:
+            sizes, required = self.make_strata()
+            if strategy.seats is not None:
+                self.share_seats(sizes, required)
+            partitions = int(self.plan.strata.partition.max()) + 1
+            send, work = order.send_to_stratum, order.order_strata
+            self.parts, _ = exchange(self.parts, partitions, self.shared, send, work, self.shards)
         self.order_all()
+
+    def make_strata(self) -> NDArray[np.int64]:
+        """Say what rows are ordered in; (2, strata): how many are in each, and how many of them required."""
+        strategy = self.plan.strategy
+        if strategy.strata == "score":
+            return self.cut_bins()
+        number = len(self.plan.names["label"]) if strategy.strata == "label" else len(self.sizes)
+        counts = self.total(order.count_strata, self.shared, number)
+        partition = _partitions(counts[0]) if strategy.strata == "label" else self.plan.partition
+        strata = Strata(partition)
+        if strategy.embedded:
+            pieces = -(-counts[0] // LIMIT)
+            self.told["pieces"] = int(pieces.sum())
+            sizes = np.repeat(counts[0] // np.maximum(pieces, 1), pieces)
+            strata = Strata(_partitions(sizes, ROWS_WITH_VECTORS, RANGES), pieces)
+        self.learn(dataclasses.replace(self.plan, strata=strata))
+        return self.total(order.count_strata, self.shared, int(pieces.sum())) if strategy.embedded else counts
+
+    def cut_bins(self) -> NDArray[np.int64]:
+        """Drop the hardest, and cut the rest into bins of equal width over the score, numbered by falling size."""
+        number = self.settings.ccs.strata
+        if hardest := int(self.settings.ccs.beta * self.left + 0.5):
+            sign = self.plan.hardness
+            last = sign * self.cut("value", sign, self.left - hardest, "hard")
+            self.told["hardest"] = last
+            self.learn(dataclasses.replace(self.plan, hardest=last))
+            self.check(f"select.ccs.beta={self.settings.ccs.beta:g} leaves")
+        lows, highs = zip(*ray.get([submit(order.value_range, *part) for part in self.parts]), strict=True)
+        strata = Strata(np.zeros(number + 1, np.int16), low=min(lows), high=max(highs))
+        self.learn(dataclasses.replace(self.plan, strata=strata))
+        counts = self.total(order.count_strata, self.shared, number + 1)
+        fullest = np.argsort(-counts[0], kind="stable")  # of the published budgets the largest take what is left over
+        strata = dataclasses.replace(
+            strata, bin=np.argsort(fullest).astype(np.int32), partition=_partitions(counts[0][fullest])
+        )
+        self.learn(dataclasses.replace(self.plan, strata=strata))
+        return counts[:, fullest]
+
+    def share_seats(self, sizes: NDArray[np.int64], required: NDArray[np.int64]) -> None:
+        """Quotas of the strata, unless units must be cut overall."""
+        plan, settings = self.plan, self.settings
+        if plan.strategy.seats == "levels":
+            tree = Tree(sizes, self.parents)
+            quota = None if settings.grouped else tree.quotas(plan.budget, required)
+            self.learn(dataclasses.replace(plan, tree=tree, quotas=quota))
+            return
+        if plan.strata.pieces is not None:
+            self.share_pieces(sizes, required, plan.strata.pieces)
+            return
+        factors = np.ones(len(sizes))
+        if plan.strategy.strata == "cluster":
+            for cluster, factor in (settings.clusters.weight or {}).items():
+                factors[cluster] = factor
+        weights = cluster_weights(sizes, settings.balance, factors)
+        budget = plan.budget
+        if plan.strategy.order == "importance":
+            budget = max(int(settings.sims.class_share * budget + 0.5), int(required.sum()))
+        quota = None if settings.grouped else quotas(weights, sizes, budget, required)
+        self.learn(dataclasses.replace(plan, weights=weights, quotas=quota))
+
+    def share_pieces(self, sizes: NDArray[np.int64], required: NDArray[np.int64], pieces: NDArray[np.int64]) -> None:
+        """Quotas of classes, and of each class's in proportion to its pieces."""
+        whole = np.repeat(np.arange(len(pieces)), pieces)
+        of_class, floors = (np.bincount(whole, count, len(pieces)).astype(np.int64) for count in (sizes, required))
+        weights = cluster_weights(of_class, self.settings.balance)
+        seats = quotas(weights, of_class, self.plan.budget, floors)
+        quota = np.zeros(len(sizes), np.int64)
+        for number in np.flatnonzero(pieces):
+            own = whole == number
+            quota[own] = quotas(cluster_weights(sizes[own], 0), sizes[own], int(seats[number]), required[own])
+        self.learn(dataclasses.replace(self.plan, weights=weights[whole], quotas=quota))
 
     def order_all(self) -> None:
         """Rank by score; the bins of the scores tell which rows can fit, and what lies before each partition.
@@ -325,24 +420,27 @@ class _Selection:
         Raises:
             RequestError: not even the first unit fits.
         """
-        ends = np.cumsum(self.total(steps.count_scores, self.shared))
+        ends = np.cumsum(self.total(order.count_scores, self.shared))
         last = min(int(np.searchsorted(ends, self.plan.budget, side="right")), counting.BINS - 1)
         starts = np.concatenate([[0], ends[:-1]])
-        partitions = _number_of_partitions(int(ends[last]))
+        partitions = _number_of_partitions(int(ends[last]), ROWS_A_PARTITION)
         bins = np.where(np.arange(counting.BINS) <= last, starts * partitions // max(ends[last], 1), -1)
         before = starts[np.searchsorted(bins[: last + 1], np.arange(partitions))]
         self.learn(dataclasses.replace(self.plan, bin_partition=bins.astype(np.int16), before=before))
-        self.parts, told = exchange(self.parts, partitions, self.shared, steps.send_to_score, steps.order_all)
+        self.parts, told = exchange(self.parts, partitions, self.shared, order.send_to_score, order.order_all)
         if not sum(ordered.kept for ordered in told):
             raise RequestError(
                 f"select.budget={self.settings.budget:g} comes to {self.plan.budget} samples, fewer than "
                 f"the first {self.settings.grouped} has: raise it"
             )
         refused, last = min(ordered.refused for ordered in told), max(ordered.last for ordered in told)
-        if self.plan.strategy.order == "entropy" and np.isfinite(last):
+        strategy = self.plan.strategy
+        if strategy.order == "entropy" and np.isfinite(last):
             self.tell_least_entropy(-last)
-        elif not self.plan.strategy.clustered and np.isfinite(refused):
+        elif (strategy.seats is None or strategy.order == "importance") and np.isfinite(refused):
             self.learn(dataclasses.replace(self.plan, threshold=refused))
+        if strategy.order == "semdedup" and np.isfinite(last):
+            self.told["epsilon"] = 1 - last
 
     def publish(self, header: dict[str, Any]) -> Manifest:
         """Write everything; the header last, since its presence means that the rest is there."""
@@ -412,8 +510,8 @@ class _Selection:
         Raises:
             RequestError: it does.
         """
-        self.left = self.total(steps.count_clusters, self.shared)
-        left, required = self.left.sum(axis=1).tolist()
+        left, required = self.total(order.count_rows).tolist()
+        self.left = left
         if left < self.samples:
             log.info("select: %s %d of %d samples", stage, left, self.samples)
         asked = f"select.budget={self.settings.budget:g} asks for {self.plan.budget} of {self.samples} samples"
@@ -479,6 +577,8 @@ def _columns(
         RequestError: there is no such column.
     """
     columns = {column for listed in lists for column in listed.columns}
+    if STRATEGIES[settings.strategy].labelled:
+        columns.add("label")
     scalar = [field.name for field in catalog_schema(1) if _is_scalar(field.type)]
     if settings.entropy.keep is not None or STRATEGIES[settings.strategy].order == "entropy":
         columns.add("entropy")
@@ -506,15 +606,15 @@ def _is_scalar(kind: pa.DataType) -> bool:
     return not pa.types.is_nested(kind) and not pa.types.is_binary(kind)
 
 
-def _partitions(sizes: NDArray[np.int64]) -> NDArray[np.int16]:
-    """The partition of each cluster: ranges of about equal sizes."""
-    number = _number_of_partitions(int(sizes.sum()))
+def _partitions(sizes: NDArray[np.int64], rows: int | None = None, most: int = PARTITIONS) -> NDArray[np.int16]:
+    """The partition of each stratum: ranges of about equal sizes, of so many ``rows`` each if they are not too many."""
+    number = _number_of_partitions(int(sizes.sum()), rows or ROWS_A_PARTITION, most)
     before = np.cumsum(sizes) - sizes
     return (before * number // max(int(sizes.sum()), 1)).clip(max=number - 1).astype(np.int16)
 
 
-def _number_of_partitions(rows: int) -> int:
-    return int(np.clip(-(-rows // ROWS_A_PARTITION), 1, PARTITIONS))
+def _number_of_partitions(rows: int, each: int, most: int = PARTITIONS) -> int:
+    return int(np.clip(-(-rows // each), 1, most))
 
 
 def check_budget(asked: float, samples: int) -> int:

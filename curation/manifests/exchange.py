@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 Columns = dict[str, NDArray[Any]]
 Layers = list[Any]  # references to Columns
-Send = Callable[[Any, Columns], tuple[Columns, NDArray[np.integer]]]
+Send = Callable[..., tuple[Columns, NDArray[np.integer]]]  # of context, columns and what is told beside them
 Work = Callable[[Any, int, Columns], tuple[Columns, Any]]
 
 
@@ -36,7 +36,7 @@ def merge(layers: Sequence[Columns]) -> Columns:
 
 
 def exchange(
-    parts: list[Layers], partitions: int, context: Any, send: Send, work: Work
+    parts: list[Layers], partitions: int, context: Any, send: Send, work: Work, beside: Sequence[Any] = ()
 ) -> tuple[list[Layers], list[Any]]:
     """Add to every part the columns that ``work`` makes of each partition.
 
@@ -48,11 +48,16 @@ def exchange(
             False in the new columns).
         work: makes new columns, row by row as it gets them, of the rows of one partition (in the order of the
             parts), and something for the driver.
+        beside: for each part a reference to what ``send`` is told beside its columns.
 
     Returns:
         the parts with one more layer, and what the driver gets from each partition.
     """
-    pieces = [submit(_split, send, partitions, context, *part, returns=partitions + 1) for part in parts]
+    more = [[one] for one in beside] or [[] for _ in parts]
+    pieces = [
+        submit(_split, send, partitions, context, len(own), *own, *part, returns=partitions + 1)
+        for own, part in zip(more, parts, strict=True)
+    ]
     results = [
         submit(_work, work, context, number, *(piece[number] for piece in pieces), returns=len(parts) + 1)
         for number in range(partitions)
@@ -64,9 +69,9 @@ def exchange(
     return [[*part, layer] for part, layer in zip(parts, layers, strict=True)], told
 
 
-def _split(send: Send, partitions: int, context: Any, *layers: Columns) -> list[Any]:
-    """The rows for each partition, and which of the part's rows those are."""
-    columns, partition = send(context, merge(layers))
+def _split(send: Send, partitions: int, context: Any, told: int, *layers: Any) -> list[Any]:
+    """The rows for each partition, and which of the part's rows those are; ``told`` arguments go before the layers."""
+    columns, partition = send(context, merge(layers[told:]), *layers[:told])
     sent = np.flatnonzero(partition >= 0)
     rows = sent[np.argsort(partition[sent].astype(np.uint16), kind="stable")]
     edges = pairwise(np.searchsorted(partition[rows], np.arange(partitions + 1)))
@@ -76,11 +81,16 @@ def _split(send: Send, partitions: int, context: Any, *layers: Columns) -> list[
 
 def _work(work: Work, context: Any, number: int, *pieces: Columns) -> list[Any]:
     """Each part's new columns, and what the driver is told."""
-    columns = {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
+    columns = {name: _concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
     lengths = [len(next(iter(piece.values()))) for piece in pieces]
     made, told = work(context, number, columns)
     edges = pairwise(np.cumsum([0, *lengths]))
     return [*({name: column[a:b] for name, column in made.items()} for a, b in edges), told]
+
+
+def _concatenate(arrays: list[NDArray[Any]]) -> NDArray[Any]:
+    """Whoever has no row may not know how wide the rows of others are."""
+    return np.concatenate([array for array in arrays if len(array)] or arrays[:1])
 
 
 def _join(rows: tuple[NDArray[np.int32], int], *pieces: Columns) -> Columns:

@@ -15,6 +15,7 @@ from curation.catalog.store import CatalogStore
 from curation.errors import AccessError, RequestError
 from curation.manifests.reading import ManifestReader
 from curation.manifests.schema import open_parquet
+from curation.selection.strategies import STRATEGIES
 from curation.storage import Folder
 
 WHY = {
@@ -26,13 +27,31 @@ WHY = {
     "cluster_excluded": "dropped: select.clusters takes cluster {cluster} out",
     "split": "dropped: it lies in a block of the split {split}",
     "split_edge": "dropped: its footprint (or its unit) touches blocks of different splits",
+    "unscored": "dropped: it has no label, or no score, which its strategy goes by",
     "invalid": "dropped: its valid share {valid_fraction:.4g} is below select.min_valid={threshold:g}",
     "cloud": "dropped: its cloudy share {cloud_fraction:.4g} is above select.max_cloud={threshold:g}",
     "entropy": "dropped: its entropy, {entropy:.4g} bits, is below {threshold:.4g} (or as much, and a hash decided)",
     "place": "dropped: it shows the place of {duplicate_of}, which is better",
     "duplicate": "dropped: it is a near-duplicate of {duplicate_of}",
+    "hard": "dropped: its {name} {score:.6g} is beyond {threshold:.6g}, among the hardest (select.ccs.beta)",
     "quota": "dropped: its priority {priority:.6g} is not below {threshold:.6g}, the first that was refused",
     "full": "dropped: the budget was used up before its turn",
+}
+FIGURE = {  # what an order goes by
+    "k_center": "its distance to the nearest that its cluster took before it",
+    "facility_location": "its gain, the likeness to a kept one that it adds to its cluster,",
+    "semdedup": "its largest cosine to one that stands before it in its cluster",
+    "score": "its {name}",
+}
+BY_FIGURE = {
+    "sampled": "kept: {figure} {score:.6g} goes before {limit:.6g}, the first that was refused",
+    "within": "kept: {figure} {score:.6g} came within the budget",
+    "quota": "dropped: {figure} {score:.6g} does not go before {limit:.6g}, the first that was refused",
+}
+BY_MARGIN = {
+    "sampled": "kept: its margin {score:.6g} makes it one of the prototypes of its class",
+    "within": "kept: its class keeps all",
+    "quota": "dropped: its margin {score:.6g} does not make it one of the prototypes of its class",
 }
 FIGURES = ("sample_id", "shard", "index", "key")
 
@@ -63,18 +82,29 @@ def explain(url: str, sample: str, storage: dict[str, Any] | None = None) -> dic
         return _quarantined(store, sample) or _unknown(manifest, sample)
     row = found[0]
     stands = _stand_in(manifest, store, row) if row["decision"] == "dropped" else None
-    return {**row, "why": _why(row), "stands_for_it": stands}
+    settings = manifest.header["content"]["config"].get("select", {})
+    return {**row, "why": _why(row, settings), "stands_for_it": stands}
 
 
-def _why(row: dict[str, Any]) -> str:
-    rule = row["reason"]
+def _why(row: dict[str, Any], settings: dict[str, Any]) -> str:
+    """In words; ``settings``: of the selection, as in the header."""
+    rule, order = row["reason"], STRATEGIES[settings.get("strategy", "balanced")].order
     if rule == "sampled" and row["threshold"] is None:
         rule = "within"
-    if rule == "quota" and row["threshold"] is None:
+    if rule == "quota" and (row["threshold"] is None or row["priority"] is None):
         rule = "full"
-    why = WHY[rule].format(**row)
+    words, told = WHY, {**row, "name": settings.get("score")}
+    if order in FIGURE and rule in BY_FIGURE:
+        sign = 1 if row["priority"] == row["score"] else -1
+        told |= {"figure": FIGURE[order].format(**told), "limit": sign * (row["threshold"] or 0)}
+        words = BY_FIGURE
+    if order == "margin" and rule in BY_MARGIN:
+        words = BY_MARGIN
+    why = words[rule].format(**told)
     if row.get("group") is not None and rule in ("sampled", "nearest", "quota"):
         why += f" in group {row['group']} of cluster {row['cluster']}"
+    if words is WHY and rule in ("sampled", "within", "quota") and row["score"] is not None:
+        why += f"; its {told['name']} is {row['score']:.6g}"
     return why
 
 

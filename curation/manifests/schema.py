@@ -16,8 +16,8 @@ from curation.storage import Folder
 
 KEPT = ("sampled", "required", "nearest")
 DROPPED = (  # in the order of the stages
-    *("split", "split_edge", "excluded", "cluster_excluded", "invalid", "cloud"),
-    *("entropy", "place", "duplicate", "quota"),
+    *("split", "split_edge", "excluded", "cluster_excluded", "unscored", "invalid", "cloud"),
+    *("entropy", "place", "duplicate", "hard", "quota"),
 )
 REASONS = KEPT + DROPPED
 
@@ -63,7 +63,8 @@ DECISIONS_SCHEMA = pa.schema(
         pa.field("valid_fraction", pa.float32()),
         pa.field("cloud_fraction", pa.float32()),
         pa.field("entropy", pa.float32()),
-        pa.field("priority", pa.float64()),  # the smallest are kept; null where nothing was drawn
+        pa.field("score", pa.float64()),  # what its strategy goes by, such as select.score or its gain
+        pa.field("priority", pa.float64()),  # the smallest are kept; null where it was not reached
         pa.field("threshold", pa.float64()),  # first refused priority of its stratum, or what its stage demands
         pa.field("duplicate_of", pa.string()),  # sample_id of the representative of its group
         pa.field("rank", pa.int64()),

@@ -1,12 +1,14 @@
-"""What the tasks of a selection do with the rows of a part or a partition; `build` says in which order.
+"""What the tasks of a selection do with the rows of a part before they are ordered; `build` says in which order.
 
 Columns of a row on its way: ``upper``, ``lower`` (its id), ``cluster``,
 ``distance``, ``reason`` (a code); where they are asked for ``entropy``,
-``split`` (see `selection.blocks`), ``group`` (a code) and ``unclear`` (the reason
-that the validity and cloud stage has); ``of_upper``, ``of_lower`` once something
-stands for others; of its unit, if there are units: ``unit_upper``, ``unit_lower``, ``stratum``, ``size``
-and the means ``unit_weight``, ``unit_distance``, ``unit_entropy``; of its
-place: ``score``, ``threshold``, ``rank``.
+``split`` (see `selection.blocks`), ``group`` and ``label`` (codes), ``unclear``
+(the reason that the validity and cloud stage has), ``value`` (of `select.score`,
+float32) and its ``rank_of_all`` and ``rank_of_class``; ``of_upper``, ``of_lower``
+once something stands for others; of its unit, if there are units:
+``unit_upper``, ``unit_lower``, ``stratum``, ``size`` and the means
+``unit_weight``, ``unit_distance``, ``unit_entropy``; of its place: ``score``,
+``threshold``, ``rank``, and of an order on embeddings ``value`` and ``priority``.
 """
 
 from dataclasses import dataclass, field
@@ -29,8 +31,9 @@ from curation.selection import counting, units
 from curation.selection.blocks import EDGE, Blocks, boxes, split_codes
 from curation.selection.groups import group_texts
 from curation.selection.lists import SampleList
-from curation.selection.sampling import distance_weight, priority, split_ids, uniform
-from curation.selection.strategies import STRATEGIES, Items, Strategy, cluster_order, overall_order, spread_order
+from curation.selection.sampling import split_ids
+from curation.selection.strategies import SCORES, STRATEGIES, Strategy
+from curation.selection.tree import Tree
 from curation.storage import Folder
 
 CODE = {reason: np.uint8(code) for code, reason in enumerate(REASONS)}
@@ -40,6 +43,24 @@ ROWS_A_PARTITION = 1 << 19
 PARTITIONS = 128  # at most: pieces must not become so small that the driver would hold them
 SPLITS = 64  # shard names that a part tells of itself, at most
 GROUPS = 1 << 16  # at most: the driver knows their names
+
+
+@dataclass(frozen=True)
+class Strata:
+    """What rows are ordered in.
+
+    Attributes:
+        partition: (strata,) where each is ordered.
+        pieces: (clusters or classes,) into how many strata each is split by a hash; None: each is one.
+        low, high: of the scores that are cut into bins.
+        bin: (bins,) the number of each bin as a stratum: the fullest first.
+    """
+
+    partition: NDArray[np.int16]
+    pieces: NDArray[np.int64] | None = None
+    low: float = 0.0
+    high: float = 0.0
+    bin: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
 
 
 @dataclass(frozen=True)
@@ -56,15 +77,19 @@ class Plan:
         columns: of the catalog, that the steps before the last need.
         joined: columns of tables, that they need too.
         splits: names, in the order of their codes.
-        groups: names, in the order of their codes.
-        entropy_prefix: how far the keys of `entropy_keys` are kept.
-        weights: (K,) of the clusters.
-        quotas: (K,) of the clusters, None where units are cut overall.
+        scores: ``scores/<id>``, where the strategy goes by a score.
+        names: of ``group`` and ``label``, in the order of their codes; the empty label is for samples without.
+        strata: what rows are ordered in, where the strategy has strata.
+        weights: (strata,) by which their seats go out.
+        tree: by which clusters' seats go out where levels decide.
+        quotas: (strata,) None where units are cut overall, or one order decides.
         budget: samples.
+        running: samples that reach the draw.
         bin_partition: (65536,) of the scores' bins, below 0 beyond the budget.
         before: (partitions,) rows in the partitions before each.
         least_entropy: of what was kept for its entropy.
-        threshold: the first refused priority where there are no clusters; NaN where nothing was refused.
+        hardest: score of what was kept though `select.ccs.beta` of the hardest fell.
+        threshold: the first refused priority where one order decides; NaN where nothing was refused.
     """
 
     store: CatalogStore
@@ -80,20 +105,29 @@ class Plan:
     columns: tuple[str, ...]
     joined: dict[Table, tuple[str, ...]]
     splits: tuple[str, ...]
-    groups: tuple[str, ...] = ()
-    entropy_prefix: tuple[int, ...] = ()
+    scores: Folder | None = None
+    names: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    strata: Strata = field(default_factory=lambda: Strata(np.zeros(0, np.int16)))
     weights: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
+    tree: Tree | None = None
     quotas: NDArray[np.int64] | None = None
     budget: int = 0
+    running: int = 0
     bin_partition: NDArray[np.int16] = field(default_factory=lambda: np.empty(0, np.int16))
     before: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
     least_entropy: float = np.nan
+    hardest: float = np.nan
     threshold: float = np.nan
 
     @property
     def strategy(self) -> Strategy:
         """As named in the settings."""
         return STRATEGIES[self.settings.strategy]
+
+    @property
+    def hardness(self) -> int:
+        """1 if a high `select.score` means a hard sample, else -1."""
+        return 1 if SCORES[self.settings.score] else -1
 
 
 class Shards(NamedTuple):
@@ -110,6 +144,7 @@ class Survey:
     Attributes:
         rows: samples.
         without_entropy: of these, where entropy is asked for.
+        unscored: rows without the label or score that the strategy needs.
         matched: rows that each list names.
         both: rows that both lists name.
         clouded: rows whose cloudy share is known, where it is asked for.
@@ -124,17 +159,19 @@ class Survey:
     matched: dict[str, int]
     both: int
     shards: list[tuple[str, int]]
+    unscored: int = 0
     clouded: int = 0
     states: frozenset[str] = frozenset()
     footprints: int = 0
     splits: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
 
 
-def load(plan: Plan, path: str) -> tuple[Columns, Shards, Survey, list[str]]:
-    """Read a part of the assignments, and from the catalog and the tables what the rules ask for.
+def load(plan: Plan, path: str) -> tuple[Columns, Shards, Survey, dict[str, list[str]]]:
+    """Read a part of the assignments, and from the catalog, the tables and the scores what the rules ask for.
 
     Returns:
-        the part's rows; its shards; what the driver learns; the names of its groups, in the order of their codes here.
+        the part's rows; its shards; what the driver learns; the names of its ``group``s and ``label``s, in the order
+        of their codes here.
     """
     columns = ["sample_id", "shard", "cluster", "distance"]
     table = pq.read_table(pa.BufferReader(plan.clusters.read(path)), columns=columns, read_dictionary=["shard"])
@@ -145,7 +182,11 @@ def load(plan: Plan, path: str) -> tuple[Columns, Shards, Survey, list[str]]:
     del table
     named = {name: np.zeros(len(upper), bool) for name in ("require", "exclude")}
     told: dict[str, Any] = {}
-    groups: list[str] = []
+    names: dict[str, list[str]] = {}
+    lacking = np.zeros(len(upper), bool)
+    if plan.scores is not None:
+        rows |= _scores(plan, path, len(upper))
+        lacking |= np.isnan(rows["value"])
     if plan.columns:
         catalog = _with_tables(plan, read_catalog(plan.store, shards, plan.columns))
         if "entropy" in plan.columns:
@@ -156,17 +197,45 @@ def load(plan: Plan, path: str) -> tuple[Columns, Shards, Survey, list[str]]:
         rows["reason"][named["require"]] = CODE["required"]
         rows["reason"][named["exclude"]] = CODE["excluded"]
         if plan.settings.by:
-            rows["group"], groups = _groups(plan.settings, catalog)
+            rows["group"], names["group"] = _groups(plan.settings, catalog)
+        if plan.strategy.labelled:
+            lacking |= catalog["label"].is_null().to_numpy()
+            rows["label"], names["label"] = _labels(plan.settings, catalog["label"])
         told = _judge(plan, catalog, rows)
+    rows["reason"][lacking & (rows["reason"] == OPEN)] = CODE["unscored"]
     survey = Survey(
         rows=len(upper),
         without_entropy=int(np.isnan(rows["entropy"]).sum()) if "entropy" in rows else 0,
         matched={name: int(named[name].sum()) for name in plan.lists},
         both=int((named["require"] & named["exclude"]).sum()),
+        unscored=int(lacking.sum()),
         shards=_some(shards),
         **told,
     )
-    return rows, shards, survey, groups
+    return rows, shards, survey, names
+
+
+def _scores(plan: Plan, path: str, rows: int) -> Columns:
+    """The score of each row of a part, and where the strategy draws by them its ranks; NaN where there is none.
+
+    Raises:
+        CurationError: they are of other rows.
+    """
+    assert plan.scores is not None
+    columns = {"value": plan.settings.score}
+    if plan.strategy.order == "importance":
+        columns |= {"rank_of_all": f"{plan.settings.score}_rank", "rank_of_class": f"{plan.settings.score}_class_rank"}
+    table = pq.read_table(pa.BufferReader(plan.scores.read(path)), columns=list(columns.values()))
+    if table.num_rows != rows:
+        raise CurationError(f"{path}: {table.num_rows} rows in the scores, {rows} in the clusters: score again")
+    return {name: table[column].to_numpy().astype(np.float32) for name, column in columns.items()}
+
+
+def _labels(settings: SelectConfig, column: pa.ChunkedArray) -> tuple[NDArray[np.int32], list[str]]:
+    """The label of every row as a code, and what the codes stand for; without a label it is the empty one."""
+    encoded = pc.dictionary_encode(pc.fill_null(column.cast(pa.string()), "")).combine_chunks()
+    check_names(settings, "label", len(encoded.dictionary))
+    return encoded.indices.to_numpy(), encoded.dictionary.to_pylist()
 
 
 def _with_tables(plan: Plan, catalog: pa.Table) -> pa.Table:
@@ -185,25 +254,27 @@ def _groups(settings: SelectConfig, catalog: pa.Table) -> tuple[NDArray[np.int32
         RequestError: there are too many.
     """
     texts = group_texts(settings.by, catalog, settings.region_km)
-    check_groups(settings, len(texts.dictionary))
+    check_names(settings, "group", len(texts.dictionary))
     return texts.indices.to_numpy(), texts.dictionary.to_pylist()
 
 
-def check_groups(settings: SelectConfig, number: int) -> None:
-    """Refuse more groups than can be balanced.
+def check_names(settings: SelectConfig, column: str, number: int) -> None:
+    """Refuse more groups or labels than the driver can know by name.
 
     Raises:
         RequestError: they are.
     """
-    if number > GROUPS:
+    if number > GROUPS and column == "group":
         keys = ", ".join(settings.by)
         raise RequestError(f"select.by=[{keys}] makes more than {GROUPS} groups: take fewer or coarser keys")
+    if number > GROUPS:
+        raise RequestError(f"select.strategy={settings.strategy} balances classes, but there are more than {GROUPS}")
 
 
-def code_groups(plan: Plan, names: list[str], *layers: Columns) -> Columns:
-    """The groups of a part by the codes that hold for all parts."""
-    codes = {name: code for code, name in enumerate(plan.groups)}
-    return {"group": np.array([codes[name] for name in names], np.int32)[merge(layers)["group"]]}
+def code_names(plan: Plan, column: str, names: dict[str, list[str]], *layers: Columns) -> Columns:
+    """The groups or labels of a part by the codes that hold for all parts."""
+    codes = {name: code for code, name in enumerate(plan.names[column])}
+    return {column: np.array([codes[name] for name in names[column]], np.int32)[merge(layers)[column]]}
 
 
 def _judge(plan: Plan, catalog: pa.Table, rows: Columns) -> dict[str, Any]:
@@ -220,7 +291,7 @@ def _judge(plan: Plan, catalog: pa.Table, rows: Columns) -> dict[str, Any]:
             shares = [(settings.splits or {})[name] for name in plan.splits]
             rows["split"] = split_codes(where, Blocks(settings.block_km), shares)
             told["footprints"] = int(where.known.sum())
-        rows["reason"] = _reason_of_split(plan, rows["split"], rows["reason"])
+        rows["reason"] = reason_of_split(plan, rows["split"], rows["reason"])
         told["splits"] = np.bincount(rows["split"], minlength=EDGE + 1)[: len(plan.splits) + 1]
     if settings.min_valid is not None or settings.max_cloud is not None:
         rows["unclear"] = np.full(len(rows["reason"]), OPEN)
@@ -236,7 +307,7 @@ def _judge(plan: Plan, catalog: pa.Table, rows: Columns) -> dict[str, Any]:
     return told
 
 
-def _reason_of_split(plan: Plan, split: NDArray[np.uint8], reason: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def reason_of_split(plan: Plan, split: NDArray[np.uint8], reason: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """What lies in a split, or across several, falls before all other rules."""
     reason = np.where(split < len(plan.splits), CODE["split"], reason)
     return np.where(split == EDGE, CODE["split_edge"], reason)
@@ -276,68 +347,9 @@ def _some(shards: Shards) -> list[tuple[str, int]]:
     return [(shards.names[i], int(rows)) for i, rows in zip(first, np.add.reduceat(shards.rows, first), strict=True)]
 
 
-# what a row is when it is ordered
-
-
 def running(rows: Columns) -> NDArray[np.bool_]:
     """Rows that may still be kept."""
     return np.isin(rows["reason"], (OPEN, CODE["required"]))
-
-
-def sampling_weight(plan: Plan, rows: Columns) -> NDArray[np.float64]:
-    """Of every row, from its distance to the centroid; 1 where the draw has no clusters."""
-    if not plan.strategy.clustered:
-        return np.ones(len(rows["distance"]))
-    cluster, near = rows["cluster"], plan.settings.representativeness
-    return distance_weight(rows["distance"], plan.mean[cluster], plan.std[cluster], near)
-
-
-def row_priority(plan: Plan, rows: Columns) -> NDArray[np.float64]:
-    """Of every row (or its unit): the smallest are kept."""
-    if plan.strategy.order == "entropy":
-        return -rows.get("unit_entropy", rows["entropy"]).astype(np.float64)
-    if plan.strategy.order == "spread":
-        return rows["priority"] if "priority" in rows else np.zeros(len(rows["upper"]))
-    weight = rows["unit_weight"] if "unit_weight" in rows else sampling_weight(plan, rows)
-    return priority(uniform(rows.get("unit_upper", rows["upper"]), plan.seed), weight)
-
-
-def stratum(plan: Plan, rows: Columns) -> NDArray[np.int32]:
-    """The cluster that a row (or its unit) is counted in; 0 without clusters."""
-    if not plan.strategy.clustered:
-        return np.zeros(len(rows["cluster"]), np.int32)
-    return rows.get("stratum", rows["cluster"])
-
-
-def _item_columns(plan: Plan, rows: Columns) -> Columns:
-    """What `_items` and `_members` need of every row."""
-    columns = {
-        "stratum": stratum(plan, rows),
-        "priority": row_priority(plan, rows),
-        "required": rows["reason"] == CODE["required"],
-        **{name: rows[name] for name in ("upper", "lower")},
-    }
-    if "size" in rows:
-        columns |= {name: rows[name] for name in ("unit_upper", "unit_lower", "size")}
-    if "group" in rows:
-        columns["group"] = rows["group"]
-    return columns
-
-
-def _members(rows: Columns) -> units.Members | None:
-    if "size" not in rows:
-        return None
-    return units.group((rows["unit_upper"], rows["unit_lower"]), (rows["upper"], rows["lower"]))
-
-
-def _items(rows: Columns, members: units.Members | None) -> Items:
-    if members is None:
-        rows = rows | {"size": np.ones(len(rows["upper"]), np.int64)}
-        names = ("stratum", "priority", "required", "upper", "lower", "size")
-        return Items(*(rows[name] for name in names))._replace(group=rows.get("group"))
-    names = ("stratum", "priority", "required", "unit_upper", "unit_lower", "size")
-    group = rows["group"][members.leaders] if "group" in rows else None
-    return Items(*(rows[name][members.leaders] for name in names))._replace(group=group)
 
 
 # validity and clouds
@@ -349,162 +361,25 @@ def drop_unclear(*layers: Columns) -> Columns:
     return {"reason": np.where(rows["reason"] == OPEN, rows["unclear"], rows["reason"])}
 
 
-# entropy
+# cuts at one exact threshold
 
 
-def entropy_keys(rows: Columns) -> counting.Digits:
-    """Keys by falling entropy, ties by the id's hash, of the rows that reach the entropy stage."""
+def _keys(column: str, sign: int, rows: Columns) -> counting.Digits:
+    """Keys by a float32 column times ``sign``, ties by the id's hash, of the rows that reach the cut."""
     there = running(rows)
-    return counting.digits(counting.sortable(-rows["entropy"][there]), rows["upper"][there])
+    return counting.digits(counting.sortable(sign * rows[column][there]), rows["upper"][there])
 
 
-def count_entropy(prefix: tuple[int, ...], *layers: Columns) -> NDArray[np.int64]:
+def count_keys(column: str, sign: int, prefix: tuple[int, ...], *layers: Columns) -> NDArray[np.int64]:
     """One part's histogram for `counting.threshold`."""
-    return counting.histogram(entropy_keys(merge(layers)), prefix)
+    return counting.histogram(_keys(column, sign, merge(layers)), prefix)
 
 
-def cut_entropy(plan: Plan, *layers: Columns) -> tuple[Columns, float]:
-    """Reasons after the cut, and the least entropy that passed it (inf if none did)."""
+def cut(column: str, sign: int, prefix: tuple[int, ...], reason: str, *layers: Columns) -> tuple[Columns, float]:
+    """Reasons after the cut, which required rows pass, and the last value that passed it, times ``sign``."""
     rows = merge(layers)
     passed = np.zeros(len(rows["reason"]), bool)
-    passed[running(rows)] = counting.up_to(entropy_keys(rows), plan.entropy_prefix)
-    reason = rows["reason"].copy()
-    reason[(reason == OPEN) & ~passed] = CODE["entropy"]
-    return {"reason": reason}, float(rows["entropy"][passed].min(initial=np.inf))
-
-
-# units
-
-
-def send_to_unit(plan: Plan, rows: Columns) -> tuple[Columns, NDArray[np.integer]]:
-    """Every row to the partition of its unit."""
-    names = ("unit_upper", "unit_lower", "upper", "lower", "cluster", "distance", "reason")
-    columns = {name: rows[name] for name in names} | {"weight": sampling_weight(plan, rows)}
-    if plan.strategy.order == "entropy":
-        columns["entropy"] = rows["entropy"]
-    columns |= {name: rows[name] for name in ("split", "group") if name in rows}
-    partitions = np.uint64(plan.partition.max() + 1)
-    return columns, (rows["unit_upper"] % partitions).astype(np.int16)
-
-
-def settle_units(plan: Plan, number: int, rows: Columns) -> tuple[Columns, None]:
-    """What a unit's members decide together.
-
-    Excluded if one is; required if one is; else in the running while one is, so
-    that a unit falls only where each of its samples would; but one whose samples
-    lie in different splits can be in none. It stands in the cluster, and in the
-    group, that most of them are in.
-    """
-    members = units.group((rows["unit_upper"], rows["unit_lower"]), (rows["upper"], rows["lower"]))
-    reason = rows["reason"]
-    for code in (OPEN, CODE["required"], CODE["excluded"]):
-        one = ~units.every(members, rows["reason"] != code)
-        reason = np.where(one[members.unit], code, reason)
-    of_unit: Columns = {
-        "stratum": units.majority(members, rows["cluster"]),
-        "size": members.size,
-        "unit_weight": units.mean(members, rows["weight"]),
-        "unit_distance": units.mean(members, rows["distance"]),
-    }
-    if "entropy" in rows:
-        of_unit["unit_entropy"] = units.mean(members, rows["entropy"])
-    if "group" in rows:
-        of_unit["group"] = units.majority(members, rows["group"])
-    if "split" in rows:
-        one = units.every(members, rows["split"] == rows["split"][members.leaders][members.unit])
-        of_unit["split"] = np.where(one, rows["split"][members.leaders], EDGE)
-        reason = _reason_of_split(plan, of_unit["split"][members.unit], reason)
-    return {"reason": reason, **{name: column[members.unit] for name, column in of_unit.items()}}, None
-
-
-# the order in clusters
-
-
-def count_clusters(plan: Plan, *layers: Columns) -> NDArray[np.int64]:
-    """Rows in the running by cluster, and how many of these are required: int64 (2, K)."""
-    rows = merge(layers)
-    number = len(plan.mean)
-    required = rows["reason"] == CODE["required"]
-    where = stratum(plan, rows)
-    return np.stack([np.bincount(where[these], minlength=number) for these in (running(rows), required)])
-
-
-def send_to_cluster(plan: Plan, rows: Columns) -> tuple[Columns, NDArray[np.integer]]:
-    """Rows in the running to the partition of their cluster."""
-    columns = _item_columns(plan, rows)
-    if plan.strategy.order == "spread":
-        columns["distance"] = rows.get("unit_distance", rows["distance"])
-    return columns, np.where(running(rows), plan.partition[columns["stratum"]], -1)
-
-
-def order_clusters(plan: Plan, number: int, rows: Columns) -> tuple[Columns, None]:
-    """The score of every row, from its place in its cluster, and the first refused priority of its stratum."""
-    members = _members(rows)
-    items = _items(rows, members)
-    made: Columns = {}
-    if plan.strategy.order == "spread":
-        distance = rows["distance"] if members is None else rows["distance"][members.leaders]
-        made["priority"], made["near"] = spread_order(items, distance.astype(np.float64), plan.settings.nearest)
-        items = items._replace(priority=made["priority"])
-    made["score"], made["threshold"] = cluster_order(items, plan.weights, plan.quotas, plan.settings.balance)
-    if members is not None:
-        made = {name: column[members.unit] for name, column in made.items()}
-    return made, None
-
-
-# the order of all
-
-
-def score(plan: Plan, rows: Columns) -> NDArray[np.float64]:
-    """The smallest are kept; NaN where a row is no longer in the running."""
-    value = rows["score"] if plan.strategy.clustered else row_priority(plan, rows)
-    return np.where(rows["reason"] == CODE["required"], -np.inf, np.where(running(rows), value, np.nan))
-
-
-def count_scores(plan: Plan, *layers: Columns) -> NDArray[np.int64]:
-    """Rows in each bin of the scores, int64 (65536,)."""
-    value = score(plan, merge(layers))
-    return np.bincount(_bin(value[~np.isnan(value)]), minlength=counting.BINS)
-
-
-def send_to_score(plan: Plan, rows: Columns) -> tuple[Columns, NDArray[np.integer]]:
-    """Rows that may fit into the budget to the partition of their score."""
-    columns = _item_columns(plan, rows) | {"score": score(plan, rows)}
-    known = ~np.isnan(columns["score"])
-    partition = np.full(len(known), -1, np.int16)
-    partition[known] = plan.bin_partition[_bin(columns["score"][known])]
-    return columns, partition
-
-
-class Ordered(NamedTuple):
-    """What the driver learns of a partition that was ranked: rows kept, the last kept and the first refused score."""
-
-    kept: int
-    last: float
-    refused: float
-
-
-def order_all(plan: Plan, number: int, rows: Columns) -> tuple[Columns, Ordered]:
-    """The rank of every row, -1 beyond the budget."""
-    members = _members(rows)
-    items = _items(rows, members)
-    scores = rows["score"] if members is None else rows["score"][members.leaders]
-    rank, refused = overall_order(items, scores, int(plan.before[number]), plan.budget)
-    last = float(scores[rank >= 0].max(initial=-np.inf))
-    if members is not None:
-        rank = rank[members.unit]
-        rank = np.where(rank < 0, -1, rank + members.place)
-    return {"rank": rank}, Ordered(int((rank >= 0).sum()), last, refused)
-
-
-def _bin(value: NDArray[np.float64]) -> NDArray[np.int64]:
-    """The bin that holds a score: its sign, exponent and first bits, in order."""
-    return (counting.sortable(value) >> np.uint64(48)).astype(np.int64)
-
-
-def final_reason(plan: Plan, rows: Columns) -> NDArray[np.uint8]:
-    """The reason of every row once ranks are known."""
-    kept = rows["rank"] >= 0
-    chosen = np.where(rows.get("near", np.zeros(len(kept), bool)), CODE["nearest"], CODE["sampled"])
-    refused = CODE["entropy" if plan.strategy.order == "entropy" else "quota"]
-    return np.where(rows["reason"] == OPEN, np.where(kept, chosen, refused), rows["reason"])
+    passed[running(rows)] = counting.up_to(_keys(column, sign, rows), prefix)
+    reasons = rows["reason"].copy()
+    reasons[(reasons == OPEN) & ~passed] = CODE[reason]
+    return {"reason": reasons}, float((sign * rows[column][passed]).max(initial=-np.inf))

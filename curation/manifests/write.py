@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from curation.archive.sample import sample_id
 from curation.errors import CurationError
 from curation.manifests.exchange import Columns, merge
+from curation.manifests.order import final_reason, row_priority, sampling_weight
 from curation.manifests.schema import (
     DECISIONS_SCHEMA,
     KEPT,
@@ -34,15 +35,7 @@ from curation.manifests.schema import (
     decisions_path,
     parquet_bytes,
 )
-from curation.manifests.steps import (
-    CODE,
-    Plan,
-    Shards,
-    final_reason,
-    read_catalog,
-    row_priority,
-    sampling_weight,
-)
+from curation.manifests.steps import CODE, Plan, Shards, read_catalog
 from curation.selection.sampling import estimate_weight, join_ids
 from curation.storage import Folder
 
@@ -105,7 +98,7 @@ def write_part(
         "rank": pa.array(rows["rank"], mask=~kept),
         "duplicate_of": _representatives(rows),
         "split": _names(rows.get("split"), plan.splits, len(reason)),
-        "group": _names(rows.get("group"), plan.groups, len(reason)),
+        "group": _names(rows.get("group"), plan.names.get("group", ()), len(reason)),
     }
     data = parquet_bytes(_table(columns, DECISIONS_SCHEMA))
     file = File(decisions_path(number), len(data), hashlib.sha256(data).hexdigest(), len(reason))
@@ -148,17 +141,21 @@ def _check_ids(ids: pa.Array, shards: Shards, keys: pa.ChunkedArray) -> None:
 
 
 def _figures(plan: Plan, rows: Columns, reason: NDArray[np.uint8]) -> dict[str, NDArray[np.float64]]:
-    """Priority, threshold and weight; NaN where there is none."""
+    """Score, priority, threshold and weight; NaN where there is none."""
     nothing = np.full(len(reason), np.nan)
     limit = rows.get("threshold", plan.threshold)
+    if plan.strategy.order == "importance":
+        limit = np.where(np.isnan(limit), plan.threshold, limit)
     ordered = np.isin(reason, [CODE[name] for name in ("sampled", "nearest", "quota")])
     figures = {"priority": nothing, "threshold": np.where(ordered, limit, np.nan), "weight": nothing}
+    figures["score"] = rows["value"].astype(np.float64) if "value" in rows else nothing
     if plan.strategy.order != "entropy":
         figures["priority"] = np.where(ordered, row_priority(plan, rows), np.nan)
     if plan.strategy.order == "draw" and not plan.settings.grouped:
         weight = np.where(reason == CODE["sampled"], estimate_weight(sampling_weight(plan, rows), limit), np.nan)
         figures["weight"] = np.where(reason == CODE["required"], 1.0, weight)
     figures["threshold"][reason == CODE["entropy"]] = plan.least_entropy
+    figures["threshold"][reason == CODE["hard"]] = plan.hardest
     for name, demanded in (("invalid", plan.settings.min_valid), ("cloud", plan.settings.max_cloud)):
         figures["threshold"][reason == CODE[name]] = demanded
     return figures

@@ -33,12 +33,14 @@ WHY = {
     "cluster_excluded": "in a cluster of select.clusters.exclude",
     "split": "in a block of another split (select.splits)",
     "split_edge": "across blocks of different splits",
+    "unscored": "without the label or score that the strategy needs",
     "invalid": "too few valid pixels: below select.min_valid",
     "cloud": "too cloudy: above select.max_cloud",
     "entropy": "too little information: below the entropy threshold",
     "place": "a better tile of its place stays",
     "duplicate": "a better near-duplicate stands for it",
-    "quota": "not drawn: its cluster's quota was filled by others",
+    "hard": "among the hardest by select.score: the share select.ccs.beta",
+    "quota": "not drawn: its quota, or the budget, was filled by others",
 }
 TELLING = {
     "largest": ("The largest clusters", "Where most of the archive lies."),

@@ -1,11 +1,12 @@
-"""The strategies by name, and the two orders that every one of them is made of.
+"""The strategies by name, and the orders that they are made of.
 
-A strategy orders the samples of each cluster (or has no clusters), then all
-samples by one score: the first n are what budget n selects, so the position in
-that order is the rank. What is ordered is an item: a sample, or a unit of
-samples that stand or fall together.
+A strategy orders the samples of each stratum (or of all), then all samples by
+one score: the first n are what budget n selects, so the position in that order
+is the rank. What is ordered is an item: a sample, or a unit of samples that
+stand or fall together.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -17,25 +18,84 @@ from curation.selection.sampling import Floats, Words, line_up
 
 Ints = NDArray[np.int64]
 
+SCORES = {  # of scores/<id>, and whether a high one means a hard sample
+    "sim": False,
+    "separability": False,
+    "integrity": False,
+    "agreement": False,
+    "aum": False,
+    "el2n": True,
+    "forgetting": True,
+}
+
 
 @dataclass(frozen=True)
 class Strategy:
-    """How a strategy orders.
+    """What a strategy is made of.
 
     Attributes:
-        clustered: whether clusters have quotas; otherwise one order over the whole archive.
-        order: by a weighted random draw, by falling entropy, or spread over the distances to the centroid.
+        strata: what items are ordered in: clusters, classes by label, bins of `select.score`, or all together.
+        order: of a stratum's items: a weighted random draw; falling entropy; spread over the distances to the
+            centroid; the score itself; importance sampling on the score's ranks; greedy on the embeddings
+            (`selection.greedy`); margin prototypes.
+        seats: what decides between strata: a quota each by weights, a quota each down the levels of clusters, or
+            (none) one order over all.
+        nested: whether a smaller budget selects the first ranks of a larger one.
     """
 
-    clustered: bool
-    order: Literal["draw", "entropy", "spread"]
+    strata: Literal["cluster", "label", "score"] | None
+    order: Literal[
+        "draw", "entropy", "spread", "score", "importance", "k_center", "facility_location", "semdedup", "margin"
+    ]
+    seats: Literal["quotas", "levels"] | None = None
+    nested: bool = True
+
+    @property
+    def labelled(self) -> bool:
+        """Whether samples need a label."""
+        return self.strata == "label"
+
+    @property
+    def scored(self) -> bool:
+        """Whether samples need `select.score`."""
+        return self.strata == "score" or self.order in ("score", "importance")
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the order is one of `selection.greedy`."""
+        return self.order in ("k_center", "facility_location", "semdedup")
+
+    @property
+    def embedded(self) -> bool:
+        """Whether the order looks at embeddings."""
+        return self.greedy or self.order == "margin"
+
+    @property
+    def balances(self) -> bool:
+        """Whether clusters have quotas, which keys and weights of the user may bend."""
+        return self.strata == "cluster" and self.seats is not None
+
+    @property
+    def whole(self) -> bool:
+        """Whether it can order units of several samples."""
+        return not (self.labelled or self.scored or self.embedded)
 
 
 STRATEGIES = {
-    "balanced": Strategy(clustered=True, order="draw"),
-    "rs_prune": Strategy(clustered=True, order="spread"),
-    "random": Strategy(clustered=False, order="draw"),
-    "entropy": Strategy(clustered=False, order="entropy"),
+    "balanced": Strategy("cluster", "draw", "quotas"),
+    "rs_prune": Strategy("cluster", "spread", "quotas"),
+    "stratified": Strategy("cluster", "draw", "quotas"),
+    "hierarchical": Strategy("cluster", "draw", "levels"),
+    "random": Strategy(None, "draw"),
+    "entropy": Strategy(None, "entropy"),
+    "k_center": Strategy("cluster", "k_center"),
+    "facility_location": Strategy("cluster", "facility_location"),
+    "semdedup": Strategy("cluster", "semdedup"),
+    "oracle": Strategy("label", "draw", "quotas"),
+    "margin": Strategy("label", "margin", "quotas", nested=False),
+    "el2n": Strategy(None, "score"),
+    "ccs": Strategy("score", "draw", "quotas"),
+    "sims": Strategy("label", "importance", "quotas", nested=False),
 }
 
 
@@ -43,7 +103,7 @@ class Items(NamedTuple):
     """What is ordered; every array is (n,).
 
     Attributes:
-        stratum: the cluster (0 where a strategy has no clusters).
+        stratum: the cluster, class or bin (0 where a strategy has none).
         priority: the smallest first.
         required: these go before all others.
         upper, lower: the id, which decides ties.
@@ -68,20 +128,32 @@ class Items(NamedTuple):
         return number
 
 
-def cluster_order(items: Items, weights: Floats, quotas: Ints | None, balance: float = 0.0) -> tuple[Floats, Floats]:
+Turn = Callable[[NDArray[np.int32], Ints, Ints], NDArray[np.floating] | Ints]
+
+
+def by_weight(weights: Floats) -> Turn:
+    """When seats are given out by `quotas.quotas`: the negative quotient of clusters, seats before and sizes.
+
+    Args:
+        weights: (K,) of the clusters, see `quotas.cluster_weights`.
+    """
+    return lambda cluster, before, size: -seat_quotient(weights[cluster], before, size)
+
+
+def cluster_order(items: Items, turn: Turn, quotas: Ints | None, balance: float = 0.0) -> tuple[Floats, Floats]:
     """The score of every item for `overall_order`, from its place in its cluster.
 
-    A cluster's seats go to its groups by the rule that gave them to the clusters,
-    one after the other, so that no group loses one when its cluster gets more.
+    A cluster's seats go to its groups by the rule that gives them to clusters by
+    weight, one after the other, so that no group loses one when its cluster gets more.
 
     Args:
         items: whole clusters.
-        weights: (K,) of the clusters, see `quotas.cluster_weights`.
+        turn: the score of a seat, out of its cluster, the seats before it there, and how many are taken at once.
         quotas: (K,) samples that each cluster keeps; ``None`` where units must be cut overall.
         balance: of the groups in their cluster, likewise.
 
     Returns:
-        score: (n,) the negative quotient of the item's seat, -inf for required ones, NaN beyond the quota.
+        score: (n,) of the item's seat, -inf for required ones, NaN beyond the quota.
         threshold: (n,) the first refused priority of its cluster and group, NaN where nothing was refused.
     """
     strata = items.by_group()
@@ -95,9 +167,7 @@ def cluster_order(items: Items, weights: Floats, quotas: Ints | None, balance: f
         order, start = line_up(items.stratum, worth, items.group.astype(np.uint64), items.upper, items.lower)
     clusters, before = items.stratum[order], _before(items, order, start)
     score, threshold = np.empty(len(order)), np.full(strata.max(initial=-1) + 1, np.nan)
-    score[order] = np.where(
-        items.required[order], -np.inf, -seat_quotient(weights[clusters], before, items.size[order])
-    )
+    score[order] = np.where(items.required[order], -np.inf, turn(clusters, before, items.size[order]))
     if quotas is not None:
         refused = order[before >= quotas[clusters]]
         score[refused] = np.nan
