@@ -484,7 +484,7 @@ class ChooseConfig:
         ok = self.k is None or (bool(self.k) and min(self.k) > 0 and len(set(self.k)) == len(self.k))
         _require(ok, f"choose.k={self.k}: give different positive numbers of clusters")
         _check_budgets("choose.budgets", self.budgets)
-        _require(self.seeds >= 3, f"choose.seeds={self.seeds}: two selections and the clusters of a third are the least")
+        _require(self.seeds >= 3, f"choose.seeds={self.seeds}: two selections and a third one's clusters are the least")
         _require(self.encoders is None or bool(self.encoders), "choose.encoders=[]: give encoders, or null")
 
 

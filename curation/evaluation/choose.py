@@ -1,6 +1,6 @@
 """``curate choose``: how stable a selection is over seeds, K and encoders, and how redundant the archive.
 
-Nothing is trained. It tells how far a choice is made by the data and how far by luck, not what it is worth: that takes ``curate compare``.
+It trains nothing, and tells how far a choice is made by the data and how far by luck, not what it is worth.
 """
 
 import hashlib
@@ -311,8 +311,8 @@ def advice(told: Mapping[str, Any]) -> str:
         best = max(mine, key=lambda row: row["beyond"])
         return (
             f"The choice would be mostly noise: two repetitions share {100 * best['jaccard']:.3g} % of what either "
-            f"keeps where chance gives {100 * best['chance']:.3g} %, and do not favour the same kinds (agreement at most "
-            f"{max(row['kinds'] for row in mine):.2f}). Draw at random, or keep everything.{redundant}"
+            f"keeps where chance gives {100 * best['chance']:.3g} %, and do not favour the same kinds (agreement at "
+            f"most {max(row['kinds'] for row in mine):.2f}). Draw at random, or keep everything.{redundant}"
         )
     (best,) = (row for row in mine if all(row[key] == told[key] for key in ("encoder", "k", "budget")))
     return (

@@ -66,7 +66,7 @@ def select_budgets(
         return _selected(json.loads(folder.read(path)))
     log.info("selecting with %s, seed %d", name, config.seed)
     run = replace(run, config=config)
-    clustered = STRATEGIES[config.select.strategy].clustered
+    clustered = STRATEGIES[config.select.strategy].strata == "cluster"
     seed = config.seed if clustered or any_clusters < 0 else any_clusters
     began = time.monotonic()
     clusters = replace(run, config=replace(config, seed=seed)).clusters(catalog)
@@ -91,7 +91,7 @@ def _manifests(
     manifests: dict[float, str] = {}
     refused: dict[float, str] = {}
     select = run.config.select
-    nested = getattr(STRATEGIES[select.strategy], "nested", True) and not select.grouped
+    nested = STRATEGIES[select.strategy].nested and not select.grouped
     elsewhere = replace(run, workspace=run.workspace.child(below))
     for budget in budgets:
         if nested and manifests:

@@ -1,7 +1,7 @@
 """How alike repetitions of one selection are, beside what chance alone gives. Pure functions.
 
 Two things can repeat. *Which samples* are kept: the overlap of two selections with independent draws and clusters. And
-*which kinds*: even where luck draws the samples of a stratum, a selection may favour some kinds, and each time the same.
+*which kinds*: even where luck draws the samples of a stratum, a selection may favour kinds, each time the same.
 Kinds are told by clusters that belong to neither selection.
 """
 
