@@ -153,27 +153,33 @@ def _correlations(table: pa.Table, measures: Sequence[str]) -> list[dict[str, An
 
 
 def advice(judged: Mapping[str, Any], costs: Mapping[str, Mapping[str, float | None]]) -> list[str]:
-    """What to do, a sentence a budget, by the first measure; and where a second one says otherwise."""
+    """What to do, a sentence a budget, by the first measure; the same by a second; and where these contradict."""
     if not judged["measures"]:
         return [
             "Nothing is decided: cheap measures describe a choice, they do not tell what it is worth. Give a labelled "
             "test set: compare.test.url=URL."
         ]
     first, *others = judged["measures"]
-    lines = []
-    for at in _decides(judged, first)["budgets"]:
+    lines = [line for measure in judged["measures"] for line in _sentences(judged, measure, costs, measure != first)]
+    for other in others:
+        lines += _disagreements(judged, first, other)
+    return lines
+
+
+def _sentences(
+    judged: Mapping[str, Any], measure: str, costs: Mapping[str, Mapping[str, float | None]], named: bool
+) -> Iterable[str]:
+    """What to do by one measure, a sentence a budget."""
+    for at in _decides(judged, measure)["budgets"]:
         words = at["words"]
         if not at["prune"]:
             told = f"take {at['choice']}, {at['choice_words']}" if at["choice_words"] else "draw at random"
             words += f"; if you cannot afford it, {told}"
-        if at["choice"] != RANDOM:
+        if at["choice"] != RANDOM and not named:
             cost = costs.get(at["choice"], {})
             seconds = (cost.get("cluster") or 0.0) + (cost.get("select") or 0.0)
             words += f"; {at['choice']} took {duration(seconds)} to cluster and select"
-        lines.append(f"At {share(at['budget'])}, {words}.")
-    for other in others:
-        lines += _disagreements(judged, first, other)
-    return lines
+        yield f"{f'By {measure}, at' if named else 'At'} {share(at['budget'])}, {words}."
 
 
 def _decides(judged: Mapping[str, Any], measure: str) -> dict[str, Any]:
