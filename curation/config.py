@@ -27,7 +27,8 @@ from curation.archive.radiometry import KINDS as RADIOMETRIES
 from curation.archive.radiometry import UNITS
 from curation.archive.sidecar import FIELDS
 from curation.errors import RequestError
-from curation.selection.strategies import SCORES, STRATEGIES
+from curation.scoring.sim import SCORES
+from curation.selection.strategies import STRATEGIES
 from curation.storage import check_storage_names, check_storage_options
 
 # Their values are never parsed.
@@ -374,6 +375,41 @@ class SelectConfig:
 
 
 @dataclass
+class ScoreConfig:
+    """What models trained on the labels say of each sample; see ``conf/config.yaml`` for each key."""
+
+    label: str = "label"
+    size: int = 48
+    network: str = "small"
+    checkpoints: list[str] | None = None
+    experts: int = 3
+    epochs: int = 10
+    early: int = 10
+    batch: int = 64
+    rate: float = 0.002
+    decay: float = 0.05
+    eps: float = 0.1
+    terms: list[str] = field(default_factory=lambda: ["separability", "integrity", "agreement"])
+    combine: str = "product"
+
+    def __post_init__(self) -> None:
+        _require(8 <= self.size <= 512, f"score.size={self.size}: give 8 to 512 pixels a side")
+        for name in ("experts", "epochs", "early", "batch"):
+            _require(getattr(self, name) > 0, f"score.{name} must be positive")
+        _require(0 < self.rate < math.inf, f"score.rate={self.rate:g}: give a number above 0")
+        _require(0 <= self.decay < math.inf, "score.decay must not be negative")
+        _require(0 < self.eps < math.inf, f"score.eps={self.eps:g}: give a number above 0")
+        known = ("separability", "integrity", "agreement")
+        ok = bool(self.terms) and set(self.terms) <= set(known) and len(set(self.terms)) == len(self.terms)
+        _require(ok, f"score.terms={self.terms}: choose of {', '.join(known)}, each once")
+        _require(self.combine in ("product", "sum"), f"score.combine={self.combine}: choose product or sum")
+        _require(
+            self.network != "small" or not self.checkpoints,
+            "score.checkpoints are weights of a timm architecture: name it in score.network",
+        )
+
+
+@dataclass
 class RuntimeConfig:
     """Where and how wide it runs; nothing here may change a result."""
 
@@ -500,6 +536,7 @@ class Config:
     catalog: CatalogConfig = field(default_factory=CatalogConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     select: SelectConfig = field(default_factory=SelectConfig)
+    score: ScoreConfig = field(default_factory=ScoreConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     plan: PlanConfig = field(default_factory=PlanConfig)
     compare: CompareConfig = field(default_factory=CompareConfig)

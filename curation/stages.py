@@ -30,6 +30,7 @@ from curation.manifests.build import check_budget, select
 from curation.manifests.schema import Manifest
 from curation.report.page import write_report
 from curation.runtime import Resources, start_ray, versions
+from curation.scoring.build import build_scores
 from curation.selection.strategies import STRATEGIES
 from curation.storage import Folder, public_url
 
@@ -85,11 +86,20 @@ class Run:
             settings = replace(settings, levels=[round(k**0.5), k] if k > 1 else [k])
         return settings
 
+    def scores(self, catalog: Catalog) -> Folder:
+        """What models trained on the labels say of each sample, made unless it is there."""
+        return build_scores(self.config, self.roots, catalog, self.resources, self.tables)
+
     def manifest(self, catalog: Catalog, clusters: Folder) -> Manifest:
         """The drawn manifest, published."""
-        header = {"content": self._content(catalog, clusters), "provenance": self._provenance()}
         settings, seed = self.config.select, self.config.seed
-        return select(catalog.store, clusters, settings, seed, self.workspace, header, self.tables)
+        content, scores = self._content(catalog, clusters), None
+        if STRATEGIES[settings.strategy].scored:
+            scores = self.scores(catalog)
+            content["scores"] = scores.base.rpartition("/")[2]
+        header = {"content": content, "provenance": self._provenance()}
+        label = self.config.score.label
+        return select(catalog.store, clusters, settings, seed, self.workspace, header, self.tables, scores, label)
 
     def report(self, catalog: Catalog, clusters: Folder, manifest: Manifest) -> str:
         """The page's URL."""
@@ -219,7 +229,8 @@ def _reads(manifest: Folder, sizes: dict[str, int], pixel: int, scenes: bool, lo
 def config_without_urls(config: Config, tables: Sequence[Table]) -> dict[str, Any]:
     """The resolved config without where anything lies or runs; of a list, table or checkpoint, its file's name."""
     content = to_dict(config)
-    for name in ("workspace", "runtime", "plan", "compare", "choose"):
+    # a manifest that uses scores names their id
+    for name in ("workspace", "runtime", "plan", "score", "compare", "choose"):
         del content[name]
     del content["archive"]["url"], content["references"], content["catalog"]["url"]
     content["cluster"]["references"] = config.references_mode()

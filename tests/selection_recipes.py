@@ -17,6 +17,7 @@ from curation.catalog.store import CatalogStore
 from curation.config import ClusterEdits, EntropyConfig, SelectConfig
 from curation.manifests.build import select
 from curation.manifests.schema import Manifest
+from curation.selection.strategies import STRATEGIES
 from curation.storage import Folder
 
 DIM = 8
@@ -42,7 +43,8 @@ class Workspace:
     ) -> Manifest:
         config = make_settings(**settings)
         folder = Folder(str(self.folder))
-        return select(self.store, folder.child("clusters/c"), config, seed, folder, header, tables)
+        scores = folder.child("scores/s") if STRATEGIES[config.strategy].scored else None
+        return select(self.store, folder.child("clusters/c"), config, seed, folder, header, tables, scores)
 
     def read(self, manifest: Manifest) -> pa.Table:
         """The kept rows."""
@@ -139,3 +141,29 @@ def write_clusters(folder: Path, samples: pa.Table, clusters: int, parts: int) -
     for part in range(parts):
         there = pa.compute.is_in(assigned["shard"], value_set=pa.array(names[part::parts], pa.string()))
         pq.write_table(assigned.filter(there), folder / f"assignments/part-{part:05d}.parquet", row_group_size=40)
+
+
+def write_scores(workspace: Workspace, **columns: np.ndarray) -> None:
+    """Parts parallel to the assignments; of each score its ranks too, overall and by label. NaN is null."""
+    rows = workspace.samples
+    label = np.array([name or "" for name in rows["label"].to_pylist()])
+    table = {name: rows[name] for name in ("sample_id", "shard", "index")}
+    for name, value in columns.items():
+        of_class = np.full(len(value), np.nan)
+        for one in set(label):
+            of_class[label == one] = _ranks(value[label == one])
+        for suffix, found in (("", value), ("_rank", _ranks(value)), ("_class_rank", of_class)):
+            table[name + suffix] = pa.array(found.astype(np.float32), from_pandas=True)
+    scores = pa.table(table)
+    (workspace.folder / "scores/s").mkdir(parents=True, exist_ok=True)
+    for path in sorted((workspace.folder / "clusters/c/assignments").iterdir()):
+        names = pq.read_table(path, columns=["shard"])["shard"].unique()
+        own = scores.filter(pa.compute.is_in(scores["shard"], value_set=names))
+        pq.write_table(own, workspace.folder / "scores/s" / path.name)
+
+
+def _ranks(value: np.ndarray) -> np.ndarray:
+    """From 0 to 1; NaN where there is no value."""
+    known, rank = ~np.isnan(value), np.full(len(value), np.nan)
+    rank[known] = np.argsort(np.argsort(value[known], kind="stable")) / max(known.sum() - 1, 1)
+    return rank

@@ -34,7 +34,7 @@ def test_paths_are_taken_as_typed(path):
         ("select.budget=0", "select.budget=0"),
         ("select.budget=1.5", "whole number"),
         ("select.budget=abc", "select.budget"),
-        ("select=best", "balanced, entropy, random, rs_prune"),
+        ("select=best", "balanced, ccs, el2n, entropy, facility_location"),
         ("encoder=best", "random_conv"),
         ("encoder.nothing=1", "unknown key 'encoder.nothing'"),
         ("select.balance=2", "select.balance"),

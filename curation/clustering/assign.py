@@ -81,9 +81,7 @@ def assign(
         coarse: see :class:`Nearest`.
         device: ``cpu`` or ``cuda``.
     """
-    parts: list[list[str]] = [[] for _ in range(-(-rows // ROWS))]
-    for shard in sorted(shards):
-        parts[_hash(shard) % len(parts)].append(shard)
+    parts = parts_of(shards, rows)
     shared = ray.put((centroids, coarse))
     task = _assign_part.options(num_gpus=int(device == "cuda"))
     jobs = [
@@ -94,6 +92,14 @@ def assign(
     for job in jobs[1:]:  # always in this order: these sums are rounded
         total += ray.get(job)
     return total
+
+
+def parts_of(shards: Sequence[str], rows: int) -> list[list[str]]:
+    """Which shards' rows lie in each part, sorted: by a hash of their names, whatever they are clustered with."""
+    parts: list[list[str]] = [[] for _ in range(-(-rows // ROWS))]
+    for shard in sorted(shards):
+        parts[_hash(shard) % len(parts)].append(shard)
+    return parts
 
 
 def embeddings(table: pa.Table) -> NDArray[np.float16]:

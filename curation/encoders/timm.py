@@ -54,21 +54,26 @@ def load(config: Config, channels: int) -> tuple[Any, Any]:
     if not timm.is_model(name):
         raise RequestError(f"encoder.architecture={name} is none that timm knows")
     path = checkpoint_file(checkpoint, "timm")
-    kwargs: dict[str, Any] = {"in_chans": channels, "num_classes": 0}
-    about = timm.get_pretrained_cfg(name)
-    if config["size"] and about is not None and about.fixed_input_size:
-        kwargs["img_size"] = int(config["size"])  # of a transformer; convolutional models take any size
     try:
-        if path is None:
-            model = timm.create_model(f"{name}.{checkpoint}", pretrained=True, **kwargs)
-        else:
-            model = timm.create_model(name, pretrained=False, **kwargs)
+        model = create(name, channels, config["size"], checkpoint if path is None else None)
+        if path is not None:
             _load_file(model, path)
     except Exception as error:  # noqa: BLE001 - torch, safetensors and the hub's client each raise their own
         raise RequestError(
             f"encoder.checkpoint={checkpoint} does not load as {name} with {channels} input channels: {one_line(error)}"
         ) from error
     return model.eval(), weights_digest(model) if path is None else digest(path)
+
+
+def create(name: str, channels: int, size: int | None, tag: str | None = None) -> Any:
+    """An architecture without its classifier, its first weights drawn from torch's global state or of a hub tag."""
+    import timm
+
+    kwargs: dict[str, Any] = {"in_chans": channels, "num_classes": 0}
+    about = timm.get_pretrained_cfg(name)
+    if size and about is not None and about.fixed_input_size:
+        kwargs["img_size"] = int(size)  # of a transformer; convolutional models take any size
+    return timm.create_model(f"{name}.{tag}" if tag else name, pretrained=tag is not None, **kwargs)
 
 
 def _load_file(model: Any, path: str) -> None:

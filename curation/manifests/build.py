@@ -76,6 +76,7 @@ def select(
     header: dict[str, Any],
     tables: Sequence[Table] = (),
     scores: Folder | None = None,
+    label: str = "label",
 ) -> Manifest:
     """Decide over every sample, and publish the manifest.
 
@@ -87,12 +88,13 @@ def select(
         workspace: where ``manifests/<id>`` goes.
         header: what the job knows of ``content`` and ``provenance``; counts, hashes and more warnings are added.
         tables: beside the archive.
-        scores: ``scores/<id>`` of these clusters, where the strategy goes by a score.
+        scores: ``scores/<id>``, where the strategy goes by a score.
+        label: the column of the catalog or a table that has the classes, where it goes by them.
 
     Raises:
         RequestError: the archive cannot give what is asked for.
     """
-    selection = _Selection(store, clusters, settings, seed, workspace, tables, scores)
+    selection = _Selection(store, clusters, settings, seed, workspace, tables, scores, label)
     selection.warnings += header["content"].get("warnings", [])
     selection.load()
     if settings.by:
@@ -136,6 +138,7 @@ class _Selection:
         workspace: Folder,
         tables: Sequence[Table],
         scores: Folder | None,
+        label: str,
     ) -> None:
         self.settings, self.workspace = settings, workspace
         self.paths = [file.path for file in clusters.list("assignments") if file.path.endswith(".parquet")]
@@ -145,7 +148,7 @@ class _Selection:
         lists = {name: _read_list(name, getattr(settings, name), workspace) for name in ("exclude", "require")}
         self.told: dict[str, Any] = {}
         self.warnings: list[str] = []
-        columns, joined = _columns(settings, [listed for listed in lists.values() if listed], tables)
+        columns, joined = _columns(settings, [listed for listed in lists.values() if listed], tables, label)
         self.learn(
             Plan(
                 store=store,
@@ -162,6 +165,7 @@ class _Selection:
                 joined=joined,
                 splits=tuple(sorted(settings.splits or settings.held_out)),
                 scores=scores,
+                label=label,
             )
         )
         if self.plan.strategy.seats == "levels":
@@ -194,10 +198,10 @@ class _Selection:
             )
         self.unscored = sum(survey.unscored for survey in self.surveys)
         if self.unscored == self.samples:
-            wanted = "label" if self.plan.strategy.labelled else f"label, hence no select.score={self.settings.score}"
             raise RequestError(
-                f"select={self.settings.strategy} needs labels, but none of {self.samples} samples has a {wanted}: "
-                "add them to the sidecars (docs/formats.md), or take a strategy without, such as select=balanced"
+                f"select.strategy={self.settings.strategy} needs labels, but by score.label={self.plan.label} none of "
+                f"{self.samples} samples has one: give labels in sidecars, or in a table (archive.tables, "
+                "score.label=COLUMN), or take a strategy that needs none, such as balanced"
             )
         for name, listed in self.plan.lists.items():
             if not sum(survey.matched[name] for survey in self.surveys):
@@ -333,6 +337,8 @@ class _Selection:
         """Order the rows that are left, in their strata and overall, and rank those within the budget."""
         strategy = self.plan.strategy
         self.told["nested"] = strategy.nested
+        if strategy.labelled:
+            self.told["label"] = self.plan.label
         self.learn(dataclasses.replace(self.plan, running=self.left))
         if strategy.strata is not None:
             sizes, required = self.make_strata()
@@ -363,17 +369,17 @@ class _Selection:
     def cut_bins(self) -> NDArray[np.int64]:
         """Drop the hardest, and cut the rest into bins of equal width over the score, numbered by falling size."""
         number = self.settings.ccs.strata
-        if hardest := int(self.settings.ccs.beta * self.left + 0.5):
+        if hardest := round(self.settings.ccs.beta * self.left):
             sign = self.plan.hardness
             last = sign * self.cut("value", sign, self.left - hardest, "hard")
             self.told["hardest"] = last
             self.learn(dataclasses.replace(self.plan, hardest=last))
             self.check(f"select.ccs.beta={self.settings.ccs.beta:g} leaves")
-        lows, highs = zip(*ray.get([submit(order.value_range, *part) for part in self.parts]), strict=True)
+        lows, highs = zip(*ray.get([submit(order.hard_range, self.shared, *part) for part in self.parts]), strict=True)
         strata = Strata(np.zeros(number + 1, np.int16), low=min(lows), high=max(highs))
         self.learn(dataclasses.replace(self.plan, strata=strata))
         counts = self.total(order.count_strata, self.shared, number + 1)
-        fullest = np.argsort(-counts[0], kind="stable")  # of the published budgets the largest take what is left over
+        fullest = np.argsort(counts[0], kind="stable")[::-1]  # these take what the published budgets leave over
         strata = dataclasses.replace(
             strata, bin=np.argsort(fullest).astype(np.int32), partition=_partitions(counts[0][fullest])
         )
@@ -398,7 +404,7 @@ class _Selection:
         weights = cluster_weights(sizes, settings.balance, factors)
         budget = plan.budget
         if plan.strategy.order == "importance":
-            budget = max(int(settings.sims.class_share * budget + 0.5), int(required.sum()))
+            budget = max(round(settings.sims.class_share * budget), int(required.sum()))
         quota = None if settings.grouped else quotas(weights, sizes, budget, required)
         self.learn(dataclasses.replace(plan, weights=weights, quotas=quota))
 
@@ -569,7 +575,7 @@ def _excluded_clusters(settings: SelectConfig, number: int) -> NDArray[np.bool_]
 
 
 def _columns(
-    settings: SelectConfig, lists: list[SampleList], tables: Sequence[Table]
+    settings: SelectConfig, lists: list[SampleList], tables: Sequence[Table], label: str
 ) -> tuple[tuple[str, ...], dict[Table, tuple[str, ...]]]:
     """Columns that decide: of the catalog, and of tables.
 
@@ -577,8 +583,6 @@ def _columns(
         RequestError: there is no such column.
     """
     columns = {column for listed in lists for column in listed.columns}
-    if STRATEGIES[settings.strategy].labelled:
-        columns.add("label")
     scalar = [field.name for field in catalog_schema(1) if _is_scalar(field.type)]
     if settings.entropy.keep is not None or STRATEGIES[settings.strategy].order == "entropy":
         columns.add("entropy")
@@ -592,6 +596,7 @@ def _columns(
     more = [name for name in more if name not in catalog_schema(1).names]
     asked: list[tuple[str, str, Mapping[str, Any]]] = [("select.by", name, groups.KEYS) for name in settings.by]
     asked += [(f"select.{key}", name, {}) for key in ("unit", "split_by") if (name := getattr(settings, key))]
+    asked += [("score.label", label, {})] * STRATEGIES[settings.strategy].labelled
     for option, name, keys in asked:
         if name not in (*keys, *scalar, *more):
             known = ", ".join([*keys, *scalar, *more])

@@ -15,10 +15,11 @@ from curation.manifests.exchange import Columns, merge
 from curation.manifests.steps import CODE, OPEN, Plan, Shards, reason_of_split, running
 from curation.selection import counting, units
 from curation.selection.blocks import EDGE
+from curation.selection.ccs import strata_of
 from curation.selection.greedy import GREEDY, cosines
+from curation.selection.importance import ease, importance
 from curation.selection.prototypes import best_of_each, margins
 from curation.selection.sampling import distance_weight, priority, uniform
-from curation.selection.scored import importance_weight, ratio_mean, score_strata
 from curation.selection.strategies import (
     Items,
     by_weight,
@@ -41,6 +42,8 @@ def sampling_weight(plan: Plan, rows: Columns) -> NDArray[np.float64]:
 def row_priority(plan: Plan, rows: Columns) -> NDArray[np.float64]:
     """Of every row (or its unit): the smallest are kept."""
     order = plan.strategy.order
+    if "priority" in rows:  # of its stratum
+        return rows["priority"]
     if order == "entropy":
         return -rows.get("unit_entropy", rows["entropy"]).astype(np.float64)
     if order == "score":
@@ -49,17 +52,16 @@ def row_priority(plan: Plan, rows: Columns) -> NDArray[np.float64]:
     if order == "importance":
         return _importance(plan, rows["upper"], rows["rank_of_class"])
     if order != "draw":
-        return rows["priority"] if "priority" in rows else np.zeros(len(rows["upper"]))
+        return np.zeros(len(rows["upper"]))  # to come
     weight = rows["unit_weight"] if "unit_weight" in rows else sampling_weight(plan, rows)
     return priority(uniform(rows.get("unit_upper", rows["upper"]), plan.seed), weight)
 
 
 def _importance(plan: Plan, words: NDArray[np.uint64], rank: NDArray[np.float32]) -> NDArray[np.float64]:
-    """The draw by ranks of the score, the hardest being 0; a row without a rank, which is required, has no say."""
-    easy = rank if plan.hardness < 0 else 1 - rank
-    sims = plan.settings.sims
-    mean = ratio_mean(1 - plan.budget / plan.running, sims.low, sims.high)
-    weight = importance_weight(np.nan_to_num(easy.astype(np.float64)), mean, sims.sigma)
+    """The draw by ranks of the score; a row without a rank is required."""
+    sims, pruned = plan.settings.sims, 1 - plan.budget / plan.running
+    rank = np.nan_to_num(ease(plan.settings.score, rank))
+    weight = importance(rank, pruned, sims.low, sims.high, sims.sigma)
     return priority(uniform(words, plan.seed), weight)
 
 
@@ -78,11 +80,11 @@ def stratum(plan: Plan, rows: Columns) -> NDArray[np.int32]:
 
 
 def score_bin(plan: Plan, value: NDArray[np.float32]) -> NDArray[np.int32]:
-    """The stratum of each score: a bin of equal width, or the last for a row that has none and is required."""
-    strata = plan.strata
-    number = plan.settings.ccs.strata
-    place = score_strata(value, strata.low, strata.high, number)
-    return strata.bin[place] if len(strata.bin) else place
+    """The stratum of each score: a bin of equal width, or the last for a row that has none, which is required."""
+    strata, number = plan.strata, plan.settings.ccs.strata
+    hard = plan.hardness * value.astype(np.float64)
+    place = np.where(np.isnan(hard), number, strata_of(np.nan_to_num(hard), strata.low, strata.high, number))
+    return (strata.bin[place] if len(strata.bin) else place).astype(np.int32)
 
 
 def _item_columns(plan: Plan, rows: Columns) -> Columns:
@@ -176,11 +178,11 @@ def count_strata(plan: Plan, number: int, *layers: Columns) -> NDArray[np.int64]
     return np.stack([np.bincount(where[these], minlength=number) for these in (running(rows), required)])
 
 
-def value_range(*layers: Columns) -> tuple[float, float]:
-    """The least and the greatest score in the running; inf and -inf where there is none."""
+def hard_range(plan: Plan, *layers: Columns) -> tuple[float, float]:
+    """The least and the greatest hardness in the running; inf and -inf where there is none."""
     rows = merge(layers)
-    value = rows["value"][running(rows) & ~np.isnan(rows["value"])]
-    return float(value.min(initial=np.inf)), float(value.max(initial=-np.inf))
+    hard = plan.hardness * rows["value"][running(rows) & ~np.isnan(rows["value"])].astype(np.float64)
+    return float(hard.min(initial=np.inf)), float(hard.max(initial=-np.inf))
 
 
 def send_to_stratum(plan: Plan, rows: Columns, shards: Shards) -> tuple[Columns, NDArray[np.integer]]:

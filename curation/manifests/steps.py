@@ -30,9 +30,10 @@ from curation.manifests.schema import REASONS
 from curation.selection import counting, units
 from curation.selection.blocks import EDGE, Blocks, boxes, split_codes
 from curation.selection.groups import group_texts
+from curation.selection.importance import HARD_IS_HIGH
 from curation.selection.lists import SampleList
 from curation.selection.sampling import split_ids
-from curation.selection.strategies import SCORES, STRATEGIES, Strategy
+from curation.selection.strategies import STRATEGIES, Strategy
 from curation.selection.tree import Tree
 from curation.storage import Folder
 
@@ -52,7 +53,7 @@ class Strata:
     Attributes:
         partition: (strata,) where each is ordered.
         pieces: (clusters or classes,) into how many strata each is split by a hash; None: each is one.
-        low, high: of the scores that are cut into bins.
+        low, high: of the hardness by score that is cut into bins.
         bin: (bins,) the number of each bin as a stratum: the fullest first.
     """
 
@@ -78,6 +79,7 @@ class Plan:
         joined: columns of tables, that they need too.
         splits: names, in the order of their codes.
         scores: ``scores/<id>``, where the strategy goes by a score.
+        label: the column of the classes.
         names: of ``group`` and ``label``, in the order of their codes; the empty label is for samples without.
         strata: what rows are ordered in, where the strategy has strata.
         weights: (strata,) by which their seats go out.
@@ -106,6 +108,7 @@ class Plan:
     joined: dict[Table, tuple[str, ...]]
     splits: tuple[str, ...]
     scores: Folder | None = None
+    label: str = "label"
     names: dict[str, tuple[str, ...]] = field(default_factory=dict)
     strata: Strata = field(default_factory=lambda: Strata(np.zeros(0, np.int16)))
     weights: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
@@ -127,7 +130,7 @@ class Plan:
     @property
     def hardness(self) -> int:
         """1 if a high `select.score` means a hard sample, else -1."""
-        return 1 if SCORES[self.settings.score] else -1
+        return 1 if self.settings.score in HARD_IS_HIGH else -1
 
 
 class Shards(NamedTuple):
@@ -199,8 +202,8 @@ def load(plan: Plan, path: str) -> tuple[Columns, Shards, Survey, dict[str, list
         if plan.settings.by:
             rows["group"], names["group"] = _groups(plan.settings, catalog)
         if plan.strategy.labelled:
-            lacking |= catalog["label"].is_null().to_numpy()
-            rows["label"], names["label"] = _labels(plan.settings, catalog["label"])
+            lacking |= catalog[plan.label].is_null().to_numpy()
+            rows["label"], names["label"] = _labels(plan.settings, catalog[plan.label])
         told = _judge(plan, catalog, rows)
     rows["reason"][lacking & (rows["reason"] == OPEN)] = CODE["unscored"]
     survey = Survey(
@@ -225,9 +228,10 @@ def _scores(plan: Plan, path: str, rows: int) -> Columns:
     columns = {"value": plan.settings.score}
     if plan.strategy.order == "importance":
         columns |= {"rank_of_all": f"{plan.settings.score}_rank", "rank_of_class": f"{plan.settings.score}_class_rank"}
-    table = pq.read_table(pa.BufferReader(plan.scores.read(path)), columns=list(columns.values()))
+    name = path.rpartition("/")[2]
+    table = pq.read_table(pa.BufferReader(plan.scores.read(name)), columns=list(columns.values()))
     if table.num_rows != rows:
-        raise CurationError(f"{path}: {table.num_rows} rows in the scores, {rows} in the clusters: score again")
+        raise CurationError(f"{name}: {table.num_rows} rows in the scores, {rows} in the clusters: they are of others")
     return {name: table[column].to_numpy().astype(np.float32) for name, column in columns.items()}
 
 

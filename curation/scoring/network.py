@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.backends import cudnn
 from torch.nn import functional as F
 
 Pixels = NDArray[np.uint8]
@@ -163,18 +164,19 @@ def train_classifier(
     truth = torch.as_tensor(np.asarray(codes, np.int64))
     generator = np.random.default_rng(seed)
     network.train()
-    for at, rows in _order(len(tiles), steps, batch, generator):
-        x = _turned(torch.from_numpy(tiles[rows]), generator).to(device)
-        logits = network(x)
-        loss = F.cross_entropy(logits, truth[rows].to(device))
-        optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimiser.step()
-        schedule.step()
-        if watch:
-            told = logits.detach().cpu().numpy()
-            for epoch in np.unique(at):
-                watch(int(epoch), rows[at == epoch], told[at == epoch])
+    with cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
+        for at, rows in _order(len(tiles), steps, batch, generator):
+            x = _turned(torch.from_numpy(tiles[rows]), generator).to(device)
+            logits = network(x)
+            loss = F.cross_entropy(logits, truth[rows].to(device))
+            optimiser.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+            schedule.step()
+            if watch:
+                told = logits.detach().cpu().numpy()
+                for epoch in np.unique(at):
+                    watch(int(epoch), rows[at == epoch], told[at == epoch])
     network.eval()
     return network
 

@@ -18,16 +18,6 @@ from curation.selection.sampling import Floats, Words, line_up
 
 Ints = NDArray[np.int64]
 
-SCORES = {  # of scores/<id>, and whether a high one means a hard sample
-    "sim": False,
-    "separability": False,
-    "integrity": False,
-    "agreement": False,
-    "aum": False,
-    "el2n": True,
-    "forgetting": True,
-}
-
 
 @dataclass(frozen=True)
 class Strategy:
