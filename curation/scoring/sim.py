@@ -110,7 +110,8 @@ class Dynamics:
 
     EL2N is the length of softmax - one-hot (Paul et al. 2021), summed over the first passes; AUM the sum of p_y less
     the greatest other p (Pleiss et al. 2020, with probabilities as in CCS); forgetting how often a row that was
-    classified rightly was wrong the next time (Toneva et al. 2019).
+    classified rightly was wrong the next time, and the number of passes for one that never was right (Toneva et al.
+    2019 take those for the most forgotten).
 
     Args:
         codes: (n,) labels.
@@ -120,8 +121,13 @@ class Dynamics:
 
     def __init__(self, codes: Codes, epochs: int, early: int) -> None:
         self.codes, self.epochs, self.early = codes, epochs, early
-        self.el2n, self.forgetting, self.aum = (np.zeros(len(codes)) for _ in DYNAMICS)
-        self.right = np.zeros(len(codes), bool)
+        self.el2n, self.aum, self.forgotten = (np.zeros(len(codes)) for _ in range(3))
+        self.right, self.learnt = np.zeros(len(codes), bool), np.zeros(len(codes), bool)
+
+    @property
+    def forgetting(self) -> Floats:
+        """(n,); ``epochs`` where a row was never right."""
+        return np.where(self.learnt, self.forgotten, self.epochs)
 
     def __call__(self, epoch: int, rows: Codes, logits: NDArray[np.float32]) -> None:
         """Take the logits of some rows in a pass, each row once."""
@@ -138,8 +144,9 @@ class Dynamics:
         others[at, own] = -np.inf
         margin = truth - others.max(axis=1)
         self.aum[rows] += margin
-        self.forgetting[rows] += self.right[rows] & (margin <= 0)
+        self.forgotten[rows] += self.right[rows] & (margin <= 0)
         self.right[rows] = margin > 0
+        self.learnt[rows] |= margin > 0
 
 
 def softmax(logits: NDArray[np.float32]) -> Floats:
