@@ -47,8 +47,7 @@ class Compared:
 
     @property
     def folder(self) -> Path:
-        (folder,) = (self.workspace / "comparisons").iterdir()
-        return folder
+        return self.workspace / "comparisons" / Path(self.result["comparison"]).parent.name
 
     @property
     def told(self) -> dict[str, Any]:
@@ -118,13 +117,14 @@ def test_a_test_set_that_is_the_archive_is_refused(ray_local: None, compared: Co
     "scorer", ["{name: random_conv, seed: 0}", "{name: random_conv, seed: 0, filters: 4, batch: 8}"]
 )
 def test_the_encoder_that_selects_does_not_score(ray_local: None, compared: Compared, scorer: str) -> None:
+    arguments = [text for text in compared.arguments if not text.startswith("compare.scorer")]
     with pytest.raises(RequestError, match="compare.scorer is the encoder that selects"):
-        compare.run([*compared.arguments, f"workspace={compared.workspace}", f"compare.scorer={scorer}"])
+        compare.run([*arguments, f"workspace={compared.workspace}", f"compare.scorer={scorer}"])
 
 
 def test_only_what_is_missing_is_trained(ray_local: None, compared: Compared, tmp_path: Path) -> None:
     shutil.copytree(compared.workspace, tmp_path / "workspace")
-    other = Compared(compared.archive, tmp_path / "workspace", {})
+    other = Compared(compared.archive, tmp_path / "workspace", compared.result)
     before = other.arms()
     gone = sorted(name for name in before if "-1-" in name)[:4]
     for name in gone:
@@ -140,7 +140,7 @@ def test_a_killed_comparison_goes_on(ray_local: None, compared: Compared, tmp_pa
     shutil.copytree(
         compared.workspace, tmp_path / "workspace", ignore=shutil.ignore_patterns("arms", "results.parquet")
     )
-    other = Compared(compared.archive, tmp_path / "workspace", {})
+    other = Compared(compared.archive, tmp_path / "workspace", compared.result)
     tag = f"compare-{tmp_path.name}"
     process = start("compare", *compared.arguments, f"workspace={other.workspace}", CURATE_TEST_RUN=tag)
     arms, deadline = other.folder / "arms", time.monotonic() + 200

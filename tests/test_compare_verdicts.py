@@ -54,7 +54,7 @@ def test_a_strategy_that_beats_random_is_named_with_its_cost() -> None:
     assert judged["best"] == {"0.15": "balanced"}
     (line,) = advice(judged, COSTS)
     assert line.startswith("At 15 %, prune with balanced, better than random by 9.9 points")
-    assert "balanced took 40 s to cluster and select" in line
+    assert "balanced took 40 s to cluster, score and select" in line
 
 
 def test_the_full_set_may_be_the_answer() -> None:

@@ -35,6 +35,7 @@ from curation.manifests.build import check_budget
 from curation.manifests.exchange import submit
 from curation.manifests.schema import json_bytes
 from curation.runtime import versions
+from curation.selection.strategies import STRATEGIES
 from curation.stages import VERSIONS, Run
 
 log = logging.getLogger("curation")
@@ -307,25 +308,28 @@ class Comparison:
         }
 
     def _costs(self, figures: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float | None]]:
-        """Seconds an arm of each strategy: clusters and selection (means over seeds), and each measure."""
-        fits: dict[str, float] = {}
+        """Seconds a seed of each strategy: clusters, scores and selection; and of each measurement."""
+        fits: dict[tuple[str, int], dict[str, float]] = {}
         for found in self.selected.values():
-            for one in found:
-                if one.clustered:
-                    fits[one.clusters] = max(fits.get(one.clusters, 0.0), one.cluster_seconds)
-        costs: dict[str, dict[str, float | None]] = {FULL: {"cluster": 0.0, "select": 0.0}}
+            for seed, one in enumerate(found):  # who came first has paid for all
+                paid = fits.setdefault((one.clusters, seed), {"cluster": 0.0, "score": 0.0})
+                paid["cluster"] = max(paid["cluster"], one.cluster_seconds)
+                paid["score"] = max(paid["score"], one.score_seconds)
+        costs: dict[str, dict[str, float | None]] = {FULL: {"cluster": 0.0, "score": 0.0, "select": 0.0}}
         for name, found in self.selected.items():
-            fitted = [fits[one.clusters] for one in found if one.clustered]
+            paid_for = [fits[one.clusters, seed] for seed, one in enumerate(found)]
+            strategy = STRATEGIES[self.strategies[name].select.strategy]
             costs[name] = {
-                "cluster": round(float(np.mean(fitted)), 1) if fitted else 0.0,
-                "select": round(float(np.mean([one.select_seconds for one in found])), 1),
+                "cluster": _mean([paid["cluster"] for paid in paid_for]) if strategy.strata == "cluster" else 0.0,
+                "score": _mean([paid["score"] for paid in paid_for]) if strategy.scored else 0.0,
+                "select": _mean([one.select_seconds for one in found]),
             }
         for name, cost in costs.items():
-            for measured in ("cheap", *self.measures):
+            for way in ("cheap", *self.measures):
                 taken = [
-                    one["seconds"] for one in figures if (one["arm"]["strategy"], one["measure"]) == (name, measured)
+                    told["seconds"] for told in figures if (told["arm"]["strategy"], told["measure"]) == (name, way)
                 ]
-                cost[measured] = round(float(np.mean(taken)), 1) if taken else None
+                cost[way] = _mean(taken) if taken else None
         return costs
 
 
@@ -370,6 +374,10 @@ def _test_root(config: Config, roots: Sequence[Root]) -> Root | None:
         raise RequestError(f"archive.url: no root of the archive may be called {TEST!r}: give it another name")
     (root,) = list_archive({TEST: config.compare.test.url}, config.runtime.storage, config.archive)
     return root
+
+
+def _mean(seconds: Sequence[float]) -> float:
+    return round(float(np.mean(seconds)), 1)
 
 
 def _progress(running: list[Any]) -> Iterator[dict[str, Any]]:

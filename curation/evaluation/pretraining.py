@@ -1,9 +1,10 @@
 """The pre-training measure: one small self-supervised recipe from scratch on each kept set, then frozen and probed.
 
-SimSiam (Chen and He 2021, "Exploring Simple Siamese Representation Learning"), heads and loss by lightly: no negatives,
-no momentum encoder, sturdy with small batches. The body is `curation.scoring.network.Small`. Every arm has as many steps
-of as many tiles, however many it keeps. Views are made on batches of tensors, of what an overhead image may undergo: a
-random resized crop, mirroring and quarter turns, a gain and an offset a band, blur; no hue (bands are physical), no JPEG.
+SimCLR (Chen et al. 2020, "A Simple Framework for Contrastive Learning of Visual Representations"), head and loss by
+lightly, on the body `curation.scoring.network.Small`. (SimSiam, which has no negatives, learned nothing yet within the
+minute a run may take here.) Every arm has as many steps of as many tiles, however many it keeps. Views are made on
+batches of tensors, of what an overhead image may undergo: a random resized crop, mirroring, quarter turns, a gain and
+an offset a band, blur; no hue (bands are physical), no JPEG.
 """
 
 from __future__ import annotations
@@ -14,29 +15,29 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightly.loss import NegativeCosineSimilarity
-from lightly.models.modules.heads import SimSiamPredictionHead, SimSiamProjectionHead
+from lightly.loss import NTXentLoss
+from lightly.models.modules.heads import SimCLRProjectionHead
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from curation.evaluation.diversity import vendi_score
+from curation.evaluation.moments import Moments
 from curation.evaluation.probe import Codes, Features, Score, linear, nearest_neighbours
-from curation.scoring.network import Network, Small, _order, _rate, _standard
+from curation.scoring.network import DECAY, RATE, Network, Small, band_statistics, batches, warm_cosine
 
 Pixels = NDArray[np.uint8]
 
-STEPS = 400
+STEPS = 500
 BATCH = 128
-RATE = 0.1  # of SGD, at its highest; falls as a cosine
-MOMENTUM = 0.9
-DECAY = 1e-4
-PROJECTED = 256  # numbers that views are compared by
-NARROW = 64  # hidden numbers of the predictor
+PROJECTED = 256  # numbers that views are compared by, and hidden ones of the head
+TEMPERATURE = 0.2
 
-CROP = (0.3, 1.0)  # share of the tile's area that a view shows
-ASPECT = 4 / 3  # of a view's sides, at most
-GAIN = 0.3  # standard deviation of a view's logarithmic gain, once for all bands and once a band, about the mean
-OFFSET = 0.3  # of its offset, in standard deviations of the band
+SIDE = 2 / 3  # of a view, of the tile's
+CROP = (0.2, 0.7)  # share of the tile's area that a view shows
+ASPECT = 4 / 3  # of a view's sides on the ground, at most
+GAIN = 0.3  # standard deviation of a view's logarithmic gain
+OFFSET = 0.3  # and of its offset, in standard deviations of the band
 BLURRED = 0.5  # share of the views that are blurred
 
 
@@ -45,21 +46,18 @@ class Pretrained:
     """A frozen body.
 
     Attributes:
-        network: `Network.features` makes (n, 128) vectors of tiles.
-        loss: mean of the last tenth of the steps; -1 where all views of a tile agree.
-        spread: standard deviation of a number of the projected, unit-length vectors over a batch, mean over the numbers,
-            times the square root of how many there are: 1 where directions fill the space, near 0 where they collapsed
-            into one (Chen and He 2021, section 4.1).
+        network: its `features` are vectors (n, 128) of tiles.
+        loss: mean of the last tenth of the steps; log(2 x batch - 1) where nothing was learned.
+        spread: standard deviation of a number of the last batch's projections, of unit length, mean over the numbers,
+            times the square root of how many there are: near 1 where directions fill the space, 0 where all views are
+            one vector (Chen and He 2021, "Exploring Simple Siamese Representation Learning", section 4.1).
+        rank: `vendi_score` of the same projections: a spread of 1 along a single line would have a rank of 2.
     """
 
     network: Network
     loss: float
     spread: float
-
-    @property
-    def collapsed(self) -> bool:
-        """Whether views are all but the same vector: the figures then say nothing about the kept set."""
-        return self.spread < 0.1
+    rank: float
 
 
 def pretrain(
@@ -71,7 +69,7 @@ def pretrain(
     device: str = "cpu",
     body: Callable[[int], Any] = Small,
 ) -> Pretrained:
-    """Train a body from scratch on tiles without labels.
+    """Train a body from scratch on tiles without labels: AdamW, a rate that rises, then falls as a cosine.
 
     The same arguments give the same body with the same number of torch's threads.
 
@@ -79,7 +77,7 @@ def pretrain(
         tiles: uint8 (n, bands, size, size), n at least 2.
         seed: of the first weights, the order and the views.
         steps: of the optimiser.
-        batch: tiles a step, two views of each.
+        batch: tiles a step, two views of each; all of them, where there are fewer (a tile is no negative of its own).
         device: ``cpu`` or ``cuda``.
         body: makes the network out of the number of bands; has ``dim``.
 
@@ -91,47 +89,48 @@ def pretrain(
     with torch.random.fork_rng():  # the first weights are drawn from torch's global state
         torch.manual_seed(seed)
         made = body(tiles.shape[1])
-        network = Network(made, made.dim, 1, *_standard(tiles))
-        project = SimSiamProjectionHead(made.dim, PROJECTED, PROJECTED)
-        predict = SimSiamPredictionHead(PROJECTED, NARROW, PROJECTED)
-    whole = nn.ModuleDict({"network": network, "project": project, "predict": predict})
-    whole.to(device).to(memory_format=torch.channels_last).train()
-    network.head.requires_grad_(False)
-    optimiser = torch.optim.SGD(
-        (p for p in whole.parameters() if p.requires_grad), lr=RATE, momentum=MOMENTUM, weight_decay=DECAY
-    )
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step, steps))
-    criterion, generator = NegativeCosineSimilarity(), np.random.default_rng(seed)
-    losses, spread = [], 0.0
-    for _, rows in _order(len(tiles), steps, batch, generator):
+        network = Network(made, made.dim, 1, *band_statistics(tiles))
+        project = SimCLRProjectionHead(made.dim, PROJECTED, PROJECTED)
+    trained = nn.ModuleList([network.body, project]).to(device).to(memory_format=torch.channels_last)
+    network.to(device)
+    optimiser = torch.optim.AdamW(trained.parameters(), lr=RATE, weight_decay=DECAY)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: warm_cosine(step, steps))
+    criterion, generator = NTXentLoss(TEMPERATURE), np.random.default_rng(seed)
+    losses = []
+    for _, rows in batches(len(tiles), steps, min(batch, len(tiles)), generator):
         x = (torch.from_numpy(tiles[rows]).to(device) - network.mean) / network.std
         one, other = (project(network.body(view(x, generator))) for _ in range(2))
-        loss = (criterion(predict(one), other.detach()) + criterion(predict(other), one.detach())) / 2
+        loss = criterion(one, other)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
         schedule.step()
         losses.append(loss.item())
-        spread = float(F.normalize(one.detach()).std(0).mean()) * PROJECTED**0.5
-    return Pretrained(network.eval(), float(np.mean(losses[-max(1, steps // 10) :])), spread)
+    last = F.normalize(one.detach()).cpu()
+    spread = float(last.std(0).mean()) * PROJECTED**0.5
+    return Pretrained(
+        network.eval(), float(np.mean(losses[-max(1, steps // 10) :])), spread, vendi_score(Moments.of(last.numpy()))
+    )
 
 
 def view(x: Tensor, generator: np.random.Generator) -> Tensor:
-    """A random view of each tile of a batch, float32 (n, bands, size, size) of standardised bands; as large as it was.
+    """A random view of each tile of a batch.
 
     Args:
-        x: the batch.
+        x: float32 (n, bands, size, size), bands standardised.
         generator: draws what happens to each tile.
+
+    Returns:
+        float32 (n, bands, side, side), `SIDE` of the tile's, to the next multiple of 4, which the body's stem takes.
     """
-    made = _cropped(x, generator)
-    made = _relit(made, generator)
+    made = _relit(_cropped(x, 4 * round(SIDE * x.shape[-1] / 4), generator), generator)
     blurred = F.avg_pool2d(F.pad(made, (1, 1, 1, 1), mode="replicate"), 3, 1)
     share = generator.uniform(0, 1, len(x)) * (generator.uniform(0, 1, len(x)) < BLURRED)
     return torch.lerp(made, blurred, _numbers(share, x)).contiguous(memory_format=torch.channels_last)
 
 
-def _cropped(x: Tensor, generator: np.random.Generator) -> Tensor:
-    """A random rectangle of each tile, mirrored or not, turned by quarters, resampled to the tile's size."""
+def _cropped(x: Tensor, side: int, generator: np.random.Generator) -> Tensor:
+    """A random rectangle of each tile, mirrored or not, turned by quarters, resampled to ``side`` pixels."""
     n = len(x)
     area, aspect = generator.uniform(*CROP, n), np.exp(generator.uniform(-1, 1, n) * np.log(ASPECT))
     sides = np.minimum(np.sqrt(area * np.stack([aspect, 1 / aspect])), 1)  # (2, n), of the tile's own
@@ -140,7 +139,7 @@ def _cropped(x: Tensor, generator: np.random.Generator) -> Tensor:
     cos, sin = np.array([1, 0, -1, 0])[turn], np.array([0, 1, 0, -1])[turn]
     rows = [sides[0] * cos * mirror, -sides[0] * sin, centre[0], sides[1] * sin * mirror, sides[1] * cos, centre[1]]
     theta = torch.as_tensor(np.stack(rows, 1).reshape(n, 2, 3), dtype=x.dtype, device=x.device)
-    grid = F.affine_grid(theta, list(x.shape), align_corners=False)
+    grid = F.affine_grid(theta, [*x.shape[:2], side, side], align_corners=False)
     return F.grid_sample(x, grid, padding_mode="border", align_corners=False)
 
 

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from curation.catalog.build import Catalog
-from curation.config import Config
+from curation.config import Config, to_dict
 from curation.errors import CurationError, RequestError
 from curation.manifests.schema import json_bytes
 from curation.selection.strategies import STRATEGIES
@@ -33,6 +33,7 @@ class Selected:
         clusters: id of the clusters.
         clustered: whether the strategy needs them; else it keeps the same samples whatever they are.
         cluster_seconds: of their fit; next to nothing where they were there.
+        score_seconds: of training the experts that a strategy goes by, likewise; 0 where it goes by none.
         select_seconds: of the selection itself.
     """
 
@@ -41,6 +42,7 @@ class Selected:
     clusters: str
     clustered: bool
     cluster_seconds: float
+    score_seconds: float
     select_seconds: float
 
 
@@ -59,18 +61,23 @@ def select_budgets(
         any_clusters: seed of the clusters for a strategy that needs none; -1: the config's own.
     """
     budgets = sorted(budgets, reverse=True)
+    strategy = STRATEGIES[config.select.strategy]
     made_of = [config_without_urls(config, run.tables), budgets, catalog.store.catalog_id, any_clusters]
+    made_of += [to_dict(config.score)] if strategy.scored else []
     digest = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:12]
     folder, path = run.workspace.child(below), f"selections/{name}-{config.seed}-{digest}.json"
     if folder.exists(path):
         return _selected(json.loads(folder.read(path)))
     log.info("selecting with %s, seed %d", name, config.seed)
     run = replace(run, config=config)
-    clustered = STRATEGIES[config.select.strategy].strata == "cluster"
+    clustered = strategy.strata == "cluster"
     seed = config.seed if clustered or any_clusters < 0 else any_clusters
     began = time.monotonic()
     clusters = replace(run, config=replace(config, seed=seed)).clusters(catalog)
     fitted = time.monotonic()
+    if strategy.scored:
+        run.scores(catalog)
+    scored = time.monotonic()
     manifests, refused = _manifests(run, catalog, clusters, budgets, below)
     made = Selected(
         manifests=manifests,
@@ -78,7 +85,8 @@ def select_budgets(
         clusters=clusters.base.rpartition("/")[2],
         clustered=clustered,
         cluster_seconds=round(fitted - began, 3),
-        select_seconds=round(time.monotonic() - fitted, 3),
+        score_seconds=round(scored - fitted, 3),
+        select_seconds=round(time.monotonic() - scored, 3),
     )
     folder.publish(path, json_bytes(asdict(made)))
     return made

@@ -177,8 +177,8 @@ def _sentences(
             words += f"; if you cannot afford it, {told}"
         if at["choice"] != RANDOM and not named:
             cost = costs.get(at["choice"], {})
-            seconds = (cost.get("cluster") or 0.0) + (cost.get("select") or 0.0)
-            words += f"; {at['choice']} took {duration(seconds)} to cluster and select"
+            seconds = sum(cost.get(step) or 0.0 for step in ("cluster", "score", "select"))
+            words += f"; {at['choice']} took {duration(seconds)} to cluster, score and select"
         yield f"{f'By {measure}, at' if named else 'At'} {share(at['budget'])}, {words}."
 
 

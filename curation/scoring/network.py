@@ -154,18 +154,18 @@ def train_classifier(
     with torch.random.fork_rng():  # the first weights are drawn from torch's global state
         torch.manual_seed(seed)
         made = body(tiles.shape[1])
-        network = Network(made, made.dim, classes, *_standard(tiles))
+        network = Network(made, made.dim, classes, *band_statistics(tiles))
     network.to(device).to(memory_format=torch.channels_last)
     kept = [p for p in network.parameters() if p.ndim < 2]
     decayed = [p for p in network.parameters() if p.ndim >= 2]
     groups = [{"params": decayed, "weight_decay": decay}, {"params": kept, "weight_decay": 0.0}]
     optimiser = torch.optim.AdamW(groups, lr=rate)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step, steps))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: warm_cosine(step, steps))
     truth = torch.as_tensor(np.asarray(codes, np.int64))
     generator = np.random.default_rng(seed)
     network.train()
     with cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
-        for at, rows in _order(len(tiles), steps, batch, generator):
+        for at, rows in batches(len(tiles), steps, batch, generator):
             x = _turned(torch.from_numpy(tiles[rows]), generator).to(device)
             logits = network(x)
             loss = F.cross_entropy(logits, truth[rows].to(device))
@@ -181,18 +181,19 @@ def train_classifier(
     return network
 
 
-def _standard(tiles: Pixels) -> tuple[Floats, Floats]:
+def band_statistics(tiles: Pixels) -> tuple[Floats, Floats]:
     """Mean and standard deviation a band, of some of the tiles."""
     some = tiles[:: max(1, len(tiles) // 1000)].astype(np.float64)
     return some.mean((0, 2, 3)).astype(np.float32), np.maximum(some.std((0, 2, 3)), 1).astype(np.float32)
 
 
-def _rate(step: int, steps: int) -> float:
+def warm_cosine(step: int, steps: int) -> float:
+    """What the highest rate is multiplied by at a step."""
     warm = max(1, round(WARM * steps))
     return (step + 1) / warm if step < warm else 0.5 * (1 + np.cos(np.pi * (step - warm) / max(1, steps - warm)))
 
 
-def _order(
+def batches(
     n: int, steps: int, batch: int, generator: np.random.Generator
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
     """For each step the pass that each of its rows belongs to, and the rows."""
