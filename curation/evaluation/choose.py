@@ -161,7 +161,7 @@ class _Choice:
         manifest = next(iter(next(iter(self.selected.values())).manifests.values()))
         header = json.loads(self.run.workspace.child(manifest).read(HEADER_FILE))
         copies = header["content"].get("selection", {}).get("duplicates")
-        chosen = submit(_some, self.catalog.store, list(self.catalog.shards), self.count)
+        chosen = submit(_some, self.catalog.store, list(self.catalog.shards), self.ids)
         parts = [submit(_nearest, chosen, self.catalog.store, list(s)) for s in chunks(self.catalog.shards, SHARDS)]
         cosines = ray.get(submit(_largest, *parts))
         return {
@@ -237,15 +237,17 @@ def _pair(one: Rows, other: Rows, kinds: NDArray[np.int32], count: int, samples:
     return {"jaccard": found.jaccard, "chance": found.chance, "beyond": found.beyond, "kinds": agreement}
 
 
-def _some(store: CatalogStore, shards: list[str], count: int) -> tuple[NDArray[np.bytes_], NDArray[np.float32]]:
-    """Ids and vectors of about `LOOKED_AT` samples: those of the lowest ids, which are hashes."""
+def _some(
+    store: CatalogStore, shards: list[str], everything: NDArray[np.bytes_]
+) -> tuple[NDArray[np.bytes_], NDArray[np.float32]]:
+    """Ids and vectors of `LOOKED_AT` samples: those of the lowest ids, which are hashes."""
+    last = everything[min(LOOKED_AT, len(everything)) - 1]
     ids, vectors = [], []
-    below = sortable(np.array([int(min(1.0, LOOKED_AT / count) * (2**64 - 1))], np.uint64), np.zeros(1, np.uint64))
     for shard in shards:
         table = store.read(shard, ["sample_id", "embedding"])
         own = sortable(*split_ids(table["sample_id"]))
-        ids.append(own[own <= below])
-        vectors.append(embeddings(table)[own <= below].astype(np.float32))
+        ids.append(own[own <= last])
+        vectors.append(embeddings(table)[own <= last].astype(np.float32))
     return np.concatenate(ids), np.concatenate(vectors)
 
 
