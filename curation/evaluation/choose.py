@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import ray
 from numpy.typing import NDArray
 
+from curation.catalog.artefact import portable_encoder
 from curation.catalog.build import Catalog
 from curation.catalog.store import CatalogStore, chunks
 from curation.clustering.assign import embeddings
@@ -33,7 +34,7 @@ from curation.manifests.duplicates import sortable
 from curation.manifests.exchange import submit
 from curation.manifests.schema import HEADER_FILE, ROWS_FILE, json_bytes
 from curation.selection.sampling import split_ids
-from curation.stages import Run
+from curation.stages import Run, config_without_urls
 from curation.storage import Folder
 
 log = logging.getLogger("curation")
@@ -110,11 +111,13 @@ class _Choice:
             "id": self.name,
             "samples": self.count,
             "config": {
-                "choose": to_dict(self.settings),
-                "select": to_dict(self.config.select),
+                "choose": {**to_dict(self.settings), "encoders": list(self.encoders)},
+                "select": config_without_urls(self.config, self.run.tables)["select"],
                 "seed": self.config.seed,
             },
-            "encoders": self.encoders,
+            "encoders": {
+                name: portable_encoder(replace(self.config, encoder=encoder)) for name, encoder in self.encoders.items()
+            },
             "stability": stability,
             "redundancy": self._redundancy(),
             "quotas": [self._quotas(encoder, k) for encoder, k in dict.fromkeys((e, k) for e, k, _ in self.selected)],

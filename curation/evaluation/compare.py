@@ -19,7 +19,7 @@ import pyarrow as pa
 import ray
 
 from curation.archive.listing import Root, list_archive
-from curation.catalog.artefact import check_bank, same_eyes
+from curation.catalog.artefact import check_bank, portable_encoder, same_eyes
 from curation.catalog.build import Catalog, build_catalog
 from curation.catalog.store import parquet_bytes
 from curation.catalog.tiles import build_tiles
@@ -31,12 +31,14 @@ from curation.evaluation.disjoint import find_shared, told
 from curation.evaluation.page import write_comparison
 from curation.evaluation.samples import decisive, gather, kept_rows
 from curation.evaluation.selections import Selected, select_budgets
+from curation.evaluation.verdicts import RANDOM
 from curation.manifests.build import check_budget
 from curation.manifests.exchange import submit
 from curation.manifests.schema import json_bytes
 from curation.runtime import versions
 from curation.selection.strategies import STRATEGIES
-from curation.stages import VERSIONS, Run
+from curation.stages import VERSIONS, Run, config_without_urls
+from curation.storage import public_url
 
 log = logging.getLogger("curation")
 
@@ -53,6 +55,7 @@ UNLABELLED = (
     "facility_location",
 )
 LABELLED = ("el2n", "ccs", "margin", "sims", "oracle")
+COLLAPSED = 0.1  # spread of pre-trained vectors below which they say nothing, see `pretraining.Pretrained`
 FEW = 5  # seeds below which a warning is due
 LEAST_TEST = 20  # samples that may decide
 
@@ -104,7 +107,7 @@ class Comparison:
             if self.config.encoder["name"] == "precomputed":
                 known = [name for name in known if name not in ("entropy", "rs_prune")]
             asked = {name: [f"select={name}"] for name in known}
-        asked = {"random": ["select=random"], **asked}
+        asked = {RANDOM: [f"select={RANDOM}"], **asked}
         common = [text for text in arguments if text.partition("=")[0] not in ("select", "select.budget")]
         least = f"select.budget={min(self.settings.budgets)}"
         return {name: load_config([*common, *keys, least]) for name, keys in asked.items()}
@@ -220,13 +223,19 @@ class Comparison:
         return rows, digest
 
     def _warn_of_refused(self) -> None:
+        """Leave out for all seeds what one of them has no selection for.
+
+        Raises:
+            RequestError: nothing is left of random, or of a strategy that was asked for.
+        """
         for name, found in self.selected.items():
-            for budget in self.settings.budgets:
-                reasons = [one.refused[budget] for one in found if budget in one.refused]
-                if reasons:
-                    self.warn(f"{name} has no selection at {budget:g} and is left out there: {reasons[0]}")
-                    for one in found:
-                        one.refused.setdefault(budget, reasons[0])
+            refused = {budget: reason for one in found for budget, reason in one.refused.items()}
+            if len(refused) == len(self.settings.budgets) and (self.settings.strategies or name == RANDOM):
+                raise RequestError(f"{name} has no selection at any budget: {refused[min(refused)]}")
+            for budget, reason in refused.items():
+                self.warn(f"{name} has no selection at {verdicts.share(budget)} and is left out there: {reason}")
+                for one in found:
+                    one.refused.setdefault(budget, reason)
 
     # measurements
 
@@ -269,19 +278,22 @@ class Comparison:
             key=lambda row: (row["strategy"], row["budget"], row["seed"], row["measure"], row["metric"]),
         )
         table = pa.Table.from_pylist(rows, RESULTS)
+        self._warn_of_collapse(rows)
         self.folder.publish("results.parquet", parquet_bytes(table))
         judged = verdicts.judge_all(table, self.measures)
         costs = self._costs(figures)
+        url = public_url(self.test_root.folder.url) if self.test_root else None
         told = {
             "id": self.name,
             "samples": self.counts,
             "config": {
-                "compare": to_dict(self.settings),
+                "compare": {**to_dict(self.settings), "scorer": portable_encoder(self.scorer), "test": {"url": url}},
                 "seed": self.config.seed,
-                "scorer": self.scorer.encoder,
-                "encoder": self.config.encoder,
+                "encoder": portable_encoder(self.config),
             },
-            "strategies": {name: to_dict(config.select) for name, config in self.strategies.items()},
+            "strategies": {
+                name: config_without_urls(config, self.run.tables)["select"] for name, config in self.strategies.items()
+            },
             "refused": {
                 f"{name}@{budget:g}": reason
                 for name, found in self.selected.items()
@@ -306,6 +318,14 @@ class Comparison:
             "best": told["best"],
             "advice": " ".join(told["advice"]),
         }
+
+    def _warn_of_collapse(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        flat = [row for row in rows if row["metric"] == "spread" and row["value"] < COLLAPSED]
+        if flat:
+            self.warn(
+                f"{len(flat)} pre-trainings collapsed into one direction, such as that of {flat[0]['strategy']}: their "
+                "figures say nothing of what was kept; take more compare.steps"
+            )
 
     def _costs(self, figures: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float | None]]:
         """Seconds a seed of each strategy: clusters, scores and selection; and of each measurement."""

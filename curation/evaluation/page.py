@@ -46,7 +46,7 @@ def _write(workspace: Folder, name: str, template: str, context: Mapping[str, An
         lstrip_blocks=True,
     )
     environment.filters.update(
-        n=count, pct=percent, num=number, time=duration, short=short, points=_points, share=share
+        n=count, pct=percent, num=number, time=duration, short=short, points=_points, told=_told, share=share
     )
     page = environment.get_template(template).render({**context, "name": name}) + "\n"
     path = f"reports/{name}/index.html"
@@ -57,6 +57,11 @@ def _write(workspace: Folder, name: str, template: str, context: Mapping[str, An
 def _points(share: float) -> str:
     """A difference of shares in percentage points, with its sign."""
     return f"{100 * share + 0:+.1f}".replace("-", "−")
+
+
+def _told(share: float) -> str:
+    """A difference that could be told, in points; none is larger than 100."""
+    return f"{100 * share:.1f}" if share < 1 else "> 100"
 
 
 def _comparison(told: Mapping[str, Any], table: pa.Table) -> dict[str, Any]:
