@@ -39,12 +39,17 @@ class Workspace:
         return CatalogStore(Folder(str(self.folder)), "cat")
 
     def select(
-        self, seed: int = 0, header: dict[str, Any] = HEADER, tables: Sequence[Table] = (), **settings: Any
+        self,
+        seed: int = 0,
+        header: dict[str, Any] = HEADER,
+        tables: Sequence[Table] = (),
+        label: str = "label",
+        **settings: Any,
     ) -> Manifest:
         config = make_settings(**settings)
         folder = Folder(str(self.folder))
         scores = folder.child("scores/s") if STRATEGIES[config.strategy].scored else None
-        return select(self.store, folder.child("clusters/c"), config, seed, folder, header, tables, scores)
+        return select(self.store, folder.child("clusters/c"), config, seed, folder, header, tables, scores, label)
 
     def read(self, manifest: Manifest) -> pa.Table:
         """The kept rows."""

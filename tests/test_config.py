@@ -73,6 +73,13 @@ def test_paths_are_taken_as_typed(path):
         ("select.budget=nan", "select.budget=nan: give a fraction"),
         ("select.representativeness=nan", "select.representativeness"),
         ("select.clusters.weight={3:inf}", "select.clusters.weight"),
+        ("select.strategy=best", "select.strategy=best: choose balanced, rs_prune"),
+        ("select.score=best", "select.score=best: choose separability"),
+        ("select.ccs.beta=1", "select.ccs.beta=1: give a share from 0"),
+        ("select.ccs.strata=0", "select.ccs.strata=0: give 1"),
+        ("select.sims.low=1.5", "select.sims.low=1.5: give a number from 0 to 1"),
+        ("select.sims.sigma=0", "select.sims.sigma=0: give a positive number"),
+        ("select.margin.alpha=nan", "select.margin.alpha=nan: give a number"),
         ("cluster.tol=-1", "cluster.tol"),
         ("cluster.levels=[0,5]", "cluster.levels"),
         ("plan.gpu_hour=-1", "plan.gpu_hour=-1"),
@@ -105,6 +112,9 @@ def test_a_wrong_request_is_one_line_with_status_2(override, says):
         (["encoder=precomputed", "select.entropy.keep=0.5"], "reads no pixels"),
         (["encoder=precomputed", "encoder.threads=0"], "encoder.threads=0"),
         (["encoder=timm", "encoder.batch=0"], "encoder.batch=0"),
+        (["select=k_center", "select.unit=source_id"], "cannot keep units whole: take one of balanced"),
+        (["select=oracle", "select.place.overlap=0.5", "select.place.keep=unit"], "cannot keep units whole"),
+        (["select=hierarchical", "select.clusters.weight={3: 2}"], "has no quotas by weight"),
     ],
 )
 def test_keys_that_do_not_go_together_are_one_line(overrides, says):
@@ -124,6 +134,8 @@ def test_keys_that_do_not_go_together_are_one_line(overrides, says):
         ["encoder=precomputed", "select=random"],
         ["encoder=open_clip", "archive.range=[0,10000]"],
         ["archive.range=[[0,1],[0,2.5]]", "archive.nodata=nan"],
+        ["select=facility_location", "select.clusters.weight={3: 0}"],
+        ["select=hierarchical", "select.unit=source_id", "select.by=[season]"],
         ["runtime.gpus_per_actor=0.25", "runtime.decode_ahead=0", "cluster.levels=[3,9]"],
     ],
 )

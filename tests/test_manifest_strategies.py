@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from curation.archive.tables import open_tables
 from curation.clustering.kmeans import fit_kmeans
 from curation.clustering.points import Rows
 from curation.config import CcsConfig, SimsConfig
@@ -130,20 +131,21 @@ def test_large_clusters_are_split_and_the_header_says_into_what(
     sizes = np.bincount(workspace.samples["cluster"].to_numpy(), minlength=6)
     assert f'"pieces": {(-(-sizes // 40)).sum()}' in header
     assert manifest.kept == 100
+    kept = workspace.read(workspace.select(**preset("margin", budget=90)))  # classes are split likewise
+    assert sorted(Counter(kept["label"].to_pylist()).values()) == [30, 30, 30]
 
 
 @pytest.mark.parametrize("strategy", [*FREE, *LABELLED])
 def test_required_samples_go_first_and_excluded_ones_never(workspace: Workspace, tmp_path: Path, strategy: str) -> None:
     keys = workspace.samples["key"].to_pylist()
-    (tmp_path / "out.csv").write_text("key\n" + "\n".join(keys[::10]))
-    (tmp_path / "must.csv").write_text("key\n" + "\n".join(keys[5:300:30]))
+    out, must = keys[::10], keys[6:300:30]  # the second of these has no label
+    (tmp_path / "out.csv").write_text("key\n" + "\n".join(out))
+    (tmp_path / "must.csv").write_text("key\n" + "\n".join(must))
     lists = {"exclude": f"{tmp_path}/out.csv", "require": f"{tmp_path}/must.csv"}
     decided = workspace.decisions(workspace.select(**preset(strategy, budget=60, **lists)))
     found = dict(zip(decided["key"], zip(decided["reason"], decided["rank"], strict=True), strict=True))
-    assert {found[key][0] for key in keys[::10]} == {"excluded"}
-    assert sorted(found[key][1] for key in set(keys[5:300:30]) - set(keys[::10])) == list(
-        range(len(set(keys[5:300:30]) - set(keys[::10])))
-    )
+    assert {found[key][0] for key in out} == {"excluded"}
+    assert sorted(found[key] for key in must) == [("required", rank) for rank in range(len(must))]
     assert sum(rank is not None for _, rank in found.values()) == 60
 
 
@@ -204,6 +206,19 @@ def test_the_oracle_takes_as_many_of_each_class_and_no_unlabelled(workspace: Wor
         own = [i for i, label in enumerate(workspace.samples["label"].to_pylist()) if label == name]
         best = sorted(own, key=lambda i: -draw[decided["sample_id"][i]])[:30]
         assert {i for i in own if decided["rank"][i] is not None} == set(best)
+
+
+def test_classes_may_stand_in_a_table(workspace: Workspace, tmp_path: Path) -> None:
+    keys = workspace.samples["key"].to_pylist()
+    rows = [f"{key},{'ab'[i % 5 == 0]}" for i, key in enumerate(keys[:200])]
+    (tmp_path / "classes.csv").write_text("\n".join(["name,kind", *rows]))
+    tables = open_tables([{"path": f"{tmp_path}/classes.csv", "key": "name", "on": "key"}])
+    manifest = workspace.select(tables=tables, label="kind", **preset("oracle", budget=40))
+    kept = {keys.index(key) for key in workspace.read(manifest)["key"].to_pylist()}
+    assert max(kept) < 200 and sum(i % 5 == 0 for i in kept) == 20
+    assert manifest.dropped["unscored"] == len(keys) - 200
+    with pytest.raises(RequestError, match="score.label=sort is no column of catalog or tables"):
+        workspace.select(tables=tables, label="sort", **preset("oracle"))
 
 
 def test_el2n_takes_the_hardest_or_the_easiest(workspace: Workspace) -> None:
@@ -279,6 +294,25 @@ def test_no_label_is_looked_at_where_none_is_needed(tmp_path: Path) -> None:
             workspace = make_workspace(tmp_path, 3, 30, 3, label=[name] * workspace.samples.num_rows)
             found.append(ranks(workspace, **preset(strategy)))
         assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("strategy", ["facility_location", "hierarchical", "margin", "sims"])
+def test_clusters_and_classes_may_be_empty_and_budgets_may_take_all(workspace: Workspace, strategy: str) -> None:
+    manifest = workspace.select(**preset(strategy, clusters_exclude=[0, 5], budget=20))
+    assert manifest.kept == 20
+    left = manifest.samples - sum(count for why, count in manifest.dropped.items() if why != "quota")
+    everything = workspace.select(**preset(strategy, clusters_exclude=[0, 5], budget=left))
+    assert everything.kept == left
+    ranked = workspace.read(everything)["rank"].to_pylist()
+    assert sorted(ranked) == list(range(left))
+
+
+@pytest.mark.parametrize("strategy", ["facility_location", "k_center", "semdedup", "margin"])
+def test_copies_of_one_vector_do_no_harm(tmp_path: Path, strategy: str) -> None:
+    rows = make_workspace(tmp_path, 3, 30, 2).samples.num_rows
+    workspace = make_workspace(tmp_path, 3, 30, 2, embedding=[np.eye(8)[0].astype(np.float16)] * rows)
+    for budget in (10, rows - 1):
+        assert workspace.select(**preset(strategy, budget=budget)).kept == budget
 
 
 @pytest.mark.parametrize("strategy", [*GREEDY, *LABELLED])

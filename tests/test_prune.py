@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from curation.manifests.verify import verify
 from jobs import prune
 from tests.command import Outcome, curate
 from tests.conftest import Pruned
@@ -66,9 +67,15 @@ def test_a_smaller_budget_is_the_first_ranks_of_a_larger_one(ray_local: None, pr
     assert set(small["sample_id"].to_pylist()) == {row["sample_id"] for row in large if row["rank"] < 20}
 
 
-@pytest.mark.parametrize("select", ["rs_prune", "random", "entropy"])
-def test_every_preset_runs(ray_local: None, pruned: Pruned, select: str) -> None:
-    assert again(pruned, f"select={select}")["kept"] == pruned.outcome.result["kept"]
+PRESETS = sorted(path.stem for path in (Path(__file__).parent.parent / "conf/select").glob("*.yaml"))
+QUICK = ["score.experts=1", "score.epochs=1", "score.size=16"]
+
+
+@pytest.mark.parametrize("select", [name for name in PRESETS if name != "balanced"])
+def test_every_preset_runs_and_verifies(ray_local: None, pruned: Pruned, select: str) -> None:
+    result = again(pruned, f"select={select}", *QUICK)
+    assert result["kept"] == pruned.outcome.result["kept"]
+    assert verify(result["manifest"], deep=True)["ok"]
 
 
 def test_lists_and_units_of_the_user(ray_local: None, pruned: Pruned, tmp_path: Path) -> None:

@@ -357,14 +357,16 @@ class _Selection:
         number = len(self.plan.names["label"]) if strategy.strata == "label" else len(self.sizes)
         counts = self.total(order.count_strata, self.shared, number)
         partition = _partitions(counts[0]) if strategy.strata == "label" else self.plan.partition
-        strata = Strata(partition)
-        if strategy.embedded:
-            pieces = -(-counts[0] // LIMIT)
-            self.told["pieces"] = int(pieces.sum())
-            sizes = np.repeat(counts[0] // np.maximum(pieces, 1), pieces)
-            strata = Strata(_partitions(sizes, ROWS_WITH_VECTORS, RANGES), pieces)
+        if not strategy.embedded:
+            self.learn(dataclasses.replace(self.plan, strata=Strata(partition)))
+            return counts
+        pieces = np.maximum(-(-counts[0] // LIMIT), 1)
+        sizes = np.repeat(counts[0] // pieces, pieces)
+        strata = Strata(_partitions(sizes, ROWS_WITH_VECTORS, RANGES), pieces)
         self.learn(dataclasses.replace(self.plan, strata=strata))
-        return self.total(order.count_strata, self.shared, int(pieces.sum())) if strategy.embedded else counts
+        counts = self.total(order.count_strata, self.shared, len(sizes))
+        self.told["pieces"] = int((counts[0] > 0).sum())
+        return counts
 
     def cut_bins(self) -> NDArray[np.int64]:
         """Drop the hardest, and cut the rest into bins of equal width over the score, numbered by falling size."""
@@ -410,15 +412,15 @@ class _Selection:
 
     def share_pieces(self, sizes: NDArray[np.int64], required: NDArray[np.int64], pieces: NDArray[np.int64]) -> None:
         """Quotas of classes, and of each class's in proportion to its pieces."""
-        whole = np.repeat(np.arange(len(pieces)), pieces)
-        of_class, floors = (np.bincount(whole, count, len(pieces)).astype(np.int64) for count in (sizes, required))
+        first = np.cumsum(pieces) - pieces
+        of_class, floors = np.add.reduceat(sizes, first), np.add.reduceat(required, first)
         weights = cluster_weights(of_class, self.settings.balance)
         seats = quotas(weights, of_class, self.plan.budget, floors)
         quota = np.zeros(len(sizes), np.int64)
-        for number in np.flatnonzero(pieces):
-            own = whole == number
-            quota[own] = quotas(cluster_weights(sizes[own], 0), sizes[own], int(seats[number]), required[own])
-        self.learn(dataclasses.replace(self.plan, weights=weights[whole], quotas=quota))
+        for start, number, budget in zip(first, pieces, seats.tolist(), strict=True):
+            own = slice(start, start + number)
+            quota[own] = quotas(cluster_weights(sizes[own], 0), sizes[own], budget, required[own])
+        self.learn(dataclasses.replace(self.plan, weights=np.repeat(weights, pieces), quotas=quota))
 
     def order_all(self) -> None:
         """Rank by score; the bins of the scores tell which rows can fit, and what lies before each partition.

@@ -455,7 +455,7 @@ def _candidates(batch: pa.RecordBatch, wanted: Wanted) -> tuple[pa.Table, Ints]:
     group[reason != REASON["duplicate"]] = -1
     stands = np.asarray(pc.index_in(batch["sample_id"], groups).fill_null(-1)).astype(np.int64)
     cut = reason == REASON["entropy"]
-    passed = np.isin(reason, [REASON[name] for name in ("sampled", "nearest", "place", "duplicate", "quota")])
+    passed = np.isin(reason, [REASON[name] for name in ("sampled", "nearest", "place", "duplicate", "hard", "quota")])
     zeros = np.zeros(n, np.int64)
     slots = {  # family: slot (below 0: none), order
         "nearest": (cluster, distance),

@@ -1,15 +1,16 @@
 """Orders that the embeddings of a cluster give: k-center, facility location, SemDeDup.
 
-Each is greedy within one piece, a cluster or a part of one, and gives every row
-a figure that never improves from one pick to the next. So the orders of many
-pieces merge by that figure into the greedy order over all of them.
+Each gives every row of one piece, a cluster or a part of one, a figure by which
+the rows of many pieces merge into one order. That of the first two never improves
+from one pick to the next, so that what is merged is the greedy order over all
+pieces; that of SemDeDup hangs on no pick.
 
 Cosines are taken to the next multiple of 2^-20, and out of sums that float64
 holds exactly (the products of float16 coordinates of unit vectors). So neither
 they nor sums of them depend on who adds what first, and rows that tie do tie.
 
-Bounds: a piece of `LIMIT` rows takes 64 MiB for its cosines and as much to make
-them; time grows with the square of its rows (k-center: with rows x picks).
+Bounds: a piece of `LIMIT` rows takes 64 MiB for its cosines and half as much to
+make them; time grows with the square of its rows.
 """
 
 import heapq
