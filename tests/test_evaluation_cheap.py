@@ -127,6 +127,11 @@ def test_what_a_random_draw_would_have_is_foretold() -> None:
     for n in (100, 1000):
         drawn = [frechet_distance(truth, Moments.of(gaussian(n, np.zeros(8), covariance, s))) for s in range(300)]
         assert expected(truth, n) == pytest.approx(np.mean(drawn), rel=0.06)
+    rows = gaussian(400, np.zeros(8), covariance, 0)
+    archive, draw = Moments.of(rows), np.random.default_rng(0)
+    drawn = [frechet_distance(archive, Moments.of(draw.choice(rows, 200, replace=False))) for _ in range(300)]
+    assert expected(archive, 200) == pytest.approx(np.mean(drawn), rel=0.1)
+    assert expected(archive, 400) == 0
 
 
 def test_axes_are_the_reference_s_principal_ones() -> None:

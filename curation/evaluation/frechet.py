@@ -41,19 +41,20 @@ def frechet_distance(one: Moments, other: Moments) -> float:
 
 
 def expected(reference: Moments, samples: int) -> float:
-    """What `frechet_distance` is on average, to first order in 1/n, for a random draw from the reference's Gaussian.
+    """What `frechet_distance` to the reference is on average, to first order in 1/n, for a random draw of its samples.
 
     tr C / n from the mean, and from the covariance sum_ij E[E_ij²] / (2 (l_i + l_j)) with E[E_ij²] =
-    l_i l_j (1 + [i = j]) / n (Wishart), l the eigenvalues of C: the second-order term of the Bures distance.
+    l_i l_j (1 + [i = j]) / n (Wishart), l the eigenvalues of C: the second-order term of the Bures distance. Both times
+    1 - n/N, for a draw without replacement.
 
     Args:
-        reference: projected moments, taken as the truth.
-        samples: n, drawn independently.
+        reference: projected moments of N samples, taken as the truth.
+        samples: n.
     """
     values = np.maximum(np.linalg.eigvalsh(reference.covariance), 0)
     sums = np.maximum(values[:, None] + values, np.finfo(float).tiny)
     spread = (np.outer(values, values) / (2 * sums)).sum() + values.sum() / 4
-    return float((values.sum() + spread) / samples)
+    return float((values.sum() + spread) * (1 / samples - 1 / reference.count))
 
 
 def _root(covariance: Floats) -> Floats:

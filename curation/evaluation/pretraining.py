@@ -1,10 +1,11 @@
 """The pre-training measure: one small self-supervised recipe from scratch on each kept set, then frozen and probed.
 
 SimCLR (Chen et al. 2020, "A Simple Framework for Contrastive Learning of Visual Representations"), head and loss by
-lightly, on the body `curation.scoring.network.Small`. (SimSiam, which has no negatives, learned nothing yet within the
-minute a run may take here.) Every arm has as many steps of as many tiles, however many it keeps. Views are made on
-batches of tensors, of what an overhead image may undergo: a random resized crop, mirroring, quarter turns, a gain and
-an offset a band, blur; no hue (bands are physical), no JPEG.
+lightly, on the body `curation.scoring.network.Small`. (In the 20 s in which SimCLR learned, SimSiam did no better than
+a network that never trained: docs/method.md.) Every arm has as many steps of as many tiles, however many it keeps;
+copies in one batch are wrong negatives, as in any contrastive training. Views are made on batches of tensors, of what
+an overhead image may undergo: a random resized crop, mirroring, quarter turns, a gain and an offset a band, blur; no
+hue (bands are physical), no JPEG.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from lightly.loss import NTXentLoss
 from lightly.models.modules.heads import SimCLRProjectionHead
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.backends import cudnn
 from torch.nn import functional as F
 
 from curation.evaluation.diversity import vendi_score
@@ -51,7 +53,7 @@ class Pretrained:
         spread: standard deviation of a number of the last batch's projections, of unit length, mean over the numbers,
             times the square root of how many there are: near 1 where directions fill the space, 0 where all views are
             one vector (Chen and He 2021, "Exploring Simple Siamese Representation Learning", section 4.1).
-        rank: `vendi_score` of the same projections: a spread of 1 along a single line would have a rank of 2.
+        rank: `vendi_score` of the same projections: the spread is 1 along a single line too, the rank then 1.
     """
 
     network: Network
@@ -97,15 +99,16 @@ def pretrain(
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: warm_cosine(step, steps))
     criterion, generator = NTXentLoss(TEMPERATURE), np.random.default_rng(seed)
     losses = []
-    for _, rows in batches(len(tiles), steps, min(batch, len(tiles)), generator):
-        x = (torch.from_numpy(tiles[rows]).to(device) - network.mean) / network.std
-        one, other = (project(network.body(view(x, generator))) for _ in range(2))
-        loss = criterion(one, other)
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        schedule.step()
-        losses.append(loss.item())
+    with cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
+        for _, rows in batches(len(tiles), steps, min(batch, len(tiles)), generator):
+            x = (torch.from_numpy(tiles[rows]).to(device) - network.mean) / network.std
+            one, other = (project(network.body(view(x, generator))) for _ in range(2))
+            loss = criterion(one, other)
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            schedule.step()
+            losses.append(loss.item())
     last = F.normalize(one.detach()).cpu()
     spread = float(last.std(0).mean()) * PROJECTED**0.5
     return Pretrained(
@@ -121,7 +124,7 @@ def view(x: Tensor, generator: np.random.Generator) -> Tensor:
         generator: draws what happens to each tile.
 
     Returns:
-        float32 (n, bands, side, side), `SIDE` of the tile's, to the next multiple of 4, which the body's stem takes.
+        float32 (n, bands, side, side), `SIDE` of the tile's, to the nearest multiple of 4, which the body's stem takes.
     """
     made = _relit(_cropped(x, 4 * round(SIDE * x.shape[-1] / 4), generator), generator)
     blurred = F.avg_pool2d(F.pad(made, (1, 1, 1, 1), mode="replicate"), 3, 1)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 import numpy as np
@@ -118,13 +119,14 @@ def detectable(deviation: float, seeds: int, level: float = LEVEL, power: float 
     Returns:
         In the units of ``deviation``; solved with the noncentral t distribution.
     """
-    critical = stats.t.isf(level / 2, seeds - 1)
+    return _shift(seeds, level, power) * deviation / float(np.sqrt(seeds))
 
-    def missing(shift: float) -> float:
-        return float(stats.nct.sf(critical, seeds - 1, shift) - power)
 
-    found = optimize.brentq(missing, 0, 2 * critical + 10)
-    return float(found * deviation / np.sqrt(seeds))
+@cache
+def _shift(seeds: int, level: float, power: float) -> float:
+    """The noncentrality at which the t test has that power."""
+    critical = float(stats.t.isf(level / 2, seeds - 1))
+    return float(optimize.brentq(lambda shift: stats.nct.sf(critical, seeds - 1, shift) - power, 0, 2 * critical + 10))
 
 
 def judge(comparisons: Mapping[str, Difference], against: str = "random") -> dict[str, Judged]:
