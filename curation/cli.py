@@ -18,6 +18,8 @@ JOBS = {
     "cluster": "fit centroids over the catalog and assign every sample",
     "select": "draw the manifest from a catalog and its clusters",
     "report": "write the page of a manifest again",
+    "compare": "strategies, budgets and seeds trained and judged: which way of pruning is worth it, if any",
+    "choose": "sweep clusters, budgets and encoders: how stable the choice is, or that it is mostly noise",
     "inspect": "URL: what lies there, and a config to begin with",
     "plan": "shards, bytes, expected time and cost; --pilot N measures N shards first",
     "explain": "MANIFEST SAMPLE: which rule decided, and which kept sample stands for it",

@@ -45,8 +45,10 @@ LITERAL = {
     "encoder.keys",
     "select.exclude",
     "select.require",
+    "compare.test.url",
 }
 GROUPS = ("encoder", "select", "cluster", "runtime")
+NAME = re.compile(r"[A-Za-z0-9_-]{1,60}")  # of a strategy: it becomes part of file names
 
 
 @dataclass
@@ -455,6 +457,74 @@ class PlanConfig:
 
 
 @dataclass
+class CompareTestConfig:
+    """The labelled samples that decide, disjoint from archive and bank."""
+
+    url: Any = None
+
+
+MEASURES = ("label", "pretraining")  # that decide; the cheap ones are always taken
+
+
+@dataclass
+class CompareConfig:
+    """``curate compare``: strategies, budgets and seeds, and what they are measured by."""
+
+    test: CompareTestConfig = field(default_factory=CompareTestConfig)
+    strategies: Any = None
+    budgets: list[float] = field(default_factory=lambda: [0.05, 0.15, 0.3])
+    seeds: int = 5
+    measures: list[str] = field(default_factory=lambda: list(MEASURES))
+    scorer: Any = None
+    size: int = 48
+    steps: int = 1000
+
+    def __post_init__(self) -> None:
+        _check_budgets("compare.budgets", self.budgets)
+        _require(self.seeds >= 2, f"compare.seeds={self.seeds}: an interval needs 2 or more, and means little below 5")
+        ok = bool(self.measures) and all(name in MEASURES for name in self.measures)
+        _require(ok, f"compare.measures={self.measures}: choose of {', '.join(MEASURES)}")
+        ok = len(set(self.measures)) == len(self.measures)
+        _require(ok, f"compare.measures={self.measures}: name each once; the first decides the verdict")
+        _require(16 <= self.size <= 256, f"compare.size={self.size}: give 16 to 256 pixels a side")
+        _require(self.steps > 0, f"compare.steps={self.steps}: give a positive number of gradient steps")
+        ok = self.strategies is None or (isinstance(self.strategies, list | dict) and bool(self.strategies))
+        ask = "give [names of presets], or {name: [key=value, …]}"
+        _require(ok, f"compare.strategies={self.strategies}: {ask}")
+        for name, keys in self.named_strategies.items():
+            ok = NAME.fullmatch(name) is not None and name != "full"
+            _require(ok, f"compare.strategies: {name!r} cannot name a strategy: take letters, digits, - and _")
+            ok = isinstance(keys, list) and all(isinstance(key, str) and "=" in key for key in keys)
+            _require(ok, f"compare.strategies.{name}={keys}: give the keys that make it, such as [select=balanced]")
+            said = [key for key in keys if key.partition("=")[0] in ("seed", "select.budget")]
+            _require(not said, f"compare.strategies.{name}: {said and said[0]} is not its to say: see compare.budgets")
+
+    @property
+    def named_strategies(self) -> dict[str, Any]:
+        """What makes each strategy that was asked for; of a preset its name."""
+        if isinstance(self.strategies, dict):
+            return {str(name): keys for name, keys in self.strategies.items()}
+        return {str(name): [f"select={name}"] for name in self.strategies or []}
+
+
+@dataclass
+class ChooseConfig:
+    """``curate choose``: what is swept over the catalog."""
+
+    k: list[int] | None = None
+    budgets: list[float] = field(default_factory=lambda: [0.05, 0.15, 0.3])
+    encoders: list[Any] | None = None
+    seeds: int = 3
+
+    def __post_init__(self) -> None:
+        ok = self.k is None or (bool(self.k) and min(self.k) > 0 and len(set(self.k)) == len(self.k))
+        _require(ok, f"choose.k={self.k}: give different positive numbers of clusters")
+        _check_budgets("choose.budgets", self.budgets)
+        _require(self.seeds >= 3, f"choose.seeds={self.seeds}: two selections and a third one's clusters are the least")
+        _require(self.encoders is None or bool(self.encoders), "choose.encoders=[]: give encoders, or null")
+
+
+@dataclass
 class Config:
     """Everything that a job is told."""
 
@@ -469,6 +539,8 @@ class Config:
     score: ScoreConfig = field(default_factory=ScoreConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     plan: PlanConfig = field(default_factory=PlanConfig)
+    compare: CompareConfig = field(default_factory=CompareConfig)
+    choose: ChooseConfig = field(default_factory=ChooseConfig)
 
     def __post_init__(self) -> None:
         _require(self.seed >= 0, f"seed={self.seed}: give a whole number, 0 or above")
@@ -604,25 +676,43 @@ def _parts(encoder: dict[str, Any]) -> dict[str, dict[str, Any]]:
         isinstance(parts, dict) and bool(parts),
         "encoder=joined needs encoder.parts={name: {name: random_conv, bands: […]}, …}",
     )
-    may = [path.stem for path in sorted((_config_dir() / "encoder").glob("*.yaml"))]
-    may = [name for name in may if name not in ("joined", "precomputed")]
     made = {}
     for part, said in parts.items():
-        name = said.get("name") if isinstance(said, dict) else None
-        _require(name in may, f"encoder.parts.{part}.name={name}: choose one of {', '.join(may)}")
-        defaults = OmegaConf.to_container(OmegaConf.load(_config_dir() / "encoder" / f"{name}.yaml"))
-        assert isinstance(defaults, dict)
-        known: dict[str, Any] = {**{str(key): value for key, value in defaults.items()}, "bands": None}
-        for key, value in said.items():
-            _require(key in known, f"encoder.parts.{part}: unknown key {key!r} for {name}")
-            ok = key not in ("batch", "threads", "seed") or (type(value) is int and value >= (key != "seed"))
-            _require(ok, f"encoder.parts.{part}.{key}={value}: give a whole number")
         _require("." not in str(part), f"encoder.parts.{part}: a part's name has no dot")
-        made[str(part)] = {**known, **said}
+        made[str(part)] = described_encoder(f"encoder.parts.{part}", said, {"bands": None})
     ok = weights is None or (isinstance(weights, dict) and all(name in made for name in weights))
     ok = ok and all(type(w) in (int, float) and 0 < w < math.inf for w in (weights or {}).values())
     _require(ok, f"encoder.weights={weights}: give positive numbers for parts of {', '.join(made)}")
     return made
+
+
+def described_encoder(where: str, said: Any, more: dict[str, Any] | None = None) -> dict[str, Any]:
+    """An encoder that a key describes, ``{name: …, …}``, with its defaults.
+
+    Args:
+        where: the key, for messages.
+        said: its value.
+        more: keys beside the encoder's own, with their defaults.
+
+    Raises:
+        RequestError: there is no such encoder or key.
+    """
+    may = [name for name in options_of("encoder") if name not in ("joined", "precomputed")]
+    name = said.get("name") if isinstance(said, dict) else None
+    _require(name in may, f"{where}.name={name}: choose one of {', '.join(may)}")
+    defaults = OmegaConf.to_container(OmegaConf.load(_config_dir() / "encoder" / f"{name}.yaml"))
+    assert isinstance(defaults, dict)
+    known: dict[str, Any] = {**{str(key): value for key, value in defaults.items()}, **(more or {})}
+    for key, value in said.items():
+        _require(key in known, f"{where}: unknown key {key!r} for {name}")
+        ok = key not in ("batch", "threads", "seed") or (type(value) is int and value >= (key != "seed"))
+        _require(ok, f"{where}.{key}={value}: give a whole number")
+    return {**known, **said}
+
+
+def options_of(group: str) -> list[str]:
+    """What may be chosen of a group, such as the presets of ``select``."""
+    return sorted(path.stem for path in (_config_dir() / group).glob("*.yaml"))
 
 
 def _config_dir() -> Path:
@@ -632,8 +722,10 @@ def _config_dir() -> Path:
 
 
 def _set_literal(config: Config, key: str, value: str | None) -> None:
-    section, _, name = key.rpartition(".")
-    target: Any = getattr(config, section) if section else config
+    *sections, name = key.split(".")
+    target: Any = config
+    for section in sections:
+        target = getattr(target, section)
     if isinstance(target, dict):
         if name not in target:
             raise RequestError(f"unknown key {key!r} for encoder={target.get('name')}")
@@ -652,8 +744,7 @@ def _explain(error: Exception, overrides: Sequence[str]) -> str:
     for override in overrides:
         key = override.partition("=")[0].lstrip("+~")
         if key in GROUPS and f"'{key}/" in text:
-            options = sorted(path.stem for path in (_config_dir() / key).glob("*.yaml"))
-            return f"{override}: no such option; choose {key}= one of {', '.join(options)}"
+            return f"{override}: no such option; choose {key}= one of {', '.join(options_of(key))}"
         if f"override '{key}'" in text or (key not in known and f"{key}" in text and key not in GROUPS):
             near = difflib.get_close_matches(key, known, 1)
             return f"unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else "")
@@ -681,6 +772,11 @@ def _check_pattern(key: str, pattern: str | None, words: tuple[str, ...], needed
     _require(groups >= needed and bool(groups), f"{key}={pattern}: give it the group {asked}")
     strange = sorted(groups - needed - {"band"} - set(FIELDS))
     _require(not strange, f"{key} has the group {strange and strange[0]}: choose of {', '.join(FIELDS)}")
+
+
+def _check_budgets(key: str, budgets: Sequence[float]) -> None:
+    ok = bool(budgets) and all(0 < budget < 1 for budget in budgets) and len(set(budgets)) == len(budgets)
+    _require(ok, f"{key}={budgets}: give different shares of the archive, each between 0 and 1")
 
 
 def _is_interval(row: Any) -> bool:

@@ -229,7 +229,8 @@ def _reads(manifest: Folder, sizes: dict[str, int], pixel: int, scenes: bool, lo
 def config_without_urls(config: Config, tables: Sequence[Table]) -> dict[str, Any]:
     """The resolved config without where anything lies or runs; of a list, table or checkpoint, its file's name."""
     content = to_dict(config)
-    for name in ("workspace", "runtime", "plan", "score"):  # a manifest that uses scores names their id
+    # a manifest that uses scores names their id
+    for name in ("workspace", "runtime", "plan", "score", "compare", "choose"):
         del content[name]
     del content["archive"]["url"], content["references"], content["catalog"]["url"]
     content["cluster"]["references"] = config.references_mode()

@@ -1,7 +1,8 @@
 """Archives in true formats, made from nothing: for the tests, and for ``make quickstart``.
 
 ``python -m tests.recipes DEST`` writes a sample archive of satellite tiles
-under ``DEST/archive`` and a small labelled bank of scenes, ``DEST/references``.
+under ``DEST/archive``, a small labelled bank of scenes, ``DEST/references``,
+and a labelled test set, ``DEST/test``.
 """
 
 import argparse
@@ -197,7 +198,7 @@ FAULTS = ("cut short", "empty", "not a number", "no data", "bad json", "not an i
 
 
 def write_sample_archive(dest: Path, tiles: int = 4000, seed: int = 0) -> None:
-    """Write ``dest/archive/<year>/tiles-NNN.tar`` and ``dest/references/bank.tar``.
+    """Write ``dest/archive/<year>/tiles-NNN.tar``, ``dest/references/bank.tar`` and ``dest/test/test.tar``.
 
     Tiles are GeoTIFFs of 64 pixels, four bands, uint16, with ``.json``
     sidecars; their classes are as uneven as on Earth. About one in ten is a
@@ -212,7 +213,8 @@ def write_sample_archive(dest: Path, tiles: int = 4000, seed: int = 0) -> None:
     else:
         with ProcessPoolExecutor(2) as pool:
             list(pool.map(_write_shard, *zip(*jobs, strict=True)))
-    _write_bank(dest / "references" / "bank.tar", seed)
+    _write_bank(dest / "references" / "bank.tar", seed, 12, 0)
+    _write_bank(dest / "test" / "test.tar", seed, 10, 1)
 
 
 def _plan(tiles: int, seed: int) -> list[Tile]:
@@ -333,12 +335,12 @@ def _place(tile: Tile) -> tuple[float, float]:
     return lon + rng.uniform(-3, 3), lat + rng.uniform(-1.5, 1.5)
 
 
-def _write_bank(path: Path, seed: int, each: int = 12) -> None:
-    """A labelled bank: as many tiles of each class, of places that the archive has not."""
+def _write_bank(path: Path, seed: int, each: int, number: int) -> None:
+    """A labelled archive: as many tiles of each class, of places that neither the archive nor another number has."""
     members: list[tuple[str, bytes]] = []
     for c, label in enumerate(CLASSES):
-        for i, ground in enumerate(draw(label, each, np.random.default_rng([seed, 6, c]))):
-            tile = Tile(900_000 + 100 * c + i, label)
+        for i, ground in enumerate(draw(label, each, np.random.default_rng([seed, 6 + number, c]))):
+            tile = Tile(900_000 + 10_000 * number + 100 * c + i, label)
             members += _members(f"{label}_{i:02d}", _changed(ground, tile, np.random.default_rng(0)), tile, i, "")
     write_tar(path, members)
 

@@ -120,6 +120,18 @@ def _weighed(encoder: dict[str, Any]) -> dict[str, Any]:
     return made | ({"parts": {n: _weighed(part) for n, part in encoder["parts"].items()}} if "parts" in made else {})
 
 
+def same_eyes(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two encoders, or parts of them, look by the same weights or filters, however they are run."""
+    return bool(_eyes(one) & _eyes(other))
+
+
+def _eyes(encoder: dict[str, Any]) -> set[str]:
+    parts = encoder["parts"].values() if encoder["name"] == "joined" else [encoder]
+    weighed = [_weighed(part) for part in parts]
+    what = ("name", "architecture", "checkpoint", "path", "seed")
+    return {json.dumps([part.get(key) for key in what]) for part in weighed}
+
+
 def encoder_config(config: Config) -> dict[str, Any]:
     """What encoders are made with: their own config, and how object stores are opened."""
     return {**config.encoder, "storage": config.runtime.storage}

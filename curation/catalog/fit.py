@@ -403,8 +403,14 @@ def _first(reasons: Sequence[str]) -> str:
 # the reference bank
 
 
-def check_bank(config: Config, bank: Root, artefact: Artefact) -> None:
+def check_bank(config: Config, bank: Root, artefact: Artefact, name: str = "the reference bank") -> None:
     """See that the bank's tiles have the archive's bands, dtype and radiometry; warn of another ground resolution.
+
+    Args:
+        config: of the run.
+        bank: its root, or that of a test set.
+        artefact: of the archive.
+        name: what it is called in messages.
 
     Raises:
         RequestError: they do not, or none could be read.
@@ -413,13 +419,13 @@ def check_bank(config: Config, bank: Root, artefact: Artefact) -> None:
         return
     archive = artefact.settled(_without_detector(config.archive))
     undecided = replace(archive, radiometry=replace(archive.radiometry, found=None))
-    advice = "use a bank of the same bands, dtype and radiometry, or ask for the shared bands with archive.bands=[…]"
+    advice = "use one of the same bands, dtype and radiometry, or ask for the shared bands with archive.bands=[…]"
     for settings in (undecided, archive):  # what its numbers say, then what becomes of them
         draw = (bank.folder, bank.shards[0], settings, BANK_TILES, FIT_BYTES, None)
         drawn: Any = _sample_shard.remote(*draw)  # type: ignore[call-arg]  # Ray's types know no defaults
         task, reasons, seen = _survived(draw, drawn)
         if not seen:
-            raise RequestError(f"no readable sample in the reference bank {bank.folder.public()}: {_first(reasons)}")
+            raise RequestError(f"no readable sample in {name} {bank.folder.public()}: {_first(reasons)}")
         try:
             if settings is archive:
                 conform(ray.get(task)[0], artefact.bands, artefact.dtype, artefact.radiometry)
@@ -429,7 +435,7 @@ def check_bank(config: Config, bank: Root, artefact: Artefact) -> None:
                 raise BadSample("decode", "WrongRadiometry", wrong)
         except BadSample as error:
             raise RequestError(
-                f"the reference bank {bank.folder.public()} does not match the archive ({error.message}); {advice}"
+                f"{name} {bank.folder.public()} does not match the archive ({error.message}); {advice}"
             ) from error
 
 
