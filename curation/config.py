@@ -477,7 +477,7 @@ class CompareConfig:
     measures: list[str] = field(default_factory=lambda: list(MEASURES))
     scorer: Any = None
     size: int = 48
-    steps: int = 1000
+    steps: int = 500
 
     def __post_init__(self) -> None:
         _check_budgets("compare.budgets", self.budgets)
