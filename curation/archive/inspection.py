@@ -27,7 +27,7 @@ from curation.archive.sidecar import KNOWN_NAMES, gather
 from curation.archive.tiling import tiles
 from curation.config import ArchiveConfig, RadiometryConfig, TileConfig
 from curation.errors import BadSample, RequestError
-from curation.storage import FileInfo, Options
+from curation.storage import FileInfo, Options, is_local, public_url
 
 SHARDS_LOOKED_AT = 3
 SAMPLES_A_SHARD = 16
@@ -60,12 +60,18 @@ class Findings:
 
 
 def inspect_archive(url: str, options: Options | None = None) -> Findings:
-    """Look at an archive.
+    """Look at an archive; credentials in its URL do not come into the findings.
 
     Raises:
         RequestError: there is nothing, or nothing that can be read.
     """
-    found = Findings(config={"url": url})
+    shown = url if is_local(url) else public_url(url)
+    found = Findings(config={"url": shown})
+    if shown != url:
+        found.notes.append(
+            "archive.url stands here without its user, password or query (it may be a signature): give credentials by "
+            "environment, profile or instance role, other options in runtime.storage (docs/storage.md)"
+        )
     files = list_files(url, options)
     _layout(files, found)
     settings = _settings(found.config)

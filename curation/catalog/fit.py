@@ -332,7 +332,7 @@ def _fit_samples(
         except BadSample:
             continue
     ranges = fixed_ranges(samples, config.archive, dtype)
-    arrays = fit_artefact(encoder_config(config), samples, bands, dtype, ranges, int(config.encoder.get("seed", 0)))
+    arrays = fit_artefact(encoder_config(config), samples, bands, ranges, int(config.encoder.get("seed", 0)))
     what = {"radiometry": settings.found, "clouds": config.archive.clouds.found}
     speckle = _speckle(samples, ranges, config.archive)
     artefact = Artefact({**arrays, "range": ranges}, bands, dtype, radiometry, what, speckle, gsd)
@@ -362,7 +362,7 @@ def _speckle(
 @ray.remote(num_cpus=1)
 def _fit_vectors(config: Config) -> bytes:
     """The artefact of an encoder that reads no pixels."""
-    arrays = fit_artefact(encoder_config(config), [], (), "", np.zeros((0, 2), np.float32), 0)
+    arrays = fit_artefact(encoder_config(config), [], (), np.zeros((0, 2), np.float32), 0)
     return Artefact(arrays, (), "").to_bytes()
 
 
