@@ -150,8 +150,8 @@ def _folders_of_scenes(root: str, loose: Iterable[FileInfo], scene: str) -> Iter
     scenes = group_scenes(loose, scene)
     if {".", scene_key(".")} <= scenes.keys():
         raise RequestError(
-            f"archive.scene: the images directly in {root} and those in its folder {scene_key('.')!r} would both be the "
-            f"sample {scene_key('.')!r}: rename the folder"
+            f"archive.scene: the images directly in {root} and those in its folder {scene_key('.')!r} would both be "
+            f"the sample {scene_key('.')!r}: rename the folder"
         )
     for name, own in scenes.items():
         folders.setdefault(os.path.dirname(name), []).extend(file for _, file in own)

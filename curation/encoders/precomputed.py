@@ -41,8 +41,8 @@ class Precomputed:
         self._table = _open(config)
         if self._table.dim != dim:
             raise RequestError(
-                f"encoder.path={_shown(config, 'path')} has vectors of {self._table.dim} numbers, but this catalog was begun "
-                f"with {dim}: take a fresh workspace"
+                f"encoder.path={_shown(config, 'path')} has vectors of {self._table.dim} numbers, but this catalog was "
+                f"begun with {dim}: take a fresh workspace"
             )
 
     @property
