@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 from omegaconf import OmegaConf
 
+from curation.archive.audit import audit
 from curation.archive.clouds import MEANING, classes, is_mask
 from curation.archive.decode import decode
 from curation.archive.listing import Root, list_archive, list_files
 from curation.archive.names import IMAGES, SHARDS, extension, is_categorical
-from curation.archive.radiometry import audit, evidence, polarisation
+from curation.archive.radiometry import evidence, polarisation
 from curation.archive.reader import read_shard
 from curation.archive.sample import RawSample, Rejection, Sample, sample_id
 from curation.archive.shards import is_table

@@ -20,19 +20,11 @@ import ray
 from numpy.typing import NDArray
 from ray.exceptions import WorkerCrashedError
 
+from curation.archive.audit import audit, contradiction
 from curation.archive.clouds import MEANING, classes
 from curation.archive.decode import conform, decode
 from curation.archive.listing import Root
-from curation.archive.radiometry import (
-    Evidence,
-    audit,
-    contradiction,
-    evidence,
-    fixed_range,
-    in_decibels,
-    in_units,
-    state,
-)
+from curation.archive.radiometry import Evidence, evidence, fixed_range, in_decibels, in_units, state
 from curation.archive.reader import read_shard
 from curation.archive.sample import RawSample, Rejection, Sample
 from curation.archive.shards import Shard

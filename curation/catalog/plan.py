@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from curation.archive.audit import audit
 from curation.archive.clouds import classes
 from curation.archive.decode import conform, decode
 from curation.archive.listing import Root
-from curation.archive.radiometry import audit, evidence
+from curation.archive.radiometry import evidence
 from curation.archive.reader import read_shard
 from curation.archive.sample import Effort, RawSample, Sample
 from curation.archive.shards import Shard
