@@ -76,7 +76,7 @@ def made(config: Config, samples: Sequence[Sample], device: str, threads: int) -
     """The encoder, fitted on a sample by hash."""
     chosen = sorted(samples, key=lambda sample: hashlib.sha256(f"fit {sample.key}".encode()).digest())[:FIT]
     bands, dtype = samples[0].bands, str(samples[0].pixels.dtype)
-    artefact = fit_artefact(config, chosen, bands, dtype, fixed_ranges(chosen, ArchiveConfig(), dtype), 0)
+    artefact = fit_artefact(config, chosen, bands, fixed_ranges(chosen, ArchiveConfig(), dtype), 0)
     return build_encoder(config, artefact, bands, dtype, device, threads)
 
 
@@ -145,7 +145,7 @@ def look_up(folder: Path, samples: Sequence[Sample], vectors: Array) -> float:
     rows = pa.array(list(vectors), pa.list_(pa.float16()))
     pq.write_table(pa.table({"key": keys, "embedding": rows}), folder / "vectors.parquet")
     config = {**preset("precomputed"), "path": str(folder / "vectors.parquet")}
-    encoder: Any = build_encoder(config, fit_artefact(config, [], (), "", None, 0), (), "", "cpu", 1)
+    encoder: Any = build_encoder(config, fit_artefact(config, [], (), None, 0), (), "", "cpu", 1)
     return rate(lambda: [encoder.lookup("root", key) for key in keys], len(keys))
 
 

@@ -10,7 +10,7 @@ import pytest
 import ray
 
 import curation.s3
-import curation.storage
+import curation.storage.retries
 from tests.command import Outcome, curate
 from tests.faulty_proxy import Watched, watched
 from tests.recipes import write_sample_archive
@@ -50,7 +50,7 @@ def proxy(s3: S3) -> Iterator[Watched]:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """No pause between tries."""
-    for module in (curation.s3, curation.storage):
+    for module in (curation.s3, curation.storage.retries):
         monkeypatch.setattr(module, "pause", lambda attempt: 0.0)
 
 

@@ -423,6 +423,15 @@ def test_without_a_size_a_scene_is_one_sample(tmp_path: Path) -> None:
 # bad input
 
 
+def test_images_in_the_root_and_a_folder_called_scene_would_be_one_sample(tmp_path: Path) -> None:
+    for folder in (".", "scene"):
+        for band in ("B02", "B03"):
+            write(tmp_path / "x" / folder / f"{band}.tif", ground(1, 64, 64))
+    with pytest.raises(RequestError, match="both be the sample 'scene': rename the folder"):
+        list_archive(str(tmp_path / "x"), settings=config(None, scene="folder"))
+    assert len(tiles(tmp_path / "x", config(32, scene="folder"))) == 8  # each scene is a shard of its own
+
+
 def test_a_band_missing(tmp_path: Path) -> None:
     for scene in "ab":
         for band in ("B02", "B03") if scene == "a" else ("B02",):

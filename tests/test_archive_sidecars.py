@@ -98,9 +98,24 @@ def test_places_in_their_usual_forms(fields: dict[str, Any]) -> None:
 def test_points_the_antimeridian_and_the_place_in_a_geotiff() -> None:
     assert said(lon=10, lat="20")["footprint"] == (10, 20, 10, 20)
     assert said(bbox=[179, -1, -179, 1])["footprint"] == (179, -1, -179, 1)
+    assert said(footprint="POLYGON ((179 -1, -179 -1, -179 1, 179 1, 179 -1))")["footprint"] == (179, -1, -179, 1)
     image = geotiff(np.ones((1, 10, 10), np.uint8), corner=(5, 6), pixel=(0.1, 0.1))
     assert decoded(tif=image).footprint == pytest.approx((5, 5, 6, 6))
     assert decoded(tif=image, json=b'{"lon": 1, "lat": 2}').footprint == (1, 2, 1, 2)
+
+
+@pytest.mark.parametrize("step", [360, 180, 90, 10])
+@pytest.mark.parametrize("form", ["GeoJSON", "WKT"])
+def test_a_footprint_around_the_globe_is_all_longitudes(step: int, form: str) -> None:
+    """Whatever points its edges are bent by."""
+    lons = range(-180, 181, step)
+    ring = [[lon, -60] for lon in lons] + [[lon, 60] for lon in reversed(lons)] + [[-180, -60]]
+    wkt = ", ".join(f"{lon} {lat}" for lon, lat in ring)
+    fields: dict[str, Any] = {
+        "GeoJSON": {"geometry": {"type": "Polygon", "coordinates": [ring]}},
+        "WKT": {"footprint": f"POLYGON (({wkt}))"},
+    }[form]
+    assert said(**fields)["footprint"] == (-180, -60, 180, 60)
 
 
 def test_a_stac_item() -> None:

@@ -1,13 +1,14 @@
 """Reading that may kill its process: what came before counts, the rest is one rejection."""
 
 import os
+import threading
 from collections.abc import Iterator
 
 import pytest
 
 from curation.archive.sample import RawSample, Rejection
 from curation.catalog.careful import stream
-from curation.catalog.encode import survivors
+from curation.catalog.encode import _prefetched, survivors
 from curation.errors import AccessError
 
 
@@ -42,3 +43,18 @@ def test_who_stops_listening_leaves_no_process() -> None:
     items = survivors(read, 10_000, "")
     next(items)
     items.close()  # type: ignore[attr-defined]
+
+
+def test_who_stops_listening_leaves_no_thread() -> None:
+    begun: list[int] = []
+
+    def chunks() -> Iterator[list[RawSample | Rejection]]:
+        for number in range(100):
+            begun.append(number)
+            yield [RawSample(f"key{number}", number, [], {})]
+
+    threads = threading.active_count()
+    ahead = _prefetched(chunks())
+    assert [chunk[0].key for chunk in (next(ahead), next(ahead))] == ["key0", "key1"]
+    ahead.close()
+    assert threading.active_count() == threads and len(begun) < 10

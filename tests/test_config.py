@@ -1,5 +1,7 @@
 """What people type: every wrong request is one line that says how to mend it; paths are taken as typed."""
 
+import hashlib
+
 import pytest
 
 from curation.catalog.artefact import catalog_id
@@ -179,3 +181,19 @@ def test_a_filter_is_taken_as_typed_and_tables_do_not_change_the_catalog():
     assert config.archive.filter == said
     assert config.archive.tables == [{"path": "s3://bucket/clouds.parquet", "key": "id", "on": "source_id"}]
     assert catalog_id(load_config([tables])) == catalog_id(load_config([]))
+
+
+def test_of_weights_the_content_counts_and_is_read_once(tmp_path, monkeypatch):
+    read = []
+    digest = hashlib.file_digest
+    monkeypatch.setattr(hashlib, "file_digest", lambda file, name: read.append(file.name) or digest(file, name))
+
+    def with_weights(name, content):
+        (tmp_path / name).write_bytes(content)
+        config = load_config(["encoder=timm", "encoder.architecture=resnet18", f"encoder.checkpoint={tmp_path / name}"])
+        return {catalog_id(config) for _ in range(3)}
+
+    (first,) = with_weights("a.pt", b"some weights")
+    assert read == [str(tmp_path / "a.pt")]
+    assert with_weights("b.pt", b"some weights") == {first}
+    assert with_weights("a.pt", b"other, longer weights") != {first} and len(read) == 3

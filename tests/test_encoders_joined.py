@@ -39,13 +39,13 @@ def samples(n: int) -> list[Sample]:
 def alone(config: dict, part: str, at: list[int], tiles: list[Sample]) -> np.ndarray:
     own = [replace(one, pixels=one.pixels[at], bands=tuple(BANDS[i] for i in at)) for one in tiles]
     settings = config["parts"][part]
-    artefact = fit_artefact(settings, own, own[0].bands, "float32", RANGES[at], settings["seed"])
+    artefact = fit_artefact(settings, own, own[0].bands, RANGES[at], settings["seed"])
     encoder = build_encoder(settings, artefact, own[0].bands, "float32", "cpu", 1)
     return np.concatenate([encoder.encode(np.stack([encoder.prepare(one)])) for one in own])
 
 
 def joined(config: dict, tiles: list[Sample]):
-    artefact = fit_artefact(config, tiles, BANDS, "float32", RANGES, 0)
+    artefact = fit_artefact(config, tiles, BANDS, RANGES, 0)
     return build_encoder(config, artefact, BANDS, "float32", "cpu", 1), artefact
 
 
@@ -102,4 +102,4 @@ def test_wrong_parts_are_one_line(overrides: list[str], says: str) -> None:
 def test_a_band_that_is_not_there_is_named() -> None:
     config = load_config(["encoder=joined", "encoder.parts={a:{name:random_conv,bands:[S3.B01]}}"]).encoder
     with pytest.raises(RequestError, match=r"encoder\.parts\.a\.bands: no band 'S3\.B01'; the archive has S2L2A\.B02"):
-        fit_artefact(config, samples(4), BANDS, "float32", RANGES, 0)
+        fit_artefact(config, samples(4), BANDS, RANGES, 0)

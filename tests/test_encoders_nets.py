@@ -70,7 +70,7 @@ def timm_config(checkpoint: object, **change: object) -> dict:
 
 
 def made(config: dict, bands: tuple[str, ...] = RGB, dtype: str = "uint8", ranges: NDArray = BYTE):
-    artefact = fit_artefact(config, [], bands, dtype, ranges, 0)
+    artefact = fit_artefact(config, [], bands, ranges, 0)
     return build_encoder(config, artefact, bands, dtype, "cpu", 1), artefact
 
 
@@ -181,7 +181,7 @@ def test_reflectance_is_brightened_and_radar_gets_false_colours(tmp_path):
             eight = np.stack([eight[:, 0], eight[:, 1], np.clip((vv - vh) / 15, 0, 1) * 255], axis=1)
         one = replace(sample(values[0].astype(np.float32), bands), radiometry=state)
         config, ranges = clip_config(path, rgb=rgb, rgb_range=None), np.tile(np.float32([-50, 50]), (len(bands), 1))
-        artefact = fit_artefact(config, [one], bands, "float32", ranges, 0)
+        artefact = fit_artefact(config, [one], bands, ranges, 0)
         encoder = build_encoder(config, artefact, bands, "float32", "cpu", 1)
         pixels = values.astype(np.float32)
         prepared = encoder.prepare(one)
@@ -190,8 +190,8 @@ def test_reflectance_is_brightened_and_radar_gets_false_colours(tmp_path):
             embed(encoder, pixels, bands), embed(plain, np.rint(eight).astype(np.uint8)), atol=2e-2
         )
     with pytest.raises(RequestError, match="only for dB its range is known"):
-        fit_artefact(clip_config(path, rgb=["a", "b", "a-b"]), [], ("a", "b"), "float32", ranges, 0)
-    given = fit_artefact(clip_config(path, rgb_range=[0, 0.3]), [], RGB, "float32", BYTE, 0)
+        fit_artefact(clip_config(path, rgb=["a", "b", "a-b"]), [], ("a", "b"), ranges, 0)
+    given = fit_artefact(clip_config(path, rgb_range=[0, 0.3]), [], RGB, BYTE, 0)
     np.testing.assert_allclose(given["rgb_range"], [[0, 0.3]] * 3)
 
 
@@ -279,6 +279,6 @@ def test_other_weights_under_the_same_name_are_noticed(tmp_path):
         save(Path(config["checkpoint"]), states[0], "plain")
         _, artefact = made(config)
         save(Path(config["checkpoint"]), states[1], "plain")
-        assert not np.array_equal(fit_artefact(config, [], RGB, "uint8", BYTE, 0)["checkpoint"], artefact["checkpoint"])
+        assert not np.array_equal(fit_artefact(config, [], RGB, BYTE, 0)["checkpoint"], artefact["checkpoint"])
         with pytest.raises(RequestError, match="fresh workspace"):
             build_encoder(config, artefact, RGB, "uint8", "cpu", 1)

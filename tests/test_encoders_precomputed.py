@@ -1,5 +1,6 @@
 """Vectors that somebody else has computed: found by key, in Parquet or npy, or refused with a reason."""
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -25,7 +26,7 @@ def config(path, **change) -> dict:
 
 
 def made(settings: dict):
-    return build_encoder(settings, fit_artefact(settings, [], (), "", None, 0), (), "", "cpu", 1)
+    return build_encoder(settings, fit_artefact(settings, [], (), None, 0), (), "", "cpu", 1)
 
 
 def one(encoder, shard: str, key: str) -> np.ndarray:
@@ -110,9 +111,20 @@ def test_a_shards_version_is_that_of_the_files_that_hold_its_vectors(tmp_path):
     assert before("a") == after("a") and before("b") != after("b")
 
 
+def test_a_message_has_no_credentials_of_the_files_url(tmp_path):
+    store = "memory://user:hunter2@vectors/"
+    for name in ("vectors.npy", "a.parquet"):
+        with fsspec.open(store + name, "wb") as file:
+            np.save(file, VECTORS)
+    for path, keys in (("none", None), ("a.parquet", None), ("vectors.npy", None), ("vectors.npy", "none")):
+        with pytest.raises(RequestError, match="memory://vectors/") as error:
+            made(config(store + path, keys=keys and store + keys))
+        assert "hunter2" not in str(error.value)
+
+
 def test_vectors_of_another_length_are_refused(tmp_path):
     pq.write_table(table(), tmp_path / "a.parquet")
-    artefact = fit_artefact(config(tmp_path / "a.parquet"), [], (), "", None, 0)
+    artefact = fit_artefact(config(tmp_path / "a.parquet"), [], (), None, 0)
     pq.write_table(table(vectors=VECTORS[:, :2]), tmp_path / "a.parquet")
     with pytest.raises(RequestError, match="fresh workspace"):
         build_encoder(config(tmp_path / "a.parquet"), artefact, (), "", "cpu", 1)

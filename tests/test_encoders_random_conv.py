@@ -41,7 +41,7 @@ def textured(n: int, size: int = 48, bands: int = 3, seed: int = 0) -> NDArray[n
 
 def made(tiles: NDArray, ranges: NDArray = BYTE, config: dict = CONFIG, seed: int = 0, threads: int = 1):
     bands = tuple(f"b{i}" for i in range(tiles.shape[1]))
-    artefact = fit_artefact(config, [sample(tile) for tile in tiles], bands, str(tiles.dtype), ranges, seed)
+    artefact = fit_artefact(config, [sample(tile) for tile in tiles], bands, ranges, seed)
     return build_encoder(config, artefact, bands, str(tiles.dtype), "cpu", threads), artefact
 
 

@@ -4,6 +4,7 @@ import json
 from datetime import UTC, datetime
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 
@@ -65,6 +66,18 @@ def test_layouts_by_names() -> None:
     pattern = find_scene([f"flat/{scene}_{band}.tif" for scene in ("x_1", "x_2") for band in ("B02", "VV")])
     assert pattern and "(?P<scene>" in pattern
     assert find_scene(["a/cat.jpg", "a/dog.jpg"]) is None
+
+
+def test_credentials_in_the_url_stay_out_of_the_config(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_tar(tmp_path / "x.tar", [("a.npy", npy(np.ones((2, 9, 9), np.uint8)))])
+    url = "memory://user:hunter2@store/x.tar"
+    with fsspec.open(url, "wb") as file:
+        file.write((tmp_path / "x.tar").read_bytes())
+    caplog.set_level("INFO")
+    result = run([url, f"config={tmp_path / 'x.yaml'}"])
+    written = (tmp_path / "x.yaml").read_text()
+    assert "  url: memory://store/x.tar\n" in written and "docs/storage.md" in written
+    assert "without its user" in caplog.text and "hunter2" not in written + json.dumps(result) + caplog.text
 
 
 def test_a_config_file_that_is_none(tmp_path: Path) -> None:

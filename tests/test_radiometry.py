@@ -7,11 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from curation.archive.audit import audit, contradiction
 from curation.archive.decode import conform, decode
 from curation.archive.radiometry import (
     Evidence,
-    audit,
-    contradiction,
     declared_offset,
     evidence,
     fixed_range,

@@ -9,7 +9,7 @@ import pytest
 
 from curation.archive.listing import Root, list_archive
 from curation.catalog.build import build_catalog
-from curation.catalog.fit import check_bank, load_or_fit
+from curation.catalog.fit import check_bank, load_or_fit, other_resolution
 from curation.catalog.plan import plan
 from curation.config import Config, load_config
 from curation.errors import RequestError
@@ -82,22 +82,33 @@ def test_a_bank_of_another_state_is_refused(ray_local, tmp_path) -> None:
 
 
 def test_a_bank_of_another_resolution_is_warned_of(ray_local, tmp_path, caplog) -> None:
-    def write(name: str, degrees: float | None) -> None:
-        place = {} if degrees is None else {"corner": (30.0, 0.01), "pixel": (degrees, degrees)}
+    for name, degrees in (("archive", 1e-4), ("finer", 1e-5)):  # 11 m and 1 m at the equator
+        place = {"corner": (30.0, 0.01), "pixel": (degrees, degrees)}
         members = [(f"{i}.tif", geotiff(reflectance_dn(DARK[i], i), **place)) for i in range(4)]
         write_tar(tmp_path / name / "a.tar", members)
-
-    write("archive", 1e-4)  # 11 m at the equator
     config = config_of(tmp_path / "archive", tmp_path / "ws")
     assert fit(config).gsd == pytest.approx(11.13, abs=0.02)
-    for name, degrees, told in (("finer", 1e-5, True), ("alike", 1.4e-4, False), ("unknown", None, False)):
-        write(name, degrees)
-        (bank,) = list_archive({"references": str(tmp_path / name)}, settings=config.archive)
-        for warned in (told, False):  # in the log when it is encoded, in the catalog whenever it is used
-            caplog.clear()
-            catalog = build_catalog(config, list_archive(config.archive.url), bank, start_ray(config.runtime))
-            assert ("1.11 m a pixel, the archive 11.1 m" in caplog.text) == warned
-            assert [text.startswith("The reference bank has 1.11 m") for text in catalog.warnings] == [True] * told
+    (bank,) = list_archive({"references": str(tmp_path / "finer")}, settings=config.archive)
+    for warned in (True, False):  # in the log when it is encoded, in the catalog whenever it is used
+        caplog.clear()
+        catalog = build_catalog(config, list_archive(config.archive.url), bank, start_ray(config.runtime))
+        assert ("1.11 m a pixel, the archive 11.1 m" in caplog.text) == warned
+        assert [text.startswith("The reference bank has 1.11 m") for text in catalog.warnings] == [True]
+
+
+@pytest.mark.parametrize(
+    ("archive", "bank", "warned"),
+    [
+        (11.1, [1.11, 1.11, None], True),
+        (1.11, [11.1], True),
+        (11.1, [15.6, 15.6, 100.0], False),  # their median
+        (11.1, [None, None], False),
+        (11.1, [], False),
+        (None, [1.11], False),
+    ],
+)
+def test_resolutions_that_are_alike_or_unknown_are_not_warned_of(archive, bank, warned) -> None:
+    assert (other_resolution(archive, bank) is not None) == warned
 
 
 def test_radar_in_any_unit_has_one_catalog(ray_local, tmp_path) -> None:

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import ray
 
-import curation.storage
 from curation.errors import CurationError, RequestError
 from jobs import prune
 from tests.command import curate
@@ -49,7 +48,7 @@ def test_the_command_says_it_in_one_line(sample_archive: Path, tmp_path: Path) -
 def test_a_store_without_credentials_or_an_answer(
     tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch, key: str, status: int, says: str
 ) -> None:
-    monkeypatch.setattr(curation.storage, "_clients", {})  # one with other credentials has the same options
+    monkeypatch.setattr("curation.storage.folder._clients", {})  # one with other credentials has the same options
     for name, value in {"AWS_ACCESS_KEY_ID": key, "AWS_SECRET_ACCESS_KEY": key, "HOME": "/nowhere"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")

@@ -16,15 +16,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import curation.s3
-import curation.storage
 from curation.archive.listing import list_archive
 from curation.archive.reader import read_shard
 from curation.archive.sample import RawSample
 from curation.config import ArchiveConfig, load_config
 from curation.errors import AccessError, RequestError
 from curation.manifests.reading import ManifestReader
-from curation.storage import BLOCK, CHUNK, GAP, IN_FLIGHT, TRIES, Folder, coalesce, options_for
+from curation.storage import BLOCK, CHUNK, GAP, IN_FLIGHT, TRIES, Folder, coalesce, options_for, pause
 from tests.faulty_proxy import Fault, Seen, Watched, first
 from tests.kept import write_archive, write_header
 from tests.s3 import S3, s3_server
@@ -92,7 +90,7 @@ def profiles(tmp_path: Path, proxy: Watched, monkeypatch: pytest.MonkeyPatch) ->
     config, secrets = tmp_path / "config", tmp_path / "credentials"
     config.write_text(f"[profile esa]\nregion = eu-central-1\nendpoint_url = {proxy.endpoint}\n")
     secrets.write_text("[esa]\naws_access_key_id = ESAKEY\naws_secret_access_key = hunter2\n")
-    monkeypatch.setattr(curation.storage, "_clients", {})  # clients of the same options have another endpoint
+    monkeypatch.setattr("curation.storage.folder._clients", {})  # clients of the same options have another endpoint
     monkeypatch.delenv("AWS_DEFAULT_REGION")  # it goes before the profile's
     monkeypatch.setenv("AWS_CONFIG_FILE", str(config))
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(secrets))
@@ -188,7 +186,7 @@ def test_connections_are_used_again(s3: S3, proxy: Watched) -> None:
     assert len(proxy.seen) == 10 and len({one.connection for one in proxy.seen}) == 1
     folder.read_ranges("data", [(i * 100_000, i * 100_000 + 10) for i in range(30)])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(curation.storage, "GAP", 0)
+        patch.setattr("curation.storage.folder.GAP", 0)
         folder.read_ranges("data", [(i * 100_000, i * 100_000 + 10) for i in range(30)])
     assert len(proxy.seen) >= 40 and len({one.connection for one in proxy.seen}) <= IN_FLIGHT
 
@@ -313,8 +311,8 @@ def test_what_fails_every_time_is_asked_for_so_often_and_named(kind: str, s3: S3
 
 
 def test_pauses_grow_are_bounded_and_the_same_every_time() -> None:
-    pauses = [curation.storage.pause(attempt) for attempt in range(TRIES)]
-    assert pauses == sorted(pauses) == [curation.storage.pause(attempt) for attempt in range(TRIES)]
+    pauses = [pause(attempt) for attempt in range(TRIES)]
+    assert pauses == sorted(pauses) == [pause(attempt) for attempt in range(TRIES)]
     assert pauses[0] == 0.2 and 20 < sum(pauses[:-1]) < 30 and max(pauses) <= 10
 
 
@@ -335,8 +333,8 @@ def replaced(s3: S3, key: str, body: bytes, after: int) -> Fault:
 @pytest.mark.parametrize("body", [DATA[::-1], DATA[: 1 << 20]], ids=["other", "shorter"])
 @pytest.mark.parametrize("mode", ["stream", "random", "ranges"])
 def test_two_versions_are_never_mixed(body: bytes, mode: str, s3: S3, proxy: Watched, monkeypatch) -> None:
-    monkeypatch.setattr(curation.storage, "CHUNK", 1 << 18)
-    monkeypatch.setattr(curation.storage, "IN_FLIGHT", 1)
+    monkeypatch.setattr("curation.storage.ranges.CHUNK", 1 << 18)
+    monkeypatch.setattr("curation.storage.folder.IN_FLIGHT", 1)
     key = f"replaced-{mode}"
     s3.client.put_object(Bucket=s3.bucket, Key=key, Body=DATA)
     folder = folder_of(s3, proxy)

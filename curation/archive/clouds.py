@@ -95,17 +95,23 @@ def take_masks(images: Mapping[str, Image], settings: CloudsConfig) -> tuple[dic
     left: dict[str, Image] = {}
     masks: dict[str, Image] = {}
     for suffix, image in images.items():
-        stem = suffix.rpartition(".")[0] if holds_pixels(suffix, None) else suffix
-        names = [stem if len(image.bands) == 1 and stem else band for band in image.bands]
-        own = [i for i, name in enumerate(names) if is_mask(name, settings)]
-        rest = [i for i in range(len(names)) if i not in own]
-        for i in own:
-            masks[names[i]] = replace(image, pixels=image.pixels[i : i + 1], bands=(names[i],), nodata=None)
-        if rest:
-            plain = len(rest) == len(names)
-            bands = tuple(image.bands[i] for i in rest)
-            left[suffix] = image if plain else replace(image, pixels=image.pixels[rest], bands=bands)
+        own = _mask_bands(suffix, image.bands, settings.band)
+        rest = [i for i in range(len(image.bands)) if i not in own] if own else []
+        for i, name in own.items():
+            masks[name] = replace(image, pixels=image.pixels[i : i + 1], bands=(name,), nodata=None)
+        if not own:
+            left[suffix] = image
+        elif rest:
+            left[suffix] = replace(image, pixels=image.pixels[rest], bands=tuple(image.bands[i] for i in rest))
     return left, masks
+
+
+@lru_cache(1024)
+def _mask_bands(suffix: str, bands: tuple[str, ...], band: str | None) -> Mapping[int, str]:
+    """Position and name of the mask bands of one file; ``band`` is that of ``archive.clouds.band``."""
+    stem = suffix.rpartition(".")[0] if holds_pixels(suffix, None) else suffix
+    names = [stem if len(bands) == 1 and stem else own for own in bands]
+    return {i: name for i, name in enumerate(names) if _is_mask(name, band)}
 
 
 def read_masks(masks: Mapping[str, NDArray[Any]], settings: CloudsConfig) -> tuple[Bools | None, Bools | None]:

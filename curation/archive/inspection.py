@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 from omegaconf import OmegaConf
 
+from curation.archive.audit import audit
 from curation.archive.clouds import MEANING, classes, is_mask
 from curation.archive.decode import decode
 from curation.archive.listing import Root, list_archive, list_files
 from curation.archive.names import IMAGES, SHARDS, extension, is_categorical
-from curation.archive.radiometry import audit, evidence, polarisation
+from curation.archive.radiometry import evidence, polarisation
 from curation.archive.reader import read_shard
 from curation.archive.sample import RawSample, Rejection, Sample, sample_id
 from curation.archive.shards import is_table
@@ -27,7 +28,7 @@ from curation.archive.sidecar import KNOWN_NAMES, gather
 from curation.archive.tiling import tiles
 from curation.config import ArchiveConfig, RadiometryConfig, TileConfig
 from curation.errors import BadSample, RequestError
-from curation.storage import FileInfo, Options
+from curation.storage import FileInfo, Options, is_local, public_url
 
 SHARDS_LOOKED_AT = 3
 SAMPLES_A_SHARD = 16
@@ -60,12 +61,18 @@ class Findings:
 
 
 def inspect_archive(url: str, options: Options | None = None) -> Findings:
-    """Look at an archive.
+    """Look at an archive; credentials in its URL do not come into the findings.
 
     Raises:
         RequestError: there is nothing, or nothing that can be read.
     """
-    found = Findings(config={"url": url})
+    shown = url if is_local(url) else public_url(url)
+    found = Findings(config={"url": shown})
+    if shown != url:
+        found.notes.append(
+            "archive.url stands here without its user, password or query (it may be a signature): give credentials by "
+            "environment, profile or instance role, other options in runtime.storage (docs/storage.md)"
+        )
     files = list_files(url, options)
     _layout(files, found)
     settings = _settings(found.config)

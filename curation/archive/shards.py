@@ -87,7 +87,7 @@ def shards_of(root: str, files: Iterable[FileInfo], settings: ArchiveConfig | No
     those called ``metadata``, are tables.
 
     Raises:
-        RequestError: a shard lacks one of ``archive.modalities``.
+        RequestError: a shard lacks one of ``archive.modalities``; two scenes would be the same band or sample.
     """
     found = list(_plain_shards(root, files, settings))
     if any(shard.format != "parquet" for shard in found):
@@ -147,7 +147,13 @@ def _folders(root: str, loose: Iterable[FileInfo]) -> Iterator[Shard]:
 def _folders_of_scenes(root: str, loose: Iterable[FileInfo], scene: str) -> Iterator[Shard]:
     """Scenes that are samples: those of one folder are a shard."""
     folders: dict[str, list[FileInfo]] = {}
-    for name, own in group_scenes(loose, scene).items():
+    scenes = group_scenes(loose, scene)
+    if {".", scene_key(".")} <= scenes.keys():
+        raise RequestError(
+            f"archive.scene: the images directly in {root} and those in its folder {scene_key('.')!r} would both be "
+            f"the sample {scene_key('.')!r}: rename the folder"
+        )
+    for name, own in scenes.items():
         folders.setdefault(os.path.dirname(name), []).extend(file for _, file in own)
     for path, inside in folders.items():
         yield Shard(root, path or ".", "folder", files=tuple(sorted(inside)))

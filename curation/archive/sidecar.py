@@ -200,8 +200,10 @@ def _box(value: Any) -> Footprint:
         raise ValueError
     xs, ys = [x for x, _ in points], [y for _, y in points]
     west, east = min(xs), max(xs)
-    if east - west > 180:  # no tile is that wide: it crosses the antimeridian
-        west, east = min(x for x in xs if x > 0), max(x for x in xs if x < 0)
+    if east - west > 180:  # no tile is that wide: it crosses the antimeridian, or goes around the globe
+        first, last = min(x for x in xs if x >= 0), max(x for x in xs if x < 0)
+        if 0 < last + 360 - first < 180:
+            west, east = first, last
     return west, min(ys), east, max(ys)
 
 

@@ -8,7 +8,7 @@ it comes to be: :mod:`~curation.catalog.fit`.
 import hashlib
 import json
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -109,14 +109,21 @@ def _portable(encoder: dict[str, Any]) -> dict[str, Any]:
     )
 
 
+@lru_cache(16)
+def _content(path: str, size: int, mtime: int) -> str:
+    """The SHA-256 of a file's bytes; read again only once size or modification time (ns) are others."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _weighed(encoder: dict[str, Any]) -> dict[str, Any]:
     """The encoder's config with the content of its weights in the place of their names."""
     made, checkpoint = _portable(encoder), encoder.get("checkpoint")
     if checkpoint:
         made["checkpoint"] = checkpoint  # a hub tag counts whole
     if checkpoint and is_local(checkpoint) and Path(local_path(checkpoint)).is_file():
-        with open(local_path(checkpoint), "rb") as file:  # the content counts, not what it is called
-            made["checkpoint"] = hashlib.file_digest(file, "sha256").hexdigest()
+        about = Path(local_path(checkpoint)).stat()  # the content counts, not what it is called
+        made["checkpoint"] = _content(local_path(checkpoint), about.st_size, about.st_mtime_ns)
     return made | ({"parts": {n: _weighed(part) for n, part in encoder["parts"].items()}} if "parts" in made else {})
 
 

@@ -10,10 +10,10 @@ import logging
 import pickle
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field, replace
-from queue import Queue
-from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -135,10 +135,13 @@ class ShardEncoder:
             source = _Source(items if sieve is None else sieve.sift(items))
         else:
             source = _Source(read_shard(folder, shard, archive, sieve=sieve))
-        with _decoder(self.maker, shard.name, careful, self.spec.decode_ahead) as decoded:
+        with (
+            _decoder(self.maker, shard.name, careful, self.spec.decode_ahead) as decoded,
+            closing(_prefetched(_chunks(source))) as chunks,
+        ):
             rows = ShardRows(self.encoder)
             reported, at = (0, 0), time.monotonic()
-            for results in decoded(_prefetched(_chunks(source))):
+            for results in decoded(chunks):
                 for result in results:
                     rows.add(result)
                 if time.monotonic() - at > PAUSE:
@@ -363,20 +366,14 @@ def _chunks(samples: Iterable[RawSample | Rejection]) -> Iterator[Chunk]:
         yield chunk
 
 
-def _prefetched(chunks: Iterator[Chunk], ahead: int = 4) -> Iterator[Chunk]:
-    """Read in a thread, a few chunks ahead, so that the encoder does not wait for storage."""
-    queue: Queue[Any] = Queue(ahead)
-
-    def fill() -> None:
+def _prefetched(chunks: Iterator[Chunk], ahead: int = 4) -> Generator[Chunk, None, None]:
+    """Read in a thread, a few chunks ahead, so that the encoder does not wait for storage; closed, it reads no more."""
+    with ThreadPoolExecutor(1) as pool:
+        waiting: deque[Future[Chunk | None]] = deque(pool.submit(next, chunks, None) for _ in range(ahead))
         try:
-            for chunk in chunks:
-                queue.put(chunk)
-            queue.put(None)
-        except BaseException as error:  # noqa: BLE001 - raised again by the reader of the queue
-            queue.put(error)
-
-    Thread(target=fill, daemon=True).start()
-    while (item := queue.get()) is not None:
-        if isinstance(item, BaseException):
-            raise item
-        yield item
+            while (chunk := waiting.popleft().result()) is not None:
+                waiting.append(pool.submit(next, chunks, None))
+                yield chunk
+        finally:
+            for future in waiting:
+                future.cancel()

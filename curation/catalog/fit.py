@@ -20,19 +20,11 @@ import ray
 from numpy.typing import NDArray
 from ray.exceptions import WorkerCrashedError
 
+from curation.archive.audit import audit, contradiction
 from curation.archive.clouds import MEANING, classes
 from curation.archive.decode import conform, decode
 from curation.archive.listing import Root
-from curation.archive.radiometry import (
-    Evidence,
-    audit,
-    contradiction,
-    evidence,
-    fixed_range,
-    in_decibels,
-    in_units,
-    state,
-)
+from curation.archive.radiometry import Evidence, evidence, fixed_range, in_decibels, in_units, state
 from curation.archive.reader import read_shard
 from curation.archive.sample import RawSample, Rejection, Sample
 from curation.archive.shards import Shard
@@ -332,7 +324,7 @@ def _fit_samples(
         except BadSample:
             continue
     ranges = fixed_ranges(samples, config.archive, dtype)
-    arrays = fit_artefact(encoder_config(config), samples, bands, dtype, ranges, int(config.encoder.get("seed", 0)))
+    arrays = fit_artefact(encoder_config(config), samples, bands, ranges, int(config.encoder.get("seed", 0)))
     what = {"radiometry": settings.found, "clouds": config.archive.clouds.found}
     speckle = _speckle(samples, ranges, config.archive)
     artefact = Artefact({**arrays, "range": ranges}, bands, dtype, radiometry, what, speckle, gsd)
@@ -362,7 +354,7 @@ def _speckle(
 @ray.remote(num_cpus=1)
 def _fit_vectors(config: Config) -> bytes:
     """The artefact of an encoder that reads no pixels."""
-    arrays = fit_artefact(encoder_config(config), [], (), "", np.zeros((0, 2), np.float32), 0)
+    arrays = fit_artefact(encoder_config(config), [], (), np.zeros((0, 2), np.float32), 0)
     return Artefact(arrays, (), "").to_bytes()
 
 

@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from curation.archive.audit import audit
 from curation.archive.clouds import classes
 from curation.archive.decode import conform, decode
 from curation.archive.listing import Root
-from curation.archive.radiometry import audit, evidence
+from curation.archive.radiometry import evidence
 from curation.archive.reader import read_shard
 from curation.archive.sample import Effort, RawSample, Sample
 from curation.archive.shards import Shard
@@ -112,7 +113,7 @@ def _probe(config: Config, roots: Sequence[Root], filter: TableFilter | None) ->
     size = (shard.size if len(head) <= PROBE else sum(map(_bytes, raws))) / len(raws)
     passed = sum(1 for _ in Sieve(filter, config.archive.fields).sift(raws)) / len(raws) if filter else 1.0
     if not needs_pixels(config):
-        artefact = fit_artefact(encoder_config(config), [], (), "", np.zeros((0, 2), np.float32), 0)
+        artefact = fit_artefact(encoder_config(config), [], (), np.zeros((0, 2), np.float32), 0)
         encoder = build_encoder(encoder_config(config), artefact, (), "", "cpu", 1)
         return Probe(size, None, encoder.dim, "no pixels are read", passed=passed)
     limit_threads(1)
@@ -126,7 +127,7 @@ def _probe(config: Config, roots: Sequence[Root], filter: TableFilter | None) ->
     except BadSample as error:
         raise RequestError(f"archive.bands: {error.message}") from error
     ranges = fixed_ranges(samples, config.archive, dtype)
-    artefact = fit_artefact(encoder_config(config), samples, bands, dtype, ranges, int(config.encoder.get("seed", 0)))
+    artefact = fit_artefact(encoder_config(config), samples, bands, ranges, int(config.encoder.get("seed", 0)))
     found = {"radiometry": config.archive.radiometry.found or {}, "clouds": config.archive.clouds.found}
     fitted = Artefact({**artefact, "range": ranges}, bands, dtype, samples[0].radiometry, found)
     encoder = build_encoder(encoder_config(config), artefact, bands, dtype, "cpu", 1)

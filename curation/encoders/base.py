@@ -57,7 +57,7 @@ class Encoder(Protocol):
 
 
 def fit_artefact(
-    config: Config, samples: Sequence[Sample], bands: tuple[str, ...], dtype: str, ranges: Floats, seed: int
+    config: Config, samples: Sequence[Sample], bands: tuple[str, ...], ranges: Floats, seed: int
 ) -> Artefact:
     """What the encoder has to know besides its config, as named arrays; the same for the same samples and seed.
 
@@ -65,7 +65,6 @@ def fit_artefact(
         config: the encoder's config; ``name`` says which.
         samples: a sample of the archive (labels are not looked at).
         bands: names of the archive's bands.
-        dtype: the archive's dtype.
         ranges: ``(bands, 2)``, the fixed radiometric range of each band; kept in the artefact as ``range``.
         seed: of everything that is drawn.
 

@@ -26,12 +26,11 @@ def fit(config: Config, samples: Sequence[Sample], bands: tuple[str, ...], range
         RequestError: a part's config is wrong, or the archive has no such band.
     """
     made: Artefact = {}
-    dtype = str(samples[0].pixels.dtype) if samples else "float32"
     for name, part in config["parts"].items():
         at = positions(name, part.get("bands"), bands)
         own = tuple(bands[i] for i in at)
         seen = [_only(sample, at) for sample in samples]
-        fitted = fit_artefact(part, seen, own, dtype, ranges[list(at)], int(part.get("seed", seed)))
+        fitted = fit_artefact(part, seen, own, ranges[list(at)], int(part.get("seed", seed)))
         made |= {f"{name}.{array}": values for array, values in fitted.items()}
     return made
 

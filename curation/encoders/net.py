@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from curation.encoders.base import Artefact, Floats, Preparation, in_batches
 from curation.errors import RequestError
-from curation.storage import is_local, local_path
+from curation.storage import is_local, local_path, without_secrets
 
 
 class NetEncoder:
@@ -75,7 +75,7 @@ def checkpoint_file(checkpoint: Any, encoder: str) -> str | None:
     if os.path.isfile(path):
         return path
     if os.sep in checkpoint or checkpoint.endswith((".pt", ".pth", ".bin", ".safetensors", ".ckpt")):
-        raise RequestError(f"encoder.checkpoint={checkpoint}: no such local file")
+        raise RequestError(f"encoder.checkpoint={without_secrets(checkpoint)}: no such local file")
     return None
 
 

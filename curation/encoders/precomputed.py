@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from curation.archive.sample import Sample, Window
 from curation.encoders.base import Artefact, Config, Floats
 from curation.errors import BadSample, RequestError
-from curation.storage import FileInfo, Folder, listing_digest
+from curation.storage import FileInfo, Folder, listing_digest, public_url
 
 LAST = "\U0010ffff"  # behind all names
 SEVERAL = ("refuse", "mean", "tiles")
@@ -41,8 +41,8 @@ class Precomputed:
         self._table = _open(config)
         if self._table.dim != dim:
             raise RequestError(
-                f"encoder.path={config['path']} has vectors of {self._table.dim} numbers, but this catalog was begun "
-                f"with {dim}: take a fresh workspace"
+                f"encoder.path={_shown(config, 'path')} has vectors of {self._table.dim} numbers, but this catalog was "
+                f"begun with {dim}: take a fresh workspace"
             )
 
     @property
@@ -256,16 +256,16 @@ def _open(config: Config) -> _Whole | _ByShard:
             schema = pq.read_schema(source)
         for name in columns.every:
             if name not in schema.names:
-                raise RequestError(f"{config['path']} has no column {name!r}, but {', '.join(schema.names)}")
+                raise RequestError(f"{_shown(config, 'path')} has no column {name!r}, but {', '.join(schema.names)}")
         if SHARD in schema.names:
             return _ByShard(files, columns)
         parts = []
         for folder, file in files:
             with folder.open(file) as source:
                 parts.append(pq.read_table(source, columns=columns.every))
-        return _whole(pa.concat_tables(parts), columns, str(config["path"]))
+        return _whole(pa.concat_tables(parts), columns, _shown(config, "path"))
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        raise RequestError(f"encoder.path={config['path']} is not readable as Parquet: {error}") from error
+        raise RequestError(f"encoder.path={_shown(config, 'path')} is not readable as Parquet: {error}") from error
 
 
 def _whole(table: pa.Table, columns: _Columns, where: str, dim: int = 0) -> _Whole:
@@ -307,7 +307,7 @@ def _matrix(column: Any, name: str) -> NDArray[Any]:
 
 
 def _open_npy(config: Config, folder: Folder, file: FileInfo) -> _Whole:
-    path = config["path"]
+    path = _shown(config, "path")
     if config["several"] == "tiles":
         raise RequestError(f"encoder.path={path}: the windows of encoder.several=tiles stand in Parquet only")
     if not config["keys"]:
@@ -324,7 +324,7 @@ def _open_npy(config: Config, folder: Folder, file: FileInfo) -> _Whole:
             f"encoder.path={path} has shape {vectors.shape} and dtype {vectors.dtype} for {len(keys)} keys; "
             "give one row of floats a key"
         )
-    return _Whole(keys, vectors, str(config["keys"]), str(config["several"]))
+    return _Whole(keys, vectors, _shown(config, "keys"), str(config["several"]))
 
 
 def _files(config: Config, name: str) -> list[tuple[Folder, FileInfo]]:
@@ -342,5 +342,10 @@ def _files(config: Config, name: str) -> list[tuple[Folder, FileInfo]]:
         return [(folder.parent, folder.parent.info(folder.url.rpartition("/")[2]))]
     found = [file for file in folder.list() if file.path.endswith(".parquet")] if kind else []
     if not found:
-        raise RequestError(f"encoder.{name}={config[name]}: no such file, nor a folder with Parquet files")
+        raise RequestError(f"encoder.{name}={_shown(config, name)}: no such file, nor a folder with Parquet files")
     return [(folder, file) for file in found]
+
+
+def _shown(config: Config, name: str) -> str:
+    """A file's URL as it may be printed."""
+    return public_url(str(config[name]))

@@ -1,50 +1,32 @@
-"""Folders under fsspec URLs: atomic writes, and reads of files, streams and ranges that never drop or mix bytes.
-
-All input and output of the pipeline goes through :class:`Folder`, so that a
-local disk and an object store behave alike: a file is complete or absent.
-"""
+"""Folders under fsspec URLs: atomic writes, and reads of files, streams and ranges that never drop or mix bytes."""
 
 import bisect
 import hashlib
 import io
 import json
 import os
-import re
 import stat
-import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar, cast
-from urllib.parse import unquote
+from typing import Any, BinaryIO, cast
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from curation.errors import AccessError, ChangedError, CurationError, RequestError
+from curation.errors import AccessError, ChangedError, RequestError
+from curation.storage.options import Options, options_for
+from curation.storage.ranges import RandomReader, SequentialReader, coalesce
+from curation.storage.retries import TRIES, retry
+from curation.storage.urls import is_local, local_path, public_url
 
-T = TypeVar("T")
-Options = dict[str, dict[str, Any]]
-
-CHUNK = 8 << 20  # bytes a sequential reader asks for at once
-BLOCK = 1 << 16  # bytes that a random reader asks for at least; as many as pyarrow wants of a file's end
 GAP = 1 << 16  # ranges that lie closer are fetched together: some ms of a request; in money it is worth only 5 kB
 IN_FLIGHT = 8  # requests at once of one call
-AHEAD = 4 * CHUNK  # bytes that a reader of a file's parts fetches at once
-TRIES = 8  # attempts at a remote operation before it counts as an access error
-PLACES = ("workspace", "references", "catalog")  # what storage options are given for by name, besides roots
 
 _clients: dict[tuple[Any, ...], Any] = {}  # one a process, protocol and options: its connections are kept open
-
-_SECRET_NAMES = {"key", "username"}
-_SECRET_PARTS = re.compile(
-    "secret|password|passwd|token|credential|connection_string|access_key|account_key|sas|authorization"
-)
-_USER_INFO = re.compile(r"://[^/\s]*@")
-_QUERY = re.compile(r"(https?://[^\s'\"?#]*)[?#][^\s'\"]*")
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -65,121 +47,6 @@ def listing_digest(files: Iterable[FileInfo]) -> str:
     """A hash over files' paths, sizes and versions."""
     listing = [[file.path, file.size, file.version] for file in files]
     return hashlib.blake2b(json.dumps(listing).encode(), digest_size=16).hexdigest()
-
-
-def is_local(url: str) -> bool:
-    """Whether ``url`` is a path or a ``file:`` URL."""
-    return "://" not in url or url.startswith("file://")
-
-
-def local_path(url: str) -> str:
-    """The path that ``url`` names, absolute; a ``file:`` URL may be percent-encoded."""
-    path = url.removeprefix("file://")
-    if path != url and not os.path.exists(path):
-        path = unquote(path)
-    return os.path.abspath(os.path.expanduser(path))
-
-
-def public_url(url: str) -> str:
-    """``url`` as it may be printed: a ``file:`` URL for a path, and never with credentials.
-
-    Only over http do ``?`` and ``#`` end a path (and may bring a signature); elsewhere they belong to names.
-    """
-    if is_local(url):
-        return Path(local_path(url)).as_uri()
-    scheme, _, rest = url.partition("://")
-    host, slash, path = rest.partition("/")
-    shown = host.rpartition("@")[2] + slash + path
-    if scheme.lower().endswith(("http", "https")):
-        shown = re.split("[?#]", shown, maxsplit=1)[0]
-    return f"{scheme}://{shown}"
-
-
-def file_name(url: str) -> str:
-    """The last part of a path or URL, without a query (which may be a signature)."""
-    name = url.rstrip("/").rpartition("/")[2]
-    return name if is_local(url) else name.partition("?")[0]
-
-
-def without_secrets(text: str) -> str:
-    """What a library's error says, in one line; of URLs in it neither the user nor the query, which may be signed."""
-    return _QUERY.sub(r"\1", _USER_INFO.sub("://", " ".join(text.split())))
-
-
-def check_storage_options(options: dict[str, Any]) -> None:
-    """Refuse secrets in the config, at any depth: they would end up in files and logs.
-
-    Raises:
-        RequestError: an option looks like a credential, or what a protocol or root is given is no mapping.
-    """
-    for name, values in options.items():
-        if not isinstance(values, dict):
-            raise RequestError(
-                f"runtime.storage.{name} is no mapping: write runtime.storage={{{name}: {{option: value}}}}"
-            )
-        _refuse_secrets(f"runtime.storage.{name}", values)
-
-
-def check_storage_names(options: Mapping[str, Any] | None, roots: Iterable[str]) -> None:
-    """Refuse options that would never be used.
-
-    Args:
-        options: per protocol, root or place of :data:`PLACES`.
-        roots: what the roots of the archive are called.
-
-    Raises:
-        RequestError: a name is none of these; the message has the choices.
-    """
-    names = [*roots, *PLACES]
-    for name in options or {}:
-        if name not in names and name.split("::")[0] not in fsspec.available_protocols():
-            raise RequestError(
-                f"storage options are given for {name!r}, which is no protocol (s3, gs, …) and no root: "
-                f"choose a protocol, or one of {', '.join(names)}"
-            )
-
-
-def options_for(options: Options | None, name: str, url: str) -> Options:
-    """The options to open ``url`` with, as :class:`Folder` takes them.
-
-    Args:
-        options: per protocol, root or place.
-        name: of the root or place that lies at ``url``; its own options go over its protocol's.
-        url: where it lies.
-    """
-    options = options or {}
-    if is_local(url) or name not in options:
-        return options
-    protocol = url.split("://", 1)[0]
-    return {**options, protocol: _merge(options.get(protocol, {}), options[name])}
-
-
-def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """Both mappings; where both have a mapping at a key, these are merged as well."""
-    merged = dict(below)
-    for key, value in above.items():
-        both = isinstance(value, dict) and isinstance(below.get(key), dict)
-        merged[key] = _merge(below[key], value) if both else value
-    return merged
-
-
-def _refuse_secrets(where: str, value: Any) -> None:
-    advice = "does not belong in a config; give credentials by environment, profile or instance role"
-    if isinstance(value, dict):
-        for name, below in value.items():
-            if _names_secret(str(name)):
-                raise RequestError(f"{where}.{name} is a secret and {advice}")
-            _refuse_secrets(f"{where}.{name}", below)
-    elif isinstance(value, list):
-        for below in value:
-            _refuse_secrets(where, below)
-    elif isinstance(value, str) and _USER_INFO.search(value):
-        raise RequestError(f"{where} is a URL with a user in it, which {advice}")
-
-
-def _names_secret(name: str) -> bool:
-    plain = name.lower().replace("-", "_")
-    return plain in _SECRET_NAMES or _SECRET_PARTS.search(plain) is not None
 
 
 class Folder:
@@ -293,8 +160,8 @@ class Folder:
             except OSError as error:
                 raise AccessError(f"{self.public(file.path)}: {error.strerror}") from error
         if random:
-            return cast(BinaryIO, _RandomReader(self, file, ahead))
-        return io.BufferedReader(_SequentialReader(self, file), buffer_size=1 << 16)
+            return cast(BinaryIO, RandomReader(self, file, ahead))
+        return io.BufferedReader(SequentialReader(self, file), buffer_size=1 << 16)
 
     def read_range(self, path: str, start: int, stop: int, version: str = "") -> bytes:
         """The bytes from ``start`` up to ``stop``.
@@ -568,128 +435,6 @@ class Folder:
         return os.path.join(folder, f".{uuid.uuid4().hex}.tmp")
 
 
-class RangeReader(io.RawIOBase):
-    """A listed file as a seekable stream; how bytes are fetched is the subclass's."""
-
-    def __init__(self, folder: Folder, file: FileInfo) -> None:
-        self.folder, self.file = folder, file
-        self.position = 0
-
-    def readable(self) -> bool:
-        """It can be read."""
-        return True
-
-    def seekable(self) -> bool:
-        """It can be read from anywhere."""
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Go on from another place."""
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self.position, io.SEEK_END: self.file.size}[whence]
-        self.position = base + offset
-        return self.position
-
-    def tell(self) -> int:
-        """The place that is read next."""
-        return self.position
-
-    def readinto(self, buffer: Any) -> int:
-        """Fill a buffer as far as the file goes."""
-        stop = min(self.position + len(buffer), self.file.size)
-        if self.position >= stop:
-            return 0
-        data = self.get(self.position, stop)
-        buffer[: len(data)] = data
-        self.position += len(data)
-        return len(data)
-
-    def get(self, start: int, stop: int) -> bytes:
-        """The bytes from ``start``, some of them at least."""
-        raise NotImplementedError
-
-    def fetch(self, start: int, stop: int) -> bytes:
-        """All bytes from ``start`` up to ``stop``, of the listed version."""
-        return self.folder._read_range(self.file.path, start, stop, self.file.version)[0]
-
-
-class _SequentialReader(RangeReader):
-    """Fetches ``CHUNK`` bytes from wherever it is read, and gives what follows out of them."""
-
-    def __init__(self, folder: Folder, file: FileInfo) -> None:
-        super().__init__(folder, file)
-        self.start, self.chunk = 0, b""
-
-    def get(self, start: int, stop: int) -> bytes:
-        if not self.start <= start < self.start + len(self.chunk):
-            self.start, self.chunk = start, self.fetch(start, min(self.file.size, start + CHUNK))
-        return self.chunk[start - self.start : stop - self.start]
-
-
-class _RandomReader(RangeReader):
-    """Fetches exactly what it is asked for, but the last ``BLOCK`` bytes and short reads by blocks, which it keeps."""
-
-    HELD = 16  # blocks
-
-    def __init__(self, folder: Folder, file: FileInfo, ahead: Sequence[tuple[int, int]]) -> None:
-        super().__init__(folder, file)
-        self.ahead = dict(zip(ahead, folder.read_ranges(file.path, ahead, file.version), strict=True))
-        self.tail = max(0, file.size - BLOCK)
-        self.blocks: dict[int, bytes] = {}
-
-    def readall(self) -> bytes:
-        start, self.position = min(self.position, self.file.size), self.file.size
-        return self.get(start, self.file.size)
-
-    def get(self, start: int, stop: int) -> bytes:
-        for (first, last), data in self.ahead.items():
-            if first <= start and stop <= last:
-                return data[start - first : stop - first]
-        if stop - start >= BLOCK and start != self.tail:
-            return self.fetch(start, stop)
-        data = b""
-        while start < stop:
-            begin = self.tail if start >= self.tail else start // BLOCK * BLOCK
-            end = self.file.size if begin == self.tail else min(begin + BLOCK, self.tail)
-            data += self._block(begin, end)[start - begin : stop - begin]
-            start = end
-        return data
-
-    def _block(self, begin: int, end: int) -> bytes:
-        if begin not in self.blocks:
-            if len(self.blocks) == self.HELD:
-                del self.blocks[min(self.blocks, key=lambda start: start == self.tail)]  # the oldest, never the tail
-            self.blocks[begin] = self.fetch(begin, end)
-        return self.blocks[begin]
-
-
-def bundled(items: Iterable[T], size: Callable[[T], int]) -> Iterator[list[T]]:
-    """Runs of items, each run of ``AHEAD`` bytes or little more by ``size``: what is worth fetching together."""
-    run: list[T] = []
-    total = 0
-    for item in items:
-        run.append(item)
-        total += size(item)
-        if total >= AHEAD:
-            yield run
-            run, total = [], 0
-    if run:
-        yield run
-
-
-def coalesce(ranges: Sequence[tuple[int, int]], gap: int) -> list[tuple[int, int]]:
-    """What to fetch for ``ranges``, sorted and disjoint; a span grows to ``CHUNK`` bytes at most by joining."""
-    spans: list[tuple[int, int]] = []
-    for start, stop in sorted(ranges):
-        if spans:
-            first, last = spans[-1]
-            together = max(last, stop)
-            if start < last or (start - last <= gap and together - first <= CHUNK):
-                spans[-1] = first, together
-                continue
-        spans.append((start, stop))
-    return spans
-
-
 def _client(protocol: str, options: dict[str, Any]) -> Any:
     """The file system for these options; of S3 one a process, for all threads."""
     if protocol not in ("s3", "s3a"):
@@ -698,35 +443,6 @@ def _client(protocol: str, options: dict[str, Any]) -> Any:
 
     key = os.getpid(), json.dumps(options, sort_keys=True, default=repr)
     return _clients.get(key) or _clients.setdefault(key, S3(**options, skip_instance_cache=True))
-
-
-def pause(attempt: int) -> float:
-    """Seconds to wait after a failed attempt (0, 1, …): 0.2, 0.4, …, 10 at most; the same every time."""
-    return min(0.2 * 2.0**attempt, 10.0)
-
-
-def retry(call: Callable[[], T], name: str, tries: int = TRIES) -> T:
-    """Call until it works, with growing pauses; a missing or an existing file is an answer, not a failure.
-
-    Raises:
-        AccessError: it failed every time, or for want of permission.
-        RequestError: the profile that was asked for is not there.
-    """
-    for attempt in range(tries):
-        try:
-            return call()
-        except (FileNotFoundError, FileExistsError, CurationError):
-            raise
-        except Exception as error:  # noqa: BLE001 - every client library has its own network errors
-            denied = isinstance(error, PermissionError) or "Credentials" in type(error).__name__
-            said = without_secrets(str(error))
-            if type(error).__name__ == "ProfileNotFound":
-                raise RequestError(f"{name}: {said}: write it to the AWS config file, or name another") from error
-            if denied or attempt == tries - 1:
-                why = "no credentials, or no permission" if denied else f"{type(error).__name__}: {said}"
-                raise AccessError(f"{name}: {why}") from error
-            time.sleep(pause(attempt))
-    raise AssertionError("tries is at least 1")
 
 
 def _file_info(path: str, info: dict[str, Any]) -> FileInfo:

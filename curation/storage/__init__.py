@@ -1,0 +1,37 @@
+"""Stores under fsspec URLs.
+
+All input and output of the pipeline goes through :class:`Folder`, so that a
+local disk and an object store behave alike: a file is complete or absent.
+"""
+
+from curation.storage.folder import GAP, IN_FLIGHT, FileInfo, Folder, listing_digest
+from curation.storage.options import Options, check_storage_names, check_storage_options, options_for
+from curation.storage.ranges import AHEAD, BLOCK, CHUNK, RangeReader, bundled, coalesce
+from curation.storage.retries import TRIES, pause, retry
+from curation.storage.urls import file_name, is_local, local_path, public_url, without_secrets
+
+__all__ = [
+    "AHEAD",
+    "BLOCK",
+    "CHUNK",
+    "GAP",
+    "IN_FLIGHT",
+    "TRIES",
+    "FileInfo",
+    "Folder",
+    "Options",
+    "RangeReader",
+    "bundled",
+    "check_storage_names",
+    "check_storage_options",
+    "coalesce",
+    "file_name",
+    "is_local",
+    "listing_digest",
+    "local_path",
+    "options_for",
+    "pause",
+    "public_url",
+    "retry",
+    "without_secrets",
+]

@@ -1,0 +1,95 @@
+"""The options that stores are opened with: whose they are, and that there is no secret among them."""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import fsspec
+
+from curation.errors import RequestError
+from curation.storage.urls import USER_INFO, is_local
+
+Options = dict[str, dict[str, Any]]
+
+PLACES = ("workspace", "references", "catalog")  # what storage options are given for by name, besides roots
+
+_SECRET_NAMES = {"key", "username"}
+_SECRET_PARTS = re.compile(
+    "secret|password|passwd|token|credential|connection_string|access_key|account_key|sas|authorization"
+)
+
+
+def check_storage_options(options: dict[str, Any]) -> None:
+    """Refuse secrets in the config, at any depth: they would end up in files and logs.
+
+    Raises:
+        RequestError: an option looks like a credential, or what a protocol or root is given is no mapping.
+    """
+    for name, values in options.items():
+        if not isinstance(values, dict):
+            raise RequestError(
+                f"runtime.storage.{name} is no mapping: write runtime.storage={{{name}: {{option: value}}}}"
+            )
+        _refuse_secrets(f"runtime.storage.{name}", values)
+
+
+def check_storage_names(options: Mapping[str, Any] | None, roots: Iterable[str]) -> None:
+    """Refuse options that would never be used.
+
+    Args:
+        options: per protocol, root or place of :data:`PLACES`.
+        roots: what the roots of the archive are called.
+
+    Raises:
+        RequestError: a name is none of these; the message has the choices.
+    """
+    names = [*roots, *PLACES]
+    for name in options or {}:
+        if name not in names and name.split("::")[0] not in fsspec.available_protocols():
+            raise RequestError(
+                f"storage options are given for {name!r}, which is no protocol (s3, gs, …) and no root: "
+                f"choose a protocol, or one of {', '.join(names)}"
+            )
+
+
+def options_for(options: Options | None, name: str, url: str) -> Options:
+    """The options to open ``url`` with, as :class:`Folder` takes them.
+
+    Args:
+        options: per protocol, root or place.
+        name: of the root or place that lies at ``url``; its own options go over its protocol's.
+        url: where it lies.
+    """
+    options = options or {}
+    if is_local(url) or name not in options:
+        return options
+    protocol = url.split("://", 1)[0]
+    return {**options, protocol: _merge(options.get(protocol, {}), options[name])}
+
+
+def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """Both mappings; where both have a mapping at a key, these are merged as well."""
+    merged = dict(below)
+    for key, value in above.items():
+        both = isinstance(value, dict) and isinstance(below.get(key), dict)
+        merged[key] = _merge(below[key], value) if both else value
+    return merged
+
+
+def _refuse_secrets(where: str, value: Any) -> None:
+    advice = "does not belong in a config; give credentials by environment, profile or instance role"
+    if isinstance(value, dict):
+        for name, below in value.items():
+            if _names_secret(str(name)):
+                raise RequestError(f"{where}.{name} is a secret and {advice}")
+            _refuse_secrets(f"{where}.{name}", below)
+    elif isinstance(value, list):
+        for below in value:
+            _refuse_secrets(where, below)
+    elif isinstance(value, str) and USER_INFO.search(value):
+        raise RequestError(f"{where} is a URL with a user in it, which {advice}")
+
+
+def _names_secret(name: str) -> bool:
+    plain = name.lower().replace("-", "_")
+    return plain in _SECRET_NAMES or _SECRET_PARTS.search(plain) is not None
