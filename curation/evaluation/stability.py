@@ -78,8 +78,9 @@ def recommend(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """What to take of the settings that were swept, or that the choice is mostly noise.
 
     The rule: it is mostly noise if at no setting the overlap is `NOISE_SAMPLES` beyond chance, nor the agreement of
-    kinds `NOISE_KINDS` and beyond 2 / sqrt(K - 1), twice the error of a correlation of nothing over K kinds. Else the smallest K (and its encoder) whose kinds agree as well as any's, within `AS_GOOD`,
-    averaged over the budgets; and of it the smallest budget whose samples overlap as far beyond chance as any's.
+    kinds `NOISE_KINDS` and beyond 2 / sqrt(K - 1), twice the error of a correlation of nothing over K kinds. Else the
+    smallest K (and its encoder) whose kinds agree as well as any's, within `AS_GOOD`, averaged over the budgets; and
+    of it the smallest budget whose samples overlap as far beyond chance as any's.
 
     Args:
         found: a setting each: ``encoder``, ``k``, ``budget``, ``beyond`` and ``kinds`` (means over pairs of seeds).
