@@ -16,7 +16,14 @@ from tests.faulty_proxy import Watched, watched
 from tests.recipes import write_sample_archive
 from tests.s3 import S3
 
-SLOW = ("test_catalog", "test_filter", "test_radiometry_catalog", "test_prune_containers", "test_manifest_stages")
+SLOW = (
+    "test_compare",
+    "test_catalog",
+    "test_filter",
+    "test_radiometry_catalog",
+    "test_prune_containers",
+    "test_manifest_stages",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

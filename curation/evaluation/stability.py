@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 NOISE_SAMPLES = 0.1  # overlap beyond chance below which the kept samples are luck
-NOISE_KINDS = 0.5  # agreement below which the kept kinds are luck
+NOISE_KINDS = 0.25  # agreement below which the kept kinds are luck; and in any case below what chance may give
 AS_GOOD = 0.05  # what two settings may differ by and still count as equal
 
 Rows = NDArray[np.int64]
@@ -69,12 +69,18 @@ def kinds_agreement(one: Rows, other: Rows, kinds: NDArray[np.integer[Any]]) -> 
     return float(share @ (x * y)) / scale if scale > 0 else 0.0
 
 
+def least_agreement(k: int) -> float:
+    """From which agreement over K kinds on a selection is no luck."""
+    return max(NOISE_KINDS, 2 / math.sqrt(max(k - 1, 1)))
+
+
 def recommend(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """What to take of the settings that were swept, or that the choice is mostly noise.
 
     The rule: it is mostly noise if at no setting the overlap is `NOISE_SAMPLES` beyond chance, nor the agreement of
-    kinds `NOISE_KINDS`. Else the smallest K (and its encoder) whose kinds agree as well as any's, within `AS_GOOD`,
-    averaged over the budgets; and of it the smallest budget whose samples overlap as far beyond chance as any's.
+    kinds `NOISE_KINDS` and beyond 2 / sqrt(K - 1), twice the error of a correlation of nothing over K kinds. Else the
+    smallest K (and its encoder) whose kinds agree as well as any's, within `AS_GOOD`, averaged over the budgets; and
+    of it the smallest budget whose samples overlap as far beyond chance as any's.
 
     Args:
         found: a setting each: ``encoder``, ``k``, ``budget``, ``beyond`` and ``kinds`` (means over pairs of seeds).
@@ -82,8 +88,7 @@ def recommend(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     Returns:
         ``noise``, and ``encoder``, ``k``, ``budget`` (None if it is noise).
     """
-    samples, kinds = max(one["beyond"] for one in found), max(one["kinds"] for one in found)
-    if samples < NOISE_SAMPLES and kinds < NOISE_KINDS:
+    if not any(one["beyond"] >= NOISE_SAMPLES or one["kinds"] >= least_agreement(one["k"]) for one in found):
         return {"noise": True, "encoder": None, "k": None, "budget": None}
     settings = sorted({(one["k"], one["encoder"]) for one in found})
     means = {at: np.mean([one["kinds"] for one in found if (one["k"], one["encoder"]) == at]) for at in settings}
