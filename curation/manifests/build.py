@@ -561,7 +561,9 @@ def _read_list(name: str, url: str | None, workspace: Folder) -> SampleList | No
         return None
     folder, _, file = url.rpartition("/")
     try:
-        return parse_list(file_name(url), Folder(folder or ("/" if url.startswith("/") else "."), workspace.options).read(file))
+        return parse_list(
+            file_name(url), Folder(folder or ("/" if url.startswith("/") else "."), workspace.options).read(file)
+        )
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
         raise RequestError(f"select.{name}={public_url(url)}: there is no such file") from error
 
