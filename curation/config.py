@@ -28,6 +28,7 @@ from curation.archive.radiometry import UNITS
 from curation.archive.sidecar import FIELDS
 from curation.errors import RequestError
 from curation.scoring.sim import SCORES
+from curation.selection.guided import MOST
 from curation.selection.strategies import STRATEGIES
 from curation.storage import check_storage_names, check_storage_options
 
@@ -300,6 +301,7 @@ class SelectConfig:
     by: list[str] = field(default_factory=list)
     region_km: float = 1000.0
     representativeness: float = 0.0
+    guided: float | None = 0.0
     nearest: float = 0.5
     score: str = "sim"
     hard: bool = True
@@ -365,6 +367,15 @@ class SelectConfig:
             strategy.whole or self.grouped is None,
             f"select.strategy={self.strategy} goes by single samples and cannot keep units whole: "
             f"take one of {named}, or leave select.unit and select.place.keep=unit out",
+        )
+        guided = self.guided
+        _require(
+            guided is None or 0 <= guided <= MOST,
+            f"select.guided={guided}: give a share from 0 to {MOST}, or null: as far as the bank explains the archive",
+        )
+        _require(
+            not guided or (strategy.guided and self.grouped is None),
+            f"select.guided={guided} is for balanced without units: take select.guided=0",
         )
         _require(self.score in SCORES, f"select.score={self.score}: choose {', '.join(SCORES)}")
 

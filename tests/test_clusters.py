@@ -13,6 +13,7 @@ from curation.archive.sample import sample_id
 from curation.catalog.build import Catalog
 from curation.catalog.store import CatalogStore, parquet_bytes
 from curation.clustering import assign, build
+from curation.clustering.classifier import Classifier
 from curation.clustering.nearest import nearest
 from curation.config import ClusterConfig
 from curation.errors import RequestError
@@ -37,6 +38,7 @@ def write_shard(store: CatalogStore, shard: str, classes: np.ndarray, seed: int)
             "shard": [shard] * len(rows),
             "index": pa.array([i * 3 // 2 for i in range(len(rows))], pa.int64()),
             "label": [f"class {c}" for c in classes],
+            "entropy": pa.array(5 + classes, pa.float32()),
             "embedding": pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel()), DIM),
         }
     )
@@ -123,6 +125,20 @@ def test_seeding_references_come_first_and_move(ray_local: None, catalog: Catalo
     table = centroids(folder)
     assert table.num_rows == 12
     assert set(table["kind"].to_pylist()[6:]) == {"free"} and "reference" in table["kind"].to_pylist()[:6]
+
+
+def test_a_bank_of_two_classes_gives_a_classifier(ray_local: None, catalog: Catalog, tmp_path: Path) -> None:
+    folder = Folder(str(tmp_path))
+    run(catalog, folder, "seed", k=12)
+    made = Classifier.from_bytes(folder.read("classifier.npz"))
+    assert made.classes.tolist() == [f"class {c}" for c in range(4)]
+    assert made.bank.shape == (120, DIM)
+    assert made.least_entropy == 5
+    classes = np.repeat(np.arange(4), 20)
+    assert (made.probabilities(vectors(classes, 3)).argmax(1) == classes).mean() > 0.95
+    folder.remove("classifier.npz")  # of a run before there were any
+    run(catalog, folder, "seed", k=12)
+    assert folder.read("classifier.npz") == made.to_bytes()
 
 
 def test_number_of_actors_does_not_show(ray_local: None, catalog: Catalog, tmp_path: Path) -> None:

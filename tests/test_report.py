@@ -249,6 +249,30 @@ def rich(workspace: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Work
     return other
 
 
+def test_the_page_says_what_the_bank_guides_or_why_not(workspace, tmp_path):
+    for number, (told, words) in enumerate(
+        [
+            (None, None),
+            ({"share": 0.0, "why_not": "there is no bank"}, "guide nothing here: there is no bank."),
+            (
+                {"share": 0.0, "explained": 0.0, "classes": ["a"]},
+                "guide nothing here: they do not explain the archive.",
+            ),
+            (
+                {"share": 0.3, "explained": 0.25, "classes": ["a", "b"]},
+                "guide 30.0 % of the selection: as many of each",
+            ),
+        ]
+    ):
+        other = workspace.copy(tmp_path / str(number))
+        header = json.loads(other.manifest.read("manifest.json"))
+        header["content"]["selection"] = {"guided": told} if told else {}
+        other.manifest.publish("manifest.json", json.dumps(header).encode())
+        page = " ".join(other.report().split())
+        found = re.findall("The classes of (?:a|the) bank guide.*?[.]", page)
+        assert (words in page, len(found)) == (True, 1) if words else not found
+
+
 # what is counted
 
 

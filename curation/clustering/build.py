@@ -21,6 +21,8 @@ from numpy.typing import NDArray
 from curation.catalog.build import Catalog
 from curation.catalog.store import CatalogStore, chunks, parquet_bytes
 from curation.clustering.assign import assign, embeddings
+from curation.clustering.classifier import CLASSIFIER, fit_classifier
+from curation.clustering.classifier import ROWS as BANK_ROWS
 from curation.clustering.hierarchy import FLAT, build_levels, fit_in_cells
 from curation.clustering.kmeans import KMeans, default_k, fit_kmeans
 from curation.clustering.nearest import Floats, Labels, Nearest, Vectors, nearest
@@ -42,6 +44,8 @@ def build_clusters(
     catalog: Catalog, mode: str, settings: ClusterConfig, seed: int, folder: Folder, resources: Resources
 ) -> dict[str, Any]:
     """Fit centroids, assign every row, and write ``centroids.parquet``, ``fit.json`` and ``assignments/…``.
+
+    With a bank of two classes or more also ``classifier.npz``.
 
     Args:
         catalog: complete.
@@ -71,6 +75,8 @@ def build_clusters(
         fitted = fitted.append_column("distance_std", pa.array(spread.std, pa.float32()))
         folder.publish("centroids.parquet", parquet_bytes(fitted))
         folder.remove("fitted.parquet")
+    if catalog.bank and not folder.exists(CLASSIFIER):
+        ray.get(_fit_classifier.remote(catalog, folder))
     return dict(json.loads(folder.read("fit.json")))
 
 
@@ -281,6 +287,18 @@ def _count_beyond(loader: Loader, references: References) -> tuple[int, int]:
     x = loader()
     _, distances = nearest(x, references.centroids)
     return len(x), int((distances > references.reach).sum())
+
+
+@ray.remote(num_cpus=1)
+def _fit_classifier(catalog: Catalog, folder: Folder) -> None:
+    columns = ["sample_id", "label", "entropy", "embedding"]
+    table = pa.concat_tables(catalog.store.read(shard, columns) for shard in catalog.bank)
+    table = table.filter(table["label"].is_valid())
+    by_hash = np.argsort(pc.utf8_slice_codeunits(table["sample_id"], 16, 32).to_numpy(), kind="stable")
+    table = table.take(pa.array(by_hash[:BANK_ROWS]))
+    labels = table["label"].to_numpy().astype(str)
+    if len(set(labels.tolist())) > 1:
+        folder.publish(CLASSIFIER, fit_classifier(embeddings(table), labels, table["entropy"].to_numpy()).to_bytes())
 
 
 def _bank(catalog: Catalog) -> tuple[NDArray[np.float16], NDArray[np.str_]]:

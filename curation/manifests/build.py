@@ -25,9 +25,10 @@ from numpy.typing import NDArray
 from curation.archive.tables import Table, columns_by_table
 from curation.catalog.schema import catalog_schema
 from curation.catalog.store import CatalogStore
+from curation.clustering.classifier import CLASSIFIER, Classifier
 from curation.config import SelectConfig
 from curation.errors import CurationError, RequestError
-from curation.manifests import order, steps
+from curation.manifests import guided, order, steps
 from curation.manifests.duplicates import RANGES, find_duplicates, mark
 from curation.manifests.exchange import Layers, exchange, submit
 from curation.manifests.places import Found, find_places, unite
@@ -45,10 +46,12 @@ from curation.manifests.schema import (
     json_bytes,
     parquet_bytes,
 )
-from curation.manifests.steps import PARTITIONS, ROWS_A_PARTITION, Plan, Strata, Survey
+from curation.manifests.steps import PARTITIONS, ROWS_A_PARTITION, Guide, Plan, Strata, Survey
 from curation.manifests.write import Written, write_part, write_rows
 from curation.selection import counting, groups
 from curation.selection.greedy import LIMIT
+from curation.selection.guided import CALM, SAMPLE
+from curation.selection.guided import LIMIT as GUIDED_LIMIT
 from curation.selection.lists import SampleList, parse_list
 from curation.selection.places import CROWD, Rule
 from curation.selection.quotas import cluster_weights, quotas
@@ -148,7 +151,10 @@ class _Selection:
         lists = {name: _read_list(name, getattr(settings, name), workspace) for name in ("exclude", "require")}
         self.told: dict[str, Any] = {}
         self.warnings: list[str] = []
+        guide = self.find_guide(clusters)
         columns, joined = _columns(settings, [listed for listed in lists.values() if listed], tables, label)
+        if guide is not None:
+            columns = tuple(sorted({*columns, "entropy"}))
         self.learn(
             Plan(
                 store=store,
@@ -166,6 +172,7 @@ class _Selection:
                 splits=tuple(sorted(settings.splits or settings.held_out)),
                 scores=scores,
                 label=label,
+                guide=guide,
             )
         )
         if self.plan.strategy.seats == "levels":
@@ -173,6 +180,31 @@ class _Selection:
             self.parents = parents_of(
                 np.array(ancestors["ancestors"].to_pylist(), np.int64).reshape(len(self.sizes), -1)
             )
+
+    def find_guide(self, clusters: Folder) -> Guide | None:
+        """The classes of the bank, if they are to guide; the header tells why they cannot.
+
+        Raises:
+            RequestError: they were asked for by a number.
+        """
+        asked = self.settings.guided
+        if asked == 0 or not STRATEGIES[self.settings.strategy].guided:
+            return None
+        why, found = None, None
+        if self.settings.grouped:
+            why = "units of samples are kept or dropped together"
+        elif not clusters.exists(CLASSIFIER):
+            why = "there is no bank (references.url) with two labels or more"
+        else:
+            found = Classifier.from_bytes(clusters.read(CLASSIFIER))
+            if np.isnan(found.least_entropy):
+                why, found = "the bank's samples have no entropy", None
+        if found is not None:
+            return Guide(tuple(found.classes.tolist()), float(found.least_entropy) - CALM)
+        if asked:
+            raise RequestError(f"select.guided={asked:g}: {why}; take select.guided=0")
+        self.told["guided"] = {"share": 0.0, "why_not": why}
+        return None
 
     def learn(self, plan: Plan) -> None:
         """Replace the plan that tasks are told."""
@@ -191,7 +223,8 @@ class _Selection:
         self.names = [part[3] for part in loaded]
         self.samples = sum(survey.rows for survey in self.surveys)
         self.learn(dataclasses.replace(self.plan, budget=check_budget(self.settings.budget, self.samples)))
-        if unknown := sum(survey.without_entropy for survey in self.surveys):
+        by_entropy = self.settings.entropy.keep is not None or self.plan.strategy.order == "entropy"
+        if by_entropy and (unknown := sum(survey.without_entropy for survey in self.surveys)):
             raise RequestError(
                 f"{unknown} of {self.samples} samples have no entropy (their vectors were computed elsewhere): "
                 "take select=balanced with select.entropy.keep=null"
@@ -344,10 +377,57 @@ class _Selection:
             sizes, required = self.make_strata()
             if strategy.seats is not None:
                 self.share_seats(sizes, required)
-            partitions = int(self.plan.strata.partition.max()) + 1
-            send, work = order.send_to_stratum, order.order_strata
-            self.parts, _ = exchange(self.parts, partitions, self.shared, send, work, self.shards)
+            self.order_strata()
         self.order_all()
+        if self.plan.guide is not None and self.learn_guide(self.plan.guide):
+            self.guide(sizes, required)
+
+    def order_strata(self) -> None:
+        """Order the rows in their strata."""
+        partitions = int(self.plan.strata.partition.max()) + 1
+        send, work = order.send_to_stratum, order.order_strata
+        self.parts, _ = exchange(self.parts, partitions, self.shared, send, work, self.shards)
+
+    def learn_guide(self, guide: Guide) -> bool:
+        """How much of the selection goes by the bank's classes, and their shares; whether any does."""
+        self.learn(dataclasses.replace(self.plan, guide=guide))
+        rows = int(self.total(guided.count, self.shared)[0])
+        guide = dataclasses.replace(guide, rows=rows, required=self.required, sampled=min(1.0, SAMPLE / max(rows, 1)))
+        self.learn(dataclasses.replace(self.plan, guide=guide))
+        _, [learnt] = exchange(self.parts, 1, self.shared, guided.send_to_sample, guided.learn, self.shards)
+        share = learnt.share if self.settings.guided is None else self.settings.guided
+        pieces = max(1, -(-rows // GUIDED_LIMIT))
+        guide = dataclasses.replace(
+            guide,
+            share=share,
+            class_shares=learnt.class_shares,
+            pieces=pieces,
+            partitions=min(pieces, RANGES),
+        )
+        self.learn(dataclasses.replace(self.plan, guide=guide if share else None))
+        self.told["guided"] = {
+            "share": share,
+            "explained": learnt.share,
+            "rows": rows,
+            "pieces": pieces,
+            "classes": list(guide.classes),
+            "class_shares": learnt.class_shares.tolist(),
+        }
+        return share > 0
+
+    def guide(self, sizes: NDArray[np.int64], required: NDArray[np.int64]) -> None:
+        """Merge the draw's order with that of the bank's classes; the draw refuses from where its part ends."""
+        assert self.plan.guide is not None
+        send, work = guided.send_to_piece, guided.order_pieces
+        self.parts, _ = exchange(self.parts, self.plan.guide.partitions, self.shared, send, work, self.shards)
+        self.parts = [[*part, submit(guided.claim, self.shared, *part)] for part in self.parts]
+        last = self.order_all()
+        done = [submit(guided.settle, self.shared, last, *part, returns=2) for part in self.parts]
+        self.parts = [[*part, layer] for part, (layer, _) in zip(self.parts, done, strict=True)]
+        drawn = max(ray.get([end for _, end in done]))
+        quota = quotas(self.plan.weights, sizes, drawn, required)
+        self.learn(dataclasses.replace(self.plan, quotas=quota))
+        self.order_strata()
 
     def make_strata(self) -> NDArray[np.int64]:
         """Say what rows are ordered in; (2, strata): how many are in each, and how many of them required."""
@@ -422,18 +502,20 @@ class _Selection:
             quota[own] = quotas(cluster_weights(sizes[own], 0), sizes[own], budget, required[own])
         self.learn(dataclasses.replace(self.plan, weights=np.repeat(weights, pieces), quotas=quota))
 
-    def order_all(self) -> None:
-        """Rank by score; the bins of the scores tell which rows can fit, and what lies before each partition.
+    def order_all(self) -> float:
+        """Rank by score, and tell the last kept one.
+
+        The bins of the scores tell which rows can fit, and what lies before each partition.
 
         Raises:
             RequestError: not even the first unit fits.
         """
         ends = np.cumsum(self.total(order.count_scores, self.shared))
-        last = min(int(np.searchsorted(ends, self.plan.budget, side="right")), counting.BINS - 1)
+        end = min(int(np.searchsorted(ends, self.plan.budget, side="right")), counting.BINS - 1)
         starts = np.concatenate([[0], ends[:-1]])
-        partitions = _number_of_partitions(int(ends[last]), ROWS_A_PARTITION)
-        bins = np.where(np.arange(counting.BINS) <= last, starts * partitions // max(ends[last], 1), -1)
-        before = starts[np.searchsorted(bins[: last + 1], np.arange(partitions))]
+        partitions = _number_of_partitions(int(ends[end]), ROWS_A_PARTITION)
+        bins = np.where(np.arange(counting.BINS) <= end, starts * partitions // max(ends[end], 1), -1)
+        before = starts[np.searchsorted(bins[: end + 1], np.arange(partitions))]
         self.learn(dataclasses.replace(self.plan, bin_partition=bins.astype(np.int16), before=before))
         self.parts, told = exchange(self.parts, partitions, self.shared, order.send_to_score, order.order_all)
         if not sum(ordered.kept for ordered in told):
@@ -441,7 +523,8 @@ class _Selection:
                 f"select.budget={self.settings.budget:g} comes to {self.plan.budget} samples, fewer than "
                 f"the first {self.settings.grouped} has: raise it"
             )
-        refused, last = min(ordered.refused for ordered in told), max(ordered.last for ordered in told)
+        refused = min(ordered.refused for ordered in told)
+        last: float = max(ordered.last for ordered in told)
         strategy = self.plan.strategy
         if strategy.order == "entropy" and np.isfinite(last):
             self.tell_least_entropy(-last)
@@ -449,6 +532,7 @@ class _Selection:
             self.learn(dataclasses.replace(self.plan, threshold=refused))
         if strategy.order == "semdedup" and np.isfinite(last):
             self.told["epsilon"] = 1 - last
+        return last
 
     def publish(self, header: dict[str, Any]) -> Manifest:
         """Write everything; the header last, since its presence means that the rest is there."""
@@ -519,7 +603,7 @@ class _Selection:
             RequestError: it does.
         """
         left, required = self.total(order.count_rows).tolist()
-        self.left = left
+        self.left, self.required = left, required
         if left < self.samples:
             log.info("select: %s %d of %d samples", stage, left, self.samples)
         asked = f"select.budget={self.settings.budget:g} asks for {self.plan.budget} of {self.samples} samples"

@@ -23,6 +23,8 @@ WHY = {
     "within": "kept: its turn came within the budget",
     "required": "kept: select.require names it, or a sample of its unit",
     "nearest": "kept: it is among the nearest to the centroid of cluster {cluster}",
+    "guided": "kept: by the bank it is {guided_class} (probability {guided_probability:.2g}), and its turn among the "
+    "guided, {guided_place:.6g} from 0, came within the budget",
     "excluded": "dropped: select.exclude names it, or a sample of its unit",
     "cluster_excluded": "dropped: select.clusters takes cluster {cluster} out",
     "split": "dropped: it lies in a block of the split {split}",
@@ -101,6 +103,9 @@ def _why(row: dict[str, Any], settings: dict[str, Any]) -> str:
     if order == "margin" and rule in BY_MARGIN:
         words = BY_MARGIN
     why = words[rule].format(**told)
+    if rule in ("sampled", "quota") and row.get("guided_class") is not None:
+        turn = "" if rule == "sampled" else ", but its turn did not come"
+        why += f"; by the bank it is {row['guided_class']} (probability {row['guided_probability']:.2g}){turn}"
     if row.get("group") is not None and rule in ("sampled", "nearest", "quota"):
         why += f" in group {row['group']} of cluster {row['cluster']}"
     if words is WHY and rule in ("sampled", "within", "quota") and row["score"] is not None:

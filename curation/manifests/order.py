@@ -193,11 +193,11 @@ def send_to_stratum(plan: Plan, rows: Columns, shards: Shards) -> tuple[Columns,
     if plan.strategy.order == "importance":
         columns["by_all"] = _importance(plan, rows["lower"], rows["rank_of_all"])
     if plan.strategy.embedded:
-        columns["embedding"] = _vectors(plan, shards, there)
+        columns["embedding"] = read_vectors(plan, shards, there)
     return columns, np.where(there, plan.strata.partition[columns["stratum"]], -1)
 
 
-def _vectors(plan: Plan, shards: Shards, there: NDArray[np.bool_]) -> NDArray[np.float16]:
+def read_vectors(plan: Plan, shards: Shards, there: NDArray[np.bool_]) -> NDArray[np.float16]:
     """The embeddings of a part's rows; zeros, which take no room, where they are not wanted."""
     found, first = np.zeros((0, 0), np.float16), 0
     for name, count in zip(shards.names, shards.rows.tolist(), strict=True):
@@ -325,5 +325,6 @@ def final_reason(plan: Plan, rows: Columns) -> NDArray[np.uint8]:
     """The reason of every row once ranks are known."""
     kept = rows["rank"] >= 0
     chosen = np.where(rows.get("near", np.zeros(len(kept), bool)), CODE["nearest"], CODE["sampled"])
+    chosen = np.where(rows.get("guided", np.zeros(len(kept), bool)), CODE["guided"], chosen)
     refused = CODE["entropy" if plan.strategy.order == "entropy" else "quota"]
     return np.where(rows["reason"] == OPEN, np.where(kept, chosen, refused), rows["reason"])

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from curation.catalog.schema import WINDOW
 from curation.storage import Folder
 
-KEPT = ("sampled", "required", "nearest")
+KEPT = ("sampled", "required", "nearest", "guided")
 DROPPED = (  # in the order of the stages
     *("split", "split_edge", "excluded", "cluster_excluded", "unscored", "invalid", "cloud"),
     *("entropy", "place", "duplicate", "hard", "quota"),
@@ -69,6 +69,14 @@ DECISIONS_SCHEMA = pa.schema(
         pa.field("duplicate_of", pa.string()),  # sample_id of the representative of its group
         pa.field("rank", pa.int64()),
         pa.field("weight", pa.float64()),
+    ]
+)
+
+GUIDED_SCHEMA = pa.schema(  # further columns of decisions, where the bank's classes guide
+    [
+        pa.field("guided_class", pa.string()),  # of the bank's classes the likeliest; null where it is never guided
+        pa.field("guided_probability", pa.float32()),  # of that class, by the archive's class shares
+        pa.field("guided_place", pa.float64()),  # in the guided order, from 0; null where that ended before it
     ]
 )
 

@@ -8,7 +8,8 @@ float32) and its ``rank_of_all`` and ``rank_of_class``; ``of_upper``, ``of_lower
 once something stands for others; of its unit, if there are units:
 ``unit_upper``, ``unit_lower``, ``stratum``, ``size`` and the means
 ``unit_weight``, ``unit_distance``, ``unit_entropy``; of its place: ``score``,
-``threshold``, ``rank``, and of an order on embeddings ``value`` and ``priority``.
+``threshold``, ``rank``, and of an order on embeddings ``value`` and ``priority``;
+where a bank guides, those of `guided`.
 """
 
 from dataclasses import dataclass, field
@@ -65,6 +66,33 @@ class Strata:
 
 
 @dataclass(frozen=True)
+class Guide:
+    """How the classes of a bank guide a selection; see `selection.guided`.
+
+    Attributes:
+        classes: their names.
+        calmest: bits of entropy below which a row is never guided.
+        rows: that may be guided, the required ones apart.
+        required: rows that are required, whether they may be guided or not.
+        sampled: share of the rows that the next two are measured on.
+        share: of the selection that goes by the bank.
+        class_shares: (C,) of the archive.
+        pieces: that the rows are split into by a hash, and
+        partitions: that these are ordered in.
+    """
+
+    classes: tuple[str, ...]
+    calmest: float
+    rows: int = 0
+    required: int = 0
+    sampled: float = 1.0
+    share: float = 0.0
+    class_shares: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
+    pieces: int = 1
+    partitions: int = 1
+
+
+@dataclass(frozen=True)
 class Plan:
     """What every task must know; the driver fills in what it learns on the way.
 
@@ -85,6 +113,7 @@ class Plan:
         weights: (strata,) by which their seats go out.
         tree: by which clusters' seats go out where levels decide.
         quotas: (strata,) None where units are cut overall, or one order decides.
+        guide: what the bank's classes say, where they guide.
         budget: samples.
         running: samples that reach the draw.
         bin_partition: (65536,) of the scores' bins, below 0 beyond the budget.
@@ -114,6 +143,7 @@ class Plan:
     weights: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
     tree: Tree | None = None
     quotas: NDArray[np.int64] | None = None
+    guide: Guide | None = None
     budget: int = 0
     running: int = 0
     bin_partition: NDArray[np.int16] = field(default_factory=lambda: np.empty(0, np.int16))

@@ -25,6 +25,7 @@ from curation.manifests.exchange import Columns, merge
 from curation.manifests.order import final_reason, row_priority, sampling_weight
 from curation.manifests.schema import (
     DECISIONS_SCHEMA,
+    GUIDED_SCHEMA,
     KEPT,
     KEPT_ROW_GROUP,
     MANIFEST_SCHEMA,
@@ -35,7 +36,7 @@ from curation.manifests.schema import (
     decisions_path,
     parquet_bytes,
 )
-from curation.manifests.steps import CODE, Plan, Shards, read_catalog
+from curation.manifests.steps import CODE, Guide, Plan, Shards, read_catalog
 from curation.selection.sampling import estimate_weight, join_ids
 from curation.storage import Folder
 
@@ -100,7 +101,11 @@ def write_part(
         "split": _names(rows.get("split"), plan.splits, len(reason)),
         "group": _names(rows.get("group"), plan.names.get("group", ()), len(reason)),
     }
-    data = parquet_bytes(_table(columns, DECISIONS_SCHEMA))
+    schema = DECISIONS_SCHEMA
+    if plan.guide is not None:
+        columns |= _guided(plan.guide, rows)
+        schema = pa.unify_schemas([schema, GUIDED_SCHEMA])
+    data = parquet_bytes(_table(columns, schema))
     file = File(decisions_path(number), len(data), hashlib.sha256(data).hexdigest(), len(reason))
     folder.publish(file.path, data)
     counts = Counter({name: int((reason == code).sum()) for name, code in CODE.items()})
@@ -153,12 +158,22 @@ def _figures(plan: Plan, rows: Columns, reason: NDArray[np.uint8]) -> dict[str, 
         figures["priority"] = np.where(ordered, row_priority(plan, rows), np.nan)
     if plan.strategy.order == "draw" and not plan.settings.grouped:
         weight = np.where(reason == CODE["sampled"], estimate_weight(sampling_weight(plan, rows), limit), np.nan)
-        figures["weight"] = np.where(reason == CODE["required"], 1.0, weight)
+        figures["weight"] = np.where(np.isin(reason, [CODE["required"], CODE["guided"]]), 1.0, weight)
     figures["threshold"][reason == CODE["entropy"]] = plan.least_entropy
     figures["threshold"][reason == CODE["hard"]] = plan.hardest
     for name, demanded in (("invalid", plan.settings.min_valid), ("cloud", plan.settings.max_cloud)):
         figures["threshold"][reason == CODE[name]] = demanded
     return figures
+
+
+def _guided(guide: Guide, rows: Columns) -> dict[str, pa.Array]:
+    """What the bank's classes say of each row."""
+    code = rows["guided_class"]
+    return {
+        "guided_class": _names(np.where(code < 0, len(guide.classes), code), guide.classes, len(code)),
+        "guided_probability": pa.array(rows["guided_probability"], from_pandas=True),
+        "guided_place": pa.array(rows["guided_place"], from_pandas=True),
+    }
 
 
 def _representatives(rows: Columns) -> pa.Array:

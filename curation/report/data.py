@@ -448,7 +448,8 @@ def _candidates(batch: pa.RecordBatch, wanted: Wanted) -> tuple[pa.Table, Ints]:
     group[reason != REASON["duplicate"]] = -1
     stands = np.asarray(pc.index_in(batch["sample_id"], groups).fill_null(-1)).astype(np.int64)
     cut = reason == REASON["entropy"]
-    passed = np.isin(reason, [REASON[name] for name in ("sampled", "nearest", "place", "duplicate", "hard", "quota")])
+    passing = ("sampled", "nearest", "guided", "place", "duplicate", "hard", "quota")
+    passed = np.isin(reason, [REASON[name] for name in passing])
     zeros = np.zeros(n, np.int64)
     slots = {  # family: slot (below 0: none), order
         "nearest": (cluster, distance),

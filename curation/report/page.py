@@ -124,6 +124,7 @@ def _context(name: str, figures: Figures, reads: Mapping[str, Any] | None) -> di
         "balances": balances + ([groups] if groups else []),
         "by": ", ".join(content["config"]["select"].get("by", [])),
         "splits": content.get("selection", {}).get("splits", {}),
+        "guided": content.get("selection", {}).get("guided"),
         "passed": {name: content.get("counts", {}).get(name, 0) for name in ("filtered", "empty")},
         "numbers": _numbers(figures),
         "copies": _copies(figures),

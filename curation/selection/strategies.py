@@ -30,6 +30,7 @@ class Strategy:
             (`selection.greedy`); margin prototypes.
         seats: what decides between strata: a quota each by weights, a quota each down the levels of clusters, or
             (none) one order over all.
+        guided: whether the classes of a bank may lead it (`selection.guided`).
         nested: whether a smaller budget selects the first ranks of a larger one.
     """
 
@@ -39,6 +40,7 @@ class Strategy:
     ]
     seats: Literal["quotas", "levels"] | None = None
     nested: bool = True
+    guided: bool = False
 
     @property
     def labelled(self) -> bool:
@@ -72,7 +74,7 @@ class Strategy:
 
 
 STRATEGIES = {
-    "balanced": Strategy("cluster", "draw", "quotas"),
+    "balanced": Strategy("cluster", "draw", "quotas", guided=True),
     "rs_prune": Strategy("cluster", "spread", "quotas"),
     "stratified": Strategy("cluster", "draw", "quotas"),
     "hierarchical": Strategy("cluster", "draw", "levels"),
