@@ -50,7 +50,7 @@ from curation.manifests.steps import PARTITIONS, ROWS_A_PARTITION, Guide, Plan, 
 from curation.manifests.write import Written, write_part, write_rows
 from curation.selection import counting, groups
 from curation.selection.greedy import LIMIT
-from curation.selection.guided import CALM, SAMPLE
+from curation.selection.guided import CALM, LEAST, SAMPLE
 from curation.selection.guided import LIMIT as GUIDED_LIMIT
 from curation.selection.lists import SampleList, parse_list
 from curation.selection.places import CROWD, Rule
@@ -395,7 +395,9 @@ class _Selection:
         guide = dataclasses.replace(guide, rows=rows, required=self.required, sampled=min(1.0, SAMPLE / max(rows, 1)))
         self.learn(dataclasses.replace(self.plan, guide=guide))
         _, [learnt] = exchange(self.parts, 1, self.shared, guided.send_to_sample, guided.learn, self.shards)
-        share = learnt.share if self.settings.guided is None else self.settings.guided
+        share = self.settings.guided
+        if share is None:
+            share = learnt.share if learnt.share >= LEAST else 0.0
         pieces = max(1, -(-rows // GUIDED_LIMIT))
         guide = dataclasses.replace(
             guide,

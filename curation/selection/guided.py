@@ -17,6 +17,7 @@ Ints = NDArray[np.int64]
 LIMIT = 32_768  # rows of a piece, about: more are split by a hash of the id
 SAMPLE = 65_536  # rows that share and class shares are measured on, about
 MOST = 0.9  # share that goes by the bank at most
+LEAST = 0.2  # and at least: a bank that explains less has other scenes, and guides nothing
 CALM = 0.5  # bits below the bank's least entropy under which a row is without content, and never guided
 SHIFT = 0.5  # power of the archive's class shares in the posterior: 0 uniform, 1 Bayes'
 CLEAR = 0.5  # weight exp(-CLEAR entropy) of a row, the entropy of its classes in nats
