@@ -18,6 +18,8 @@ from tests.s3 import S3
 
 SLOW = (
     "test_compare",
+    "test_choose",
+    "test_compare",
     "test_catalog",
     "test_filter",
     "test_radiometry_catalog",
@@ -26,6 +28,7 @@ SLOW = (
 )
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist, which looks for the groups as early
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Of workers side by side (``--dist loadgroup``) one takes a file whole, and one all files that share ``pruned``.
 

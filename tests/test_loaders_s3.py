@@ -92,10 +92,10 @@ def test_the_requests_are_those_of_the_plan(s3, archive, monkeypatch):
     asked: list[tuple[str, int, int]] = []
     original = Folder.read_range
 
-    def counted(self: Folder, path: str, start: int, stop: int) -> bytes:
+    def counted(self: Folder, path: str, start: int, stop: int, version: object = None) -> bytes:
         if path.endswith(".tar"):
             asked.append((path, start, stop))
-        return original(self, path, start, stop)
+        return original(self, path, start, stop, version)
 
     monkeypatch.setattr(Folder, "read_range", counted)
     samples = WebDatasetSamples(
