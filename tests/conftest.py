@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
@@ -19,7 +20,6 @@ from tests.s3 import S3
 SLOW = (
     "test_compare",
     "test_choose",
-    "test_compare",
     "test_catalog",
     "test_filter",
     "test_radiometry_catalog",
@@ -28,15 +28,30 @@ SLOW = (
 )
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist, which looks for the groups as early
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of workers side by side (``--dist loadgroup``) one takes a file whole, and one all files that share ``pruned``.
+def shares_pruned(path: Path) -> bool:
+    """Whether a test file goes by the fixture `pruned`, which is made once a worker."""
+    return "pruned: Pruned" in path.read_text()
 
-    What takes longest begins first.
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Of workers side by side one takes a file whole, and one all files that share `pruned`.
+
+    Not by ``--dist loadgroup``: xdist 3.8 renames tests for it in a way that pytest 9.2 does not see.
     """
-    sharing = {item.path for item in items if "pruned" in getattr(item, "fixturenames", ())}
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("pruned" if item.path in sharing else item.path.stem))
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Whole(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return "pruned" if shares_pruned(config.rootpath / file) else file
+
+    return Whole(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes longest begins first."""
+    sharing = {path for path in {item.path for item in items} if shares_pruned(path)}
     items.sort(key=lambda item: (item.path not in sharing, item.path.stem not in SLOW))
 
 
