@@ -355,7 +355,7 @@ def _select(pixels: NDArray[Any], have: tuple[str, ...], want: tuple[str, ...]) 
     missing = [band for band in want if band not in have]
     if missing:
         raise bad_image(f"it has no band {missing[0]}; it has {', '.join(have)}"[:200], "WrongBands")
-    return np.ascontiguousarray(pixels[[have.index(band) for band in want]])
+    return np.ascontiguousarray(pixels if want == have else pixels[[have.index(band) for band in want]])
 
 
 def valid_pixels(pixels: NDArray[Any], mask: NDArray[np.bool_] | None, nodata: float | None) -> NDArray[np.bool_]:
