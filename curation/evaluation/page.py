@@ -15,7 +15,7 @@ from curation.evaluation.verdicts import CHEAP, METRICS, RANDOM, figures_of, sha
 from curation.report.words import count, duration, flat, number, percent, short
 from curation.storage import Folder
 
-WIDTH, HEIGHT, LEFT, BOTTOM = 240, 150, 34, 20  # of a panel, of its left and lower edge
+WIDTH, HEIGHT, LEFT, BOTTOM = 240, 150, 46, 20  # of a panel, of its left and lower edge
 
 
 def write_comparison(workspace: Folder, told: Mapping[str, Any], table: pa.Table) -> str:
