@@ -12,6 +12,7 @@ import ray
 
 import curation.s3
 import curation.storage.retries
+from tests.browser import Browser, find_browser
 from tests.command import Outcome, curate
 from tests.faulty_proxy import Watched, watched
 from tests.recipes import write_sample_archive
@@ -63,6 +64,16 @@ def ray_local() -> Iterator[None]:
     ray.init(num_cpus=2, include_dashboard=False, object_store_memory=200 << 20, log_to_driver=False)
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """A real one, to look at pages with."""
+    program = find_browser()
+    if program is None:
+        pytest.skip("no Chromium on this machine")
+    with Browser(program) as opened:
+        yield opened
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 import json
 import shutil
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
@@ -14,7 +13,7 @@ import pytest
 
 from curation.errors import RequestError
 from jobs import compare
-from tests.browser import Browser, find_browser
+from tests.browser import Browser
 from tests.command import start
 from tests.recipes import write_rgb_archive
 from tests.test_report import FAINT, OUTSIDE
@@ -185,15 +184,6 @@ def test_the_page_is_one_well_formed_file(compared: Compared) -> None:
     assert all(url.startswith(("data:", "#")) for url in outline.fetched)
     assert compared.told["advice"][0].split(":")[0] in page
     assert page.index("<table") < page.index("<svg")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    program = find_browser()
-    if program is None:
-        pytest.skip("no Chromium on this machine")
-    with Browser(program) as opened:
-        yield opened
 
 
 @pytest.mark.parametrize("dark", [False, True])

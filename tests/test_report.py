@@ -5,7 +5,6 @@ import json
 import re
 import shutil
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -29,7 +28,6 @@ from curation.report.words import duration, percent, size
 from curation.scoring.signature import signature_and_patch
 from curation.scoring.thumbnail import in_share
 from curation.storage import Folder
-from tests.browser import Browser, find_browser
 
 SHARDS, ROWS, CLUSTERS, DIM, PARTS = 5, 80, 9, 8, 2
 ALL = SHARDS * ROWS
@@ -515,15 +513,6 @@ def test_figures_are_written_for_people():
 
 
 # in a browser
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    program = find_browser()
-    if program is None:
-        pytest.skip("no Chromium on this machine")
-    with Browser(program) as opened:
-        yield opened
 
 
 @pytest.mark.parametrize("dark", [False, True])

@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, PackageLoader
 
 from curation.evaluation.arms import FULL
 from curation.evaluation.verdicts import CHEAP, METRICS, RANDOM, figures_of, share
-from curation.report.words import count, duration, flat, number, percent, short
+from curation.report.page import pages
+from curation.report.words import flat, percent
 from curation.storage import Folder
 
 WIDTH, HEIGHT, LEFT, BOTTOM = 240, 150, 46, 20  # of a panel, of its left and lower edge
@@ -38,16 +39,9 @@ def write_choice(workspace: Folder, told: Mapping[str, Any]) -> str:
 
 
 def _write(workspace: Folder, name: str, template: str, context: Mapping[str, Any]) -> str:
-    environment = Environment(
-        loader=ChoiceLoader([PackageLoader("curation.evaluation", ""), PackageLoader("curation.report", "")]),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(
-        n=count, pct=percent, num=number, time=duration, short=short, points=_points, told=_told, share=share
-    )
+    loader = ChoiceLoader([PackageLoader("curation.evaluation", ""), PackageLoader("curation.report", "")])
+    environment = pages(loader)
+    environment.filters.update(points=_points, told=_told, share=share)
     page = environment.get_template(template).render({**context, "name": name}) + "\n"
     path = f"reports/{name}/index.html"
     workspace.publish(path, page.encode("utf-8", "replace"))

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import BaseLoader, Environment, PackageLoader, StrictUndefined
 from numpy.typing import NDArray
 
 from curation.catalog.calibration import GAIN, SHIFT
@@ -82,17 +82,19 @@ def write_report(
     return workspace.public(path)
 
 
-def render(name: str, figures: Figures, reads: Mapping[str, Any] | None) -> str:
-    """The page as HTML."""
+def pages(loader: BaseLoader) -> Environment:
+    """What renders pages: every text escaped, nothing undefined, figures in words."""
     environment = Environment(
-        loader=PackageLoader("curation.report", ""),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters.update(n=count, pct=percent, num=number, size=size, time=duration, short=short)
     environment.globals.update(interval=interval)
+    return environment
+
+
+def render(name: str, figures: Figures, reads: Mapping[str, Any] | None) -> str:
+    """The page as HTML."""
+    environment = pages(PackageLoader("curation.report", ""))
     template = environment.get_template("template.html")
     return template.render(_context(name, figures, reads)) + "\n"
 
