@@ -242,7 +242,7 @@ def test_two_columns_of_a_parquet_cost_their_bytes(s3: S3, proxy: Watched) -> No
     columns = [metadata.row_group(group).column(column) for group in range(20) for column in (2, 8)]
     chunks = [(one.data_page_offset, one.data_page_offset + one.total_compressed_size) for one in columns]
     measure(folder.open(info, random=True, ahead=chunks), metadata)
-    assert cost[0][1] > 10 * want  # from wherever a column chunk begins, to the end of 8 MiB
+    assert cost[0][1] > 2 * want  # from wherever a column chunk begins, up to 8 MiB: how far depends on the sockets
     assert cost[1][0] == 41 and cost[1][1] < 1.1 * want  # the footer, and each column chunk
     assert cost[2][0] == 40 and cost[2][1] < 1.01 * want  # each column chunk, no footer
 
