@@ -4,18 +4,20 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.evidence.generation import (
+from benchmarks.evidence.diffusion import (
     BANDS,
     DRAWN,
+    ROW,
     SIZE,
-    Arm,
-    claims,
-    judged,
+    Job,
+    generate_all,
     network,
     read_sheet,
     train,
+    write_jobs,
     write_sheet,
 )
+from benchmarks.evidence.generation import Arm, claims, judged
 from curation.config import load_config
 from curation.evaluation.statistics import paired
 
@@ -50,9 +52,19 @@ def test_training_is_seeded_and_samples_survive(tmp_path: Path) -> None:
     weights = []
     for seed in (0, 0, 1):
         net = network(seed)
-        train(net, tiles, seed, 2)
+        train(net, tiles, seed, 2, 4)
         weights.append(next(net.parameters()).detach().numpy())
     assert (weights[0] == weights[1]).all() and (weights[0] != weights[2]).any()
     drawn = np.random.default_rng(1).integers(0, 255, (DRAWN, BANDS, SIZE, SIZE), np.uint8)
     write_sheet(tmp_path / "sheet.png", drawn)
     assert (read_sheet(tmp_path / "sheet.png") == drawn).all()
+
+
+def test_what_was_written_down_is_trained_once(tmp_path: Path) -> None:
+    tiles = np.random.default_rng(0).integers(0, 255, (8, BANDS, SIZE, SIZE), np.uint8)
+    write_jobs(tmp_path, tiles, [Job("untrained", [0], 0, 0, 4, ROW), Job("half", [0, 2, 4, 6], 1, 1, 4, ROW)])
+    generate_all(tmp_path, 1, "cpu")
+    first = (tmp_path / "arms" / "half.json").stat().st_mtime_ns
+    generate_all(tmp_path, 1, "cpu")
+    assert (tmp_path / "arms" / "half.json").stat().st_mtime_ns == first
+    assert read_sheet(tmp_path / "samples" / "half.png").shape == (ROW, BANDS, SIZE, SIZE)

@@ -13,21 +13,17 @@ References: ``unfiltered``, all of TEST; ``filtered``, its top `TOP` by entropy,
 entropy; ``archive``, the archive as it is, copies, tail and flat tiles included, which flatters ``full`` and
 ``random``. Beside them the FD of the kept tiles themselves: what a perfect generator would reach.
 
-The model: U-Net on 2 x 2 pixel blocks, v-prediction, cosine schedule, averaged weights, DDIM; after so few steps its
-samples have the tiles' colours and coarse forms under much grain, so it says which set is better for a short training
-of a small model, no more. ``ratio`` is rs_prune's FD over random's, unfiltered, at the smallest budget. Everything is
-kept in ``--work``, so that the same command goes on where it ended, and more seeds, budgets or choices add to what is
-there: ``samples/ARM.png`` holds what an arm drew.
+The model is that of `benchmarks.evidence.diffusion`, which can also train it elsewhere: ``--prepare`` stops before.
+``ratio`` is rs_prune's FD over random's, unfiltered, at the smallest budget. Everything is kept in ``--work``, so that
+the same command goes on where it ended, and more seeds, budgets or choices add to what is there: ``samples/ARM.png``
+holds what an arm drew.
 """
 
 import argparse
 import json
-import multiprocessing
 import os
 import sys
-import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -36,12 +32,20 @@ import numpy as np
 import pyarrow.parquet as pq
 import ray
 import torch
-from diffusers import DDIMScheduler, UNet2DModel
-from diffusers.training_utils import EMAModel
 from numpy.typing import NDArray
-from PIL import Image
-from torch.nn import functional as F
 
+from benchmarks.evidence.diffusion import (
+    BANDS,
+    DRAWN,
+    RATE,
+    SIZE,
+    WIDTHS,
+    Job,
+    generate_all,
+    read_sheet,
+    write_jobs,
+    write_json,
+)
 from benchmarks.output import print_result
 from curation.archive.decode import decode
 from curation.archive.listing import list_archive
@@ -60,17 +64,8 @@ from curation.stages import open_run
 CHOICES = ("full", "random", "entropy", "rs_prune", "stage2", "balanced")
 STAGE_ONE = 2  # budgets that Stage I leaves for Stage II
 
-SIZE = 32  # pixels a side, of
-BANDS = 3
-WIDTHS = 32, 64, 64  # channels at 16, 8 and 4 places a side: 1.05 million parameters
 STEPS = 800
 BATCH = 16
-RATE = 2e-3  # of AdamW, at its highest
-DECAY = 0.995  # of the weights' average
-TIMES = 1000  # of the diffusion
-DRAWN = 512  # samples of each model, `ROW` in a row of its sheet
-ROW = 32
-DDIM_STEPS = 20
 
 TOP = 0.3  # of the test set by entropy: the filtered reference
 DIMENSIONS = 32
@@ -151,98 +146,9 @@ def choose(arms: Sequence[Arm], archive: str, references: str, work: Path) -> di
             catalog = job.catalog()
             manifest = job.manifest(catalog, job.clusters(catalog))
         table = pq.read_table(work / "workspace" / manifest.folder / "manifest.parquet", columns=["sample_id"])
-        _write(paths[arm], table["sample_id"].to_pylist())
+        write_json(paths[arm], table["sample_id"].to_pylist())
     ray.shutdown()
     return {arm: set(json.loads(path.read_text())) for arm, path in paths.items()}
-
-
-def network(seed: int) -> UNet2DModel:
-    """The U-Net, on blocks of 2 x 2 pixels, with its first weights."""
-    torch.manual_seed(seed)
-    depth = len(WIDTHS)
-    net = UNet2DModel(
-        sample_size=SIZE // 2,
-        in_channels=4 * BANDS,
-        out_channels=4 * BANDS,
-        layers_per_block=1,
-        block_out_channels=WIDTHS,
-        down_block_types=("DownBlock2D",) * depth,
-        up_block_types=("UpBlock2D",) * depth,
-        norm_num_groups=8,
-        add_attention=False,
-    )
-    return net.to(memory_format=torch.channels_last)
-
-
-def scheduler() -> DDIMScheduler:
-    """Cosine schedule (Nichol and Dhariwal 2021), v-prediction (Salimans and Ho 2022)."""
-    return DDIMScheduler(
-        TIMES, beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction", timestep_spacing="trailing"
-    )
-
-
-def train(net: UNet2DModel, pixels: Pixels, seed: int, steps: int) -> float:
-    """Train on uniform draws with replacement, and leave the averaged weights in it; the last tenth's mean loss."""
-    draw = torch.Generator().manual_seed(seed)
-    data = F.pixel_unshuffle(torch.from_numpy(pixels).float() / 127.5 - 1, 2)
-    noising, average = scheduler(), EMAModel(net.parameters(), decay=DECAY)
-    optimiser = torch.optim.AdamW(net.parameters(), lr=RATE, fused=True)
-    rate = torch.optim.lr_scheduler.OneCycleLR(optimiser, RATE, total_steps=steps, pct_start=0.1)
-    losses = []
-    for _ in range(steps):
-        clean = data[torch.randint(len(data), (BATCH,), generator=draw)]
-        noise = torch.randn(clean.shape, generator=draw)
-        times = torch.randint(TIMES, (BATCH,), generator=draw)
-        loss = F.mse_loss(
-            net(noising.add_noise(clean, noise, times), times).sample, noising.get_velocity(clean, noise, times)
-        )
-        optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
-        optimiser.step()
-        rate.step()
-        average.step(net.parameters())
-        losses.append(loss.item())
-    average.copy_to(net.parameters())
-    return float(np.mean(losses[-max(1, steps // 10) :]))
-
-
-@torch.inference_mode()
-def draw_samples(net: UNet2DModel, seed: int) -> Pixels:
-    """(`DRAWN`, `BANDS`, `SIZE`, `SIZE`)."""
-    noise = torch.Generator().manual_seed(seed)
-    steps = scheduler()
-    steps.set_timesteps(DDIM_STEPS)
-    parts = []
-    for _ in range(DRAWN // ROW):
-        x = torch.randn(ROW, 4 * BANDS, SIZE // 2, SIZE // 2, generator=noise)
-        for time_step in steps.timesteps:
-            x = steps.step(net(x, time_step).sample, time_step, x).prev_sample
-        parts.append(F.pixel_shuffle(x, 2).add(1).mul(127.5).round().clamp(0, 255).byte().numpy())
-    return np.concatenate(parts)
-
-
-def generate(pixels: Pixels, seed: int, steps: int, work: Path, name: str) -> str:
-    """Train, draw, and keep the samples; runs in a process of its own, on one thread."""
-    torch.set_num_threads(1)
-    start = time.process_time()
-    net = network(seed)
-    loss = train(net, pixels, seed, steps) if steps else None
-    trained = time.process_time()
-    write_sheet(work / "samples" / f"{name}.png", draw_samples(net.eval(), seed))
-    seconds = {"train": round(trained - start, 1), "draw": round(time.process_time() - trained, 1)}
-    _write(work / "arms" / f"{name}.json", {"tiles": len(pixels), "loss": loss, "cpu_seconds": seconds})
-    return f"{name}: loss {loss}, CPU seconds {seconds}"
-
-
-def generate_all(jobs: Mapping[str, tuple[Pixels, int, int]], work: Path, processes: int) -> None:
-    """Those arms (tiles, seed, steps) that are not done yet, one a process."""
-    pending = {name: job for name, job in jobs.items() if not (work / "arms" / f"{name}.json").exists()}
-    print(f"training {len(pending)} of {len(jobs)} models in {processes} processes", file=sys.stderr)
-    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
-        running = [pool.submit(generate, *job, work, name) for name, job in pending.items()]
-        for done in as_completed(running):
-            print(done.result(), file=sys.stderr, flush=True)
 
 
 class Scorer:
@@ -348,27 +254,6 @@ def table(summary: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _write(path: Path, value: Any) -> None:
-    """JSON, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.with_suffix(".part").write_text(json.dumps(value))
-    path.with_suffix(".part").rename(path)
-
-
-def write_sheet(path: Path, tiles: Pixels) -> None:
-    """`ROW` tiles in a row, lossless."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    rows = tiles.reshape(-1, ROW, *tiles.shape[1:]).transpose(0, 3, 1, 4, 2)
-    Image.fromarray(rows.reshape(len(rows) * SIZE, ROW * SIZE, BANDS)).save(path)
-
-
-def read_sheet(path: Path) -> Pixels:
-    """The tiles of a sheet, (n, `BANDS`, `SIZE`, `SIZE`)."""
-    sheet = np.asarray(Image.open(path))
-    rows = sheet.reshape(-1, SIZE, ROW, SIZE, BANDS).transpose(0, 2, 4, 1, 3)
-    return np.ascontiguousarray(rows.reshape(-1, BANDS, SIZE, SIZE))
-
-
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -380,6 +265,9 @@ def main() -> None:
     parser.add_argument("--choices", nargs="+", choices=CHOICES, default=list(CHOICES), help="random always among them")
     parser.add_argument("--seeds", type=int, default=5, help="at least 2")
     parser.add_argument("--steps", type=int, default=STEPS, help="of every training")
+    parser.add_argument("--batch", type=int, default=BATCH, help="tiles a step")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--prepare", action="store_true", help="choose, write the trainings down, and stop")
     parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)), help="models at a time")
     options = parser.parse_args()
     if options.seeds < 2 or not all(0 < budget < 1 / STAGE_ONE for budget in options.budgets):
@@ -390,11 +278,18 @@ def main() -> None:
 def print_summary(options: argparse.Namespace) -> None:
     """Do what is not done yet, and print the tables and the result."""
     urls = [options.archive, options.references, options.test]
-    recipe = {"urls": urls, "steps": options.steps, "batch": BATCH, "rate": RATE, "widths": WIDTHS, "drawn": DRAWN}
+    recipe = {
+        "urls": urls,
+        "steps": options.steps,
+        "batch": options.batch,
+        "rate": RATE,
+        "widths": WIDTHS,
+        "drawn": DRAWN,
+    }
     said = options.work / "recipe.json"
     if said.exists() and json.loads(said.read_text()) != json.loads(json.dumps(recipe)):
         raise SystemExit(f"{options.work} holds another experiment ({said}): give another --work")
-    _write(said, recipe)
+    write_json(said, recipe)
     choices = [c for c in CHOICES if c in {*options.choices, "random"}]
     wanted = ((c, 1.0 if c == "full" else b, s) for s in range(options.seeds) for b in options.budgets for c in choices)
     arms = [Arm(*arm) for arm in dict.fromkeys(wanted)]
@@ -402,15 +297,18 @@ def print_summary(options: argparse.Namespace) -> None:
     archive, test = read(options.archive), read(options.test)
     ids = np.array(archive.ids)
     chosen = choose(arms, options.archive, options.references, options.work.resolve())
-    tiles = {
-        str(arm): archive.pixels[np.isin(ids, list(chosen[arm]))] if arm in chosen else archive.pixels for arm in arms
-    }
-    jobs = {"untrained": (archive.pixels, 0, 0)}
-    jobs |= {str(arm): (tiles[str(arm)], arm.seed, options.steps) for arm in arms}
-    generate_all(jobs, options.work, options.processes)
+    every = np.arange(len(ids))
+    rows = {str(arm): np.flatnonzero(np.isin(ids, list(chosen[arm]))) if arm in chosen else every for arm in arms}
+    jobs = [Job("untrained", every.tolist(), 0, 0, options.batch)]
+    jobs += [Job(str(arm), rows[str(arm)].tolist(), arm.seed, options.steps, options.batch) for arm in arms]
+    write_jobs(options.work, archive.pixels, jobs)
+    if options.prepare:
+        return
+    generate_all(options.work, options.processes, options.device)
     scorer = Scorer(test, archive)
-    found = {n: scorer.distances(scorer.moments(read_sheet(options.work / "samples" / f"{n}.png"))) for n in jobs}
-    kept = {name: scorer.distances(scorer.moments(some)) for name, some in tiles.items()}
+    sheets = {job.name: options.work / "samples" / f"{job.name}.png" for job in jobs}
+    found = {name: scorer.distances(scorer.moments(read_sheet(sheet))) for name, sheet in sheets.items()}
+    kept = {name: scorer.distances(scorer.moments(archive.pixels[some])) for name, some in rows.items()}
     noise = np.random.default_rng(0).normal(127.5, 64, (DRAWN, BANDS, SIZE, SIZE)).clip(0, 255).astype(np.uint8)
     summary = summarise(found, kept, arms, scorer)
     print(table(summary))
@@ -420,6 +318,7 @@ def print_summary(options: argparse.Namespace) -> None:
         first["rs_prune"]["mean"] / first["random"]["mean"] if "rs_prune" in first else float("nan"),
         seeds=options.seeds,
         steps=options.steps,
+        batch=options.batch,
         unit=f"FD times {UNIT}, {DIMENSIONS} principal axes",
         untrained=found["untrained"],
         noise=scorer.distances(scorer.moments(noise)),
