@@ -97,7 +97,11 @@ def test_what_cannot_be_told_from_random_is_drawn_at_random() -> None:
     arms = {"like": against_random(0.001, 0.02), "random": RANDOM, "full": against_random(0.0, 0.02, 1)}
     found = advise(arms, judge({"like": paired(arms["like"], RANDOM)}))
     assert found.prune
-    assert found.words.startswith("draw at random")
+    assert found.words.startswith("draw at random: nothing tried is better by as much as ")
+    two = {name: values[:2] for name, values in arms.items()}
+    noise = {name: paired(np.array([0.4, 0.1]) + 0.01 * i, RANDOM[:2]) for i, name in enumerate("abcdefgh")}
+    words = advise(two, judge({**noise, "like": paired(two["like"], two["random"])})).words
+    assert words.startswith("draw at random: 2 seeds can tell no difference between so many arms: raise compare.seeds;")
 
 
 def test_the_way_from_random_to_the_oracle() -> None:

@@ -343,6 +343,9 @@ def test_a_table_s_columns_balance_and_group(workspace: Workspace, tmp_path: Pat
     decided = workspace.decisions(workspace.select(unit="orbit", tables=tables, budget=300))
     for name in set(orbit.values()):
         assert len({d for d, r in zip(decided["decision"], rows, strict=True) if orbit[r["source_id"]] == name}) == 1
+    (tmp_path / "o.csv").write_text("product,season\na,1\n")
+    with pytest.raises(RequestError, match="select.by=season is told from time and footprint, but a table"):
+        workspace.select(by=["season"], tables=open_tables(entries))
     (tmp_path / "o.csv").write_text("product,orbit\na,1\na,2\n")
     with pytest.raises(CurationError, match="product 'a' comes twice"):
         workspace.select(by=["orbit"], tables=open_tables(entries))

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
 import timm
 import torch
 from PIL import Image, ImageFilter
@@ -18,9 +19,11 @@ from scipy.stats import rankdata, spearmanr
 from curation.archive.listing import list_archive
 from curation.archive.tables import open_tables
 from curation.catalog.build import Catalog, build_catalog
+from curation.catalog.labels import Labels
 from curation.clustering.build import build_clusters
 from curation.config import Config, ScoreConfig, load_config
 from curation.errors import RequestError
+from curation.evaluation.samples import gather
 from curation.runtime import start_ray
 from curation.scoring import build
 from curation.scoring.build import SCHEMA, build_scores
@@ -268,11 +271,14 @@ def test_what_decides_the_id(scored, archive, tmp_path, monkeypatch):
 def test_labels_of_a_table(scored, archive):
     _, catalog, _ = scored
     (table,) = open_tables([{"path": str(archive / "table.csv"), "key": "key", "on": "key"}])
-    labelled = Labelled(catalog.store, None, catalog.shards, table, "ground", ("left", "right"))
+    labelled = Labelled(catalog.store, None, catalog.shards, Labels("ground", table), ("left", "right"))
     codes = np.concatenate([labelled.codes(shard) for shard in catalog.shards])
     keys = [k for s in catalog.shards for k in catalog.store.read(s, ["key"])["key"].to_pylist()]
     listed = {line.split(",")[0]: line.split(",")[1] for line in (archive / "table.csv").read_text().splitlines()[1:]}
     assert [{-1: None, 0: "left", 1: "right"}[code] for code in codes] == [listed.get(key) for key in keys]
+    samples, _, labelled = gather(None, catalog.store, catalog.shards, Labels("ground", table))  # for a comparison
+    assert ray.get(samples).labels.to_pylist() == [listed.get(key) for key in keys]
+    assert labelled == sum(key in listed for key in keys)
     with pytest.raises(RequestError, match="score.label: archive.tables have no column 'grund'; did you mean 'ground'"):
         config = load_config(["archive.url=x", "score.label=grund"])
         build_scores(config, [], catalog, None, [table])

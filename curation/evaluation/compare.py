@@ -22,6 +22,7 @@ from curation.archive.listing import Root, list_archive
 from curation.catalog.artefact import portable_encoder, same_eyes
 from curation.catalog.build import Catalog, build_catalog
 from curation.catalog.fit import check_bank
+from curation.catalog.labels import Labels
 from curation.catalog.store import parquet_bytes
 from curation.catalog.tiles import build_tiles
 from curation.config import Config, described_encoder, load_config, options_of, to_dict
@@ -127,7 +128,8 @@ class Comparison:
         same = self.scored.artefact.sha256 == self.catalog.artefact.sha256
         if same and self.scorer.encoder["name"] == config.encoder["name"] == "random_conv":
             raise RequestError(SAME)
-        self.samples, self.count, labelled = gather(self.catalog.store, self.scored.store, self.catalog.shards)
+        labels = Labels.of(config.score.label, run.tables)
+        self.samples, self.count, labelled = gather(self.catalog.store, self.scored.store, self.catalog.shards, labels)
         if self.count < self.catalog.counts["kept"]:
             lacking = self.catalog.counts["kept"] - self.count
             raise CurationError(f"the scorer has no features of {lacking} samples: take another compare.scorer")
@@ -137,6 +139,7 @@ class Comparison:
             *(self.catalog.store.catalog_id, self.catalog.artefact.sha256, self.catalog.digest),
             *(self.scored.store.catalog_id, self.scored.artefact.sha256, self.catalog.bank_digest),
             *(tested.digest if tested else None, self.settings.size, VERSION),
+            *([labels.identity] if labels.table else []),
         ]
         self.name = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:16]
         self.folder = run.workspace.child(f"comparisons/{self.name}")
@@ -165,7 +168,7 @@ class Comparison:
 
     def _prepare_test(self, tested: Catalog) -> None:
         """See which test samples may decide, and make the tiles that are trained on."""
-        test, count, _ = gather(None, self.scored.store, tested.shards)
+        test, count, _ = gather(None, self.scored.store, tested.shards, Labels())
         shared = self._shared(tested)
         rows, decide = submit(decisive, test, sorted(shared), returns=2)
         self.counts |= {"test": count, "test_shared": len(shared), **ray.get(decide)}

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import ray
 from numpy.typing import NDArray
 
+from curation.catalog.labels import Labels
 from curation.catalog.store import CatalogStore, chunks
 from curation.catalog.tiles import Tiles
 from curation.clustering.assign import embeddings
@@ -25,7 +26,7 @@ from curation.storage import Folder
 MOST = 1_000_000  # samples; their features are held in memory
 SHARDS = 64  # read in one task
 REGION_KM = 1000.0  # side of a region whose balance is told
-COLUMNS = ["sample_id", "label", "entropy", "time", "footprint", "embedding"]
+COLUMNS = ["sample_id", "entropy", "time", "footprint", "embedding"]
 
 Pixels = NDArray[np.uint8]
 Ints = NDArray[np.int64]
@@ -86,13 +87,16 @@ class Samples:
         return made
 
 
-def gather(selector: CatalogStore | None, scorer: CatalogStore, shards: Sequence[str]) -> tuple[Any, int, int]:
+def gather(
+    selector: CatalogStore | None, scorer: CatalogStore, shards: Sequence[str], labels: Labels
+) -> tuple[Any, int, int]:
     """Gather the samples of some shards.
 
     Args:
         selector: only samples that this catalog has too.
         scorer: whose columns and embeddings count.
         shards: names.
+        labels: where they are said.
 
     Returns:
         a reference to `Samples`, how many they are, and how many have a label.
@@ -100,15 +104,15 @@ def gather(selector: CatalogStore | None, scorer: CatalogStore, shards: Sequence
     Raises:
         RequestError: there are more than `MOST`.
     """
-    parts = [submit(_part, selector, scorer, list(some)) for some in chunks(sorted(shards), SHARDS)]
+    parts = [submit(_part, selector, scorer, list(some), labels) for some in chunks(sorted(shards), SHARDS)]
     samples, count, labelled = submit(_together, *parts, returns=3)
     return samples, ray.get(count), ray.get(labelled)
 
 
-def _part(selector: CatalogStore | None, scorer: CatalogStore, shards: list[str]) -> Samples:
+def _part(selector: CatalogStore | None, scorer: CatalogStore, shards: list[str], labels: Labels) -> Samples:
     tables, positions = [], []
     for shard in shards:
-        table = scorer.read(shard, COLUMNS)
+        table = scorer.read(shard, COLUMNS).append_column("label", labels.read(scorer, shard))
         there = np.arange(len(table))
         if selector is not None:
             known = selector.read(shard, ["sample_id"])["sample_id"].combine_chunks()

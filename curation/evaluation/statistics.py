@@ -219,10 +219,11 @@ def advise(
         others = f"; {', '.join(equals)} cannot be told from it" if equals else ""
         return Advice(True, best, equals, f"prune with {best}, {judged[best].words}; {cost}{others}")
     told = max((verdict.detectable for verdict in judged.values()), default=0.0)
-    words = (
-        f"draw at random: nothing tried is better by as much as {len(arms[best])} seeds can tell "
-        f"({points(told).lstrip('+')} points); the highest mean has {best}, {cost}"
-    )
+    seeds = len(arms[best])
+    able = f"nothing tried is better by as much as {seeds} seeds can tell ({points(told).lstrip('+')} points)"
+    if told >= 1:  # of a share
+        able = f"{seeds} seeds can tell no difference between so many arms: raise compare.seeds"
+    words = f"draw at random: {able}; the highest mean has {best}, {cost}"
     return Advice(True, best, equals, words)
 
 

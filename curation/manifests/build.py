@@ -684,6 +684,10 @@ def _columns(
         columns.update({"cloud_fraction", "radiometry"} & set(scalar))
     more = [field.name for table in tables for field in table.schema if _is_scalar(field.type)]
     more = [name for name in more if name not in catalog_schema(1).names]
+    if taken := {*settings.by} & {*groups.KEYS} & {*more}:
+        raise RequestError(
+            f"select.by={min(taken)} is told from time and footprint, but a table has a column of that name: rename it"
+        )
     asked: list[tuple[str, str, Mapping[str, Any]]] = [("select.by", name, groups.KEYS) for name in settings.by]
     asked += [(f"select.{key}", name, {}) for key in ("unit", "split_by") if (name := getattr(settings, key))]
     asked += [("score.label", label, {})] * STRATEGIES[settings.strategy].labelled

@@ -21,8 +21,9 @@ import safetensors.numpy
 from numpy.typing import NDArray
 
 from curation.archive.listing import Root
-from curation.archive.tables import Table, columns_by_table
+from curation.archive.tables import Table
 from curation.catalog.build import Catalog
+from curation.catalog.labels import Labels
 from curation.catalog.store import chunks, parquet_bytes
 from curation.catalog.tiles import build_tiles
 from curation.clustering.assign import parts_of
@@ -69,26 +70,24 @@ def build_scores(
         RequestError: there are fewer than two classes, or more labelled samples than a task can hold.
     """
     settings = config.score
-    table = None
-    if settings.label != "label":
-        ((table, _),) = columns_by_table(tables, [settings.label], "score.label").items()
+    source = Labels.of(settings.label, tables)
     weights = check_network(settings, len(catalog.artefact.bands))
     made_of = [
         *(VERSION, catalog.store.catalog_id, catalog.artefact.sha256, catalog.digest),
-        *(to_dict(settings) | {"checkpoints": weights}, table and table.identity, config.seed),
+        *(to_dict(settings) | {"checkpoints": weights}, source.table and source.table.identity, config.seed),
     ]
     name = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
     folder = catalog.store.workspace.child(f"scores/{name}")
     if folder.exists("score.json"):
         return folder
     tiles = build_tiles(config, roots, catalog, resources, settings.size)
-    labelled = Labelled(catalog.store, tiles, catalog.shards, table, settings.label)
+    labelled = Labelled(catalog.store, tiles, catalog.shards, source)
     counts: Counter[str] = Counter()
     for part in ray.get([_count.remote(labelled, list(part)) for part in chunks(catalog.shards, COUNTED)]):
         counts += part
     _check(settings, counts, tiles.nbytes)
     classes = tuple(sorted(counts))
-    labelled = Labelled(catalog.store, tiles, catalog.shards, table, settings.label, classes, counts.total())
+    labelled = Labelled(catalog.store, tiles, catalog.shards, source, classes, counts.total())
     log.info(
         "scores: %d experts on %d labelled samples of %d classes",
         settings.experts,
@@ -139,7 +138,7 @@ def _check(settings: ScoreConfig, counts: Mapping[str, int], nbytes: int) -> Non
 def _count(labelled: Labelled, shards: Sequence[str]) -> Counter[str]:
     counts: Counter[str] = Counter()
     for shard in shards:
-        for entry in labelled.labels(shard).drop_null().value_counts().to_pylist():
+        for entry in labelled.source.read(labelled.store, shard).drop_null().value_counts().to_pylist():
             counts[entry["values"]] += entry["counts"]
     return counts
 

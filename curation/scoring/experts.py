@@ -15,7 +15,7 @@ import safetensors.numpy
 import torch
 from numpy.typing import NDArray
 
-from curation.archive.tables import Table, lookup
+from curation.catalog.labels import Labels
 from curation.catalog.store import CatalogStore
 from curation.catalog.tiles import Tiles
 from curation.config import ScoreConfig
@@ -35,8 +35,7 @@ class Labelled:
 
     Attributes:
         shards: sorted; the order of the rows is theirs.
-        table: that the labels come from; ``None``: the catalog.
-        column: of the labels.
+        source: of the labels.
         classes: their names, sorted.
         rows: labelled samples in all.
     """
@@ -44,23 +43,13 @@ class Labelled:
     store: CatalogStore
     tiles: Tiles
     shards: tuple[str, ...]
-    table: Table | None
-    column: str
+    source: Labels
     classes: tuple[str, ...] = ()
     rows: int = 0
 
-    def labels(self, shard: str) -> pa.Array:
-        """The label of each row of a shard, as text, or null; an empty text is none."""
-        column = self.column if self.table is None else self.table.on
-        found = self.store.read(shard, [column])[column]
-        if self.table is not None:
-            found = lookup(self.table, [self.column], found)[self.column]
-        texts = found.combine_chunks().cast(pa.string())
-        return pc.if_else(pc.equal(texts, ""), pa.scalar(None, pa.string()), texts)
-
     def codes(self, shard: str) -> Codes:
         """The class of each row of a shard, -1 where it has no label."""
-        found = pc.index_in(self.labels(shard), value_set=pa.array(self.classes, pa.string()))
+        found = pc.index_in(self.source.read(self.store, shard), value_set=pa.array(self.classes, pa.string()))
         codes: Codes = found.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
         return codes
 
