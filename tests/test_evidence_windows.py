@@ -16,6 +16,9 @@ def test_upper_rows_are_the_archive_s(tmp_path: Path) -> None:
                     member.size = 3
                     tar.addfile(member, io.BytesIO(b"abc"))
     assert split(tmp_path / "windows.tar", tmp_path / "out") == {"archive": 9, "test": 6}
-    names = [tarfile.open(tmp_path / "out" / part / "windows-000.tar").getnames() for part in ("archive", "test")]
+    names = []
+    for part in ("archive", "test"):
+        with tarfile.open(tmp_path / "out" / part / "windows-000.tar") as tar:
+            names.append(tar.getnames())
     assert names[0][:2] == ["s2_one_r0000_c0000.tif", "s2_one_r0000_c0000.json"]
     assert not {name.partition("_c")[0] for name in names[0]} & {name.partition("_c")[0] for name in names[1]}
