@@ -52,7 +52,7 @@ def test_training_is_seeded_and_samples_survive(tmp_path: Path) -> None:
     weights = []
     for seed in (0, 0, 1):
         net = network(seed)
-        train(net, tiles, seed, 2, 4)
+        assert train(net, tiles, seed, 2, 4) > 0
         weights.append(next(net.parameters()).detach().numpy())
     assert (weights[0] == weights[1]).all() and (weights[0] != weights[2]).any()
     drawn = np.random.default_rng(1).integers(0, 255, (DRAWN, BANDS, SIZE, SIZE), np.uint8)

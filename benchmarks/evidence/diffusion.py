@@ -1,4 +1,4 @@
-"""The tiny diffusion model of `benchmarks.evidence.generation`; needs torch and diffusers alone.
+"""The tiny diffusion model of `benchmarks.evidence.generation`; needs torch and diffusers, no Ray.
 
 ``python -m benchmarks.evidence.diffusion WORK`` trains what ``generation --prepare`` wrote down and is not done yet
 (``WORK/tiles.npz``, a row a tile of the archive, and ``WORK/jobs.json``): perhaps on another machine, with a GPU.
@@ -23,11 +23,11 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import DDIMScheduler, UNet2DModel
-from diffusers.training_utils import EMAModel
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor, nn
 from torch.nn import functional as F
+
+from curation.scoring.network import warm_cosine
 
 SIZE = 32  # pixels a side, of
 BANDS = 3
@@ -79,66 +79,70 @@ def scheduler() -> DDIMScheduler:
     )
 
 
-class Plain(nn.Module):
-    """The network as a function of tensors."""
-
-    def __init__(self, net: UNet2DModel) -> None:
-        super().__init__()
-        self.net = net
-
-    def forward(self, x: Tensor, times: Tensor) -> Tensor:
-        """The velocity of noisy blocks (n, 4 * `BANDS`, `SIZE` / 2, `SIZE` / 2) at times (n,)."""
-        made: Tensor = self.net(x, times).sample
-        return made
-
-
 def train(net: UNet2DModel, pixels: Pixels, seed: int, steps: int, batch: int) -> float:
     """Train on uniform draws with replacement, and leave the averaged weights in it; the last tenth's mean loss."""
-    device = net.device
-    draw = torch.Generator(device).manual_seed(seed)
+    device, noising = net.device, scheduler()
+    torch.manual_seed(seed)
     data = F.pixel_unshuffle(torch.from_numpy(pixels).to(device).float() / 127.5 - 1, 2)
-    noising, average = scheduler(), EMAModel(net.parameters(), decay=DECAY, foreach=True)
-    noising.alphas_cumprod = noising.alphas_cumprod.to(device)
-    optimiser = torch.optim.AdamW(net.parameters(), lr=RATE, fused=True)
-    rate = torch.optim.lr_scheduler.OneCycleLR(optimiser, RATE, total_steps=steps, pct_start=0.1)
-    shape, losses = (batch, *data.shape[1:]), torch.zeros(steps, device=device)
-    forward = _graphed(net, shape)
-    for step in range(steps):
-        clean = data[torch.randint(len(data), (batch,), generator=draw, device=device)]
-        noise = torch.randn(shape, generator=draw, device=device)
-        times = torch.randint(TIMES, (batch,), generator=draw, device=device)
-        noisy, wanted = noising.add_noise(clean, noise, times), noising.get_velocity(clean, noise, times)
-        loss = F.mse_loss(forward(noisy, times), wanted)
+    signal = noising.alphas_cumprod.to(device)
+    weights = list(net.parameters())
+    averaged = [weight.detach().clone() for weight in weights]
+    rate, graphed = torch.tensor(RATE, device=device), device.type == "cuda"
+    optimiser = torch.optim.AdamW(weights, lr=rate, fused=True, capturable=graphed)
+    said = torch.zeros((), device=device)
+
+    def step() -> None:
+        clean = data[torch.randint(len(data), (batch,), device=device)]
+        noise, times = torch.randn_like(clean), torch.randint(TIMES, (batch,), device=device)
+        kept = signal[times].view(-1, 1, 1, 1)
+        noisy, velocity = (
+            kept.sqrt() * clean + (1 - kept).sqrt() * noise,
+            kept.sqrt() * noise - (1 - kept).sqrt() * clean,
+        )
+        loss = F.mse_loss(net(noisy, times).sample, velocity)
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(weights, 1.0, foreach=True)
         optimiser.step()
-        rate.step()
-        average.step(net.parameters())
-        losses[step] = loss.detach()
-    average.copy_to(net.parameters())
-    return float(losses[-max(1, steps // 10) :].mean())
+        with torch.no_grad():
+            torch._foreach_lerp_(averaged, weights, 1 - DECAY)
+        said.copy_(loss.detach())
+
+    take, losses = _graphed(step) if graphed else step, []
+    for number in range(steps):
+        rate.fill_(RATE * warm_cosine(number, steps))
+        take()
+        if number >= steps - max(1, steps // 10):
+            losses.append(said.clone())
+    with torch.no_grad():
+        for weight, average in zip(weights, averaged, strict=True):
+            weight.copy_(average)
+    return float(torch.stack(losses).mean())
 
 
-def _graphed(net: UNet2DModel, shape: tuple[int, ...]) -> Callable[[Tensor, Tensor], Tensor]:
-    """The network; on a GPU as one graph forward and one backward, for its kernels are shorter than their launch."""
-    plain = Plain(net)
-    if net.device.type == "cpu":
-        return plain
-    like = torch.randn(shape, device=net.device), torch.zeros(shape[0], dtype=torch.long, device=net.device)
-    graphed: Callable[[Tensor, Tensor], Tensor] = torch.cuda.make_graphed_callables(plain, like)
-    return graphed
+def _graphed(step: Callable[[], None]) -> Callable[[], None]:
+    """The step as one graph, for its kernels are shorter than their launch; a few steps are taken before."""
+    apart = torch.cuda.Stream()
+    apart.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(apart):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(apart)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return graph.replay
 
 
 @torch.inference_mode()
 def draw_samples(net: UNet2DModel, seed: int, count: int) -> Pixels:
     """(count, `BANDS`, `SIZE`, `SIZE`); the count is a multiple of `ROW`."""
-    noise = torch.Generator(net.device).manual_seed(seed)
+    noise = torch.Generator().manual_seed(seed)
     steps = scheduler()
     steps.set_timesteps(DDIM_STEPS)
     parts = []
     for _ in range(count // ROW):
-        x = torch.randn(ROW, 4 * BANDS, SIZE // 2, SIZE // 2, generator=noise, device=net.device)
+        x = torch.randn(ROW, 4 * BANDS, SIZE // 2, SIZE // 2, generator=noise).to(net.device)
         for time_step in steps.timesteps:
             x = steps.step(net(x, time_step).sample, time_step, x).prev_sample
         parts.append(F.pixel_shuffle(x, 2).add(1).mul(127.5).round().clamp(0, 255).byte().cpu().numpy())
@@ -205,9 +209,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path, help="folder that generation --prepare wrote to")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)), help="models at a time")
+    parser.add_argument("--processes", type=int, help="models at a time; as many as cores, on a GPU one")
     options = parser.parse_args()
-    generate_all(options.work, options.processes, options.device)
+    cores = len(os.sched_getaffinity(0)) if options.device == "cpu" else 1
+    generate_all(options.work, options.processes or cores, options.device)
 
 
 if __name__ == "__main__":
