@@ -40,6 +40,7 @@ from curation.scoring.sim import (
     sim,
     softmax,
     texture,
+    to_centres,
 )
 from curation.storage import Folder
 from tests.recipes import write_tar
@@ -58,7 +59,7 @@ def test_separability_against_a_plain_one():
     for x, own in zip(features.astype(float), codes, strict=True):
         d = [1 - x @ c / np.linalg.norm(x) / np.linalg.norm(c) for c in centres]
         plain.append(min(v for c, v in enumerate(d) if c != own) / (d[own] + 0.1))
-    assert np.allclose(separability(features, codes, 4, 0.1), plain, rtol=1e-6)
+    assert np.allclose(separability(*to_centres(features, codes, 4), 0.1), plain, rtol=1e-6)
     assert np.allclose(integrity(features), np.linalg.norm(features, axis=1))
 
 
@@ -128,7 +129,8 @@ def test_planted_faults_score_lower(one_thread):  # noqa: F811
     assert not np.array_equal(found[0]["el2n"], found[1]["el2n"])  # each has its own seed
     mean = {name: np.mean([one[name] for one in found], axis=0) for name in found[0]}
     agreed = agreement(one["probabilities"] for one in found)
-    score = sim({"s": mean["separability"], "e": mean["integrity"], "c": agreed})
+    apart = np.mean([separability(one["own_distance"], one["other_distance"], 0.1) for one in found], axis=0)
+    score = sim({"s": apart, "e": mean["integrity"], "c": agreed})
     clean = np.setdiff1d(np.arange(300), np.concatenate([wrong, blurred]))
     assert score[wrong].mean() < 0.7 * score[clean].mean()
     assert score[blurred].mean() < 0.9 * score[clean].mean()
@@ -239,15 +241,23 @@ def test_parts_lie_parallel_to_the_assignments(scored, tmp_path):
 
 def test_it_goes_on_from_what_is_there(scored, archive, monkeypatch):
     config, catalog, folder = scored
-    files = ["part-00000.parquet", "labelled.parquet", "experts/00.safetensors", "experts/01.safetensors", "score.json"]
-    before = {name: folder.read(name) for name in files}
-    first = folder.info(files[2])
-    for name in (files[0], files[1], files[3], files[4]):
-        folder.remove(name)
-    again = build_scores(config, list_archive(config.archive.url), catalog, start_ray(config.runtime))
+    experts = catalog.store.workspace.child(f"experts/{json.loads(folder.read('score.json'))['experts']}")
+    files = [(folder, name) for name in ("part-00000.parquet", "labelled.parquet", "score.json")]
+    files += [(experts, name) for name in ("00.safetensors", "01.safetensors")]
+    before = [where.read(name) for where, name in files]
+    first = experts.info("00.safetensors")
+    for where, name in files:
+        if name != "00.safetensors":
+            where.remove(name)
+    resources, roots = start_ray(config.runtime), list_archive(config.archive.url)
+    again = build_scores(config, roots, catalog, resources)
     assert again.base == folder.base
-    assert {name: folder.read(name) for name in files} == before
-    assert folder.info(files[2]) == first  # an expert that has left its file is not trained again
+    assert [where.read(name) for where, name in files] == before
+    assert experts.info("00.safetensors") == first  # an expert that has left its file is not trained again
+    trained = [experts.info(name) for name in ("00.safetensors", "01.safetensors")]
+    other = build_scores(config_of(archive, Path(config.workspace), "score.eps=1"), roots, catalog, resources)
+    assert other.base != folder.base and other.read("part-00000.parquet") != before[0]
+    assert [experts.info(name) for name in ("00.safetensors", "01.safetensors")] == trained  # nor for another SIM
 
 
 def test_what_decides_the_id(scored, archive, tmp_path, monkeypatch):

@@ -1,7 +1,8 @@
 """From a labelled catalog to its scores: tiles, experts, one table of all labelled samples, and parts for everybody.
 
-``scores/<id>/part-…`` lie parallel to the assignments: the same rows in the same order. Each step leaves its file,
-``score.json`` last; a run that was stopped goes on from there.
+``experts/<id>`` has what trained models say, ``scores/<id>`` what is made of it, so that another SIM of the same
+experts costs no training. ``part-…`` lie parallel to the assignments: the same rows in the same order. Each step leaves
+its file, ``score.json`` last; a run that was stopped goes on from there.
 """
 
 import hashlib
@@ -31,17 +32,18 @@ from curation.config import Config, ScoreConfig, to_dict
 from curation.errors import RequestError
 from curation.runtime import Resources, numeric_profile
 from curation.scoring.experts import Labelled, check_network, file_of, train_expert
-from curation.scoring.sim import DYNAMICS, SCORES, agreement, correlation, ranks, sim
+from curation.scoring.sim import DYNAMICS, SCORES, agreement, correlation, ranks, separability, sim
 from curation.storage import Folder
 
 log = logging.getLogger("curation")
 
-VERSION = 1  # raise when the same samples would get other scores
+VERSION = 2  # raise when the same samples would get other scores
 COUNTED = 500  # shards whose labels are counted in one task
 MAX_BYTES = 8 << 30  # of tiles, or of probabilities, that a task may hold
 PER_PROBABILITY = 32  # bytes at the peak: float32, float64 and their sums
 ALL = "labelled.parquet"
 LOOKS = ("brightness", "texture")
+COMBINED = ("experts", "eps", "terms", "combine")  # settings that no single expert's training depends on
 QUANTILES = (0, 0.05, 0.25, 0.5, 0.75, 0.95, 1)  # of each score, in `score.json`
 
 SCHEMA = pa.schema(
@@ -72,12 +74,14 @@ def build_scores(
     settings = config.score
     source = Labels.of(settings.label, tables)
     weights = check_network(settings, len(catalog.artefact.bands))
-    made_of = [
-        *(VERSION, catalog.store.catalog_id, catalog.artefact.sha256, catalog.digest),
-        *(to_dict(settings) | {"checkpoints": weights}, source.table and source.table.identity, config.seed),
-    ]
-    name = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
-    folder = catalog.store.workspace.child(f"scores/{name}")
+    asked = to_dict(settings) | {"checkpoints": weights}
+    trained = {name: value for name, value in asked.items() if name not in COMBINED}
+    of = [VERSION, catalog.store.catalog_id, catalog.artefact.sha256, catalog.digest]
+    of += [source.table and source.table.identity, config.seed]
+    folder, experts = (
+        catalog.store.workspace.child(f"{kind}/{_digest([*of, settled])}")
+        for kind, settled in (("scores", asked), ("experts", trained))
+    )
     if folder.exists("score.json"):
         return folder
     tiles = build_tiles(config, roots, catalog, resources, settings.size)
@@ -95,13 +99,14 @@ def build_scores(
         len(labelled.classes),
     )
     task = train_expert.options(num_gpus=int(resources.device == "cuda"))
-    experts = range(settings.experts)
-    ray.get([task.remote(labelled, settings, config.seed, expert, folder, resources.device) for expert in experts])
-    figures = ray.get(_combine.remote(labelled, settings, folder))
+    numbers = range(settings.experts)
+    ray.get([task.remote(labelled, settings, config.seed, number, experts, resources.device) for number in numbers])
+    figures = ray.get(_combine.remote(labelled, settings, experts, folder))
     parts = parts_of(catalog.shards, catalog.counts["kept"])
     ray.get([_publish_part.remote(labelled, members, folder, number) for number, members in enumerate(parts)])
     about = {
-        "settings": to_dict(settings) | {"checkpoints": weights},
+        "settings": asked,
+        "experts": experts.base.rpartition("/")[2],
         "seed": config.seed,
         "rows": catalog.counts["kept"],
         "labelled": labelled.rows,
@@ -111,6 +116,10 @@ def build_scores(
     }
     folder.publish("score.json", json.dumps(about, indent=1).encode())
     return folder
+
+
+def _digest(made_of: list[Any]) -> str:
+    return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _check(settings: ScoreConfig, counts: Mapping[str, int], nbytes: int) -> None:
@@ -144,7 +153,7 @@ def _count(labelled: Labelled, shards: Sequence[str]) -> Counter[str]:
 
 
 @ray.remote(num_cpus=1)
-def _combine(labelled: Labelled, settings: ScoreConfig, folder: Folder) -> dict[str, Any]:
+def _combine(labelled: Labelled, settings: ScoreConfig, experts: Folder, folder: Folder) -> dict[str, Any]:
     """Write the table of all labelled samples; what ``score.json`` says of it.
 
     It holds one row of 21 numbers a labelled sample, and the probabilities of two experts at a time.
@@ -157,7 +166,8 @@ def _combine(labelled: Labelled, settings: ScoreConfig, folder: Folder) -> dict[
 
     def probabilities() -> Iterator[NDArray[np.float32]]:
         for expert in range(settings.experts):
-            found = safetensors.numpy.load(folder.read(file_of(expert)))
+            found = safetensors.numpy.load(experts.read(file_of(expert)))
+            found["separability"] = separability(found["own_distance"], found["other_distance"], settings.eps)
             for name, total in values.items():
                 total += found[name] / settings.experts
             accuracy.append(float((found["probabilities"].argmax(axis=1) == codes).mean()))

@@ -23,7 +23,7 @@ from curation.encoders.base import start_torch
 from curation.encoders.timm import create, load
 from curation.errors import RequestError
 from curation.scoring.network import Small, train_classifier
-from curation.scoring.sim import Codes, Dynamics, brightness, integrity, separability, softmax, texture
+from curation.scoring.sim import Codes, Dynamics, brightness, integrity, softmax, texture, to_centres
 from curation.storage import Folder
 
 READ = 8192  # rows of a shard read at once
@@ -70,8 +70,8 @@ class Labelled:
 
 
 def file_of(expert: int) -> str:
-    """Where an expert's arrays lie, below the folder of the scores."""
-    return f"experts/{expert:02}.safetensors"
+    """Where an expert's arrays lie, below the folder of the experts."""
+    return f"{expert:02}.safetensors"
 
 
 @ray.remote(num_cpus=1)
@@ -112,8 +112,10 @@ def expert_arrays(
         watch=dynamics,
     )
     features = network.features(tiles)
+    own, other = to_centres(features, codes, classes)
     found = {
-        "separability": separability(features, codes, classes, settings.eps),
+        "own_distance": own,
+        "other_distance": other,
         "integrity": integrity(features),
         "probabilities": softmax(network.classify(features)),
         "el2n": dynamics.el2n,

@@ -17,28 +17,33 @@ SCORES = (*TERMS, "sim", *DYNAMICS)
 ROWS = 4096  # worked on at once
 
 
-def separability(features: NDArray[np.float32], codes: Codes, classes: int, eps: float) -> Floats:
-    """d_N / (d_P + eps): cosine distance to the nearest other class's centre over that to the own one.
+def to_centres(features: NDArray[np.float32], codes: Codes, classes: int) -> tuple[Floats, Floats]:
+    """Cosine distances of each sample to its own class's centre, d_P (n,), and to the nearest other one, d_N (n,).
 
     Args:
         features: (n, dim) embeddings; a class's centre is the mean of its members', the sample itself among them.
         codes: (n,) from 0; every class has a member.
         classes: how many, at least 2.
-        eps: what is added to the own distance.
     """
     centres = np.zeros((classes, features.shape[1]))
     for start in range(0, len(features), ROWS):
         np.add.at(centres, codes[start : start + ROWS], features[start : start + ROWS].astype(np.float64))
     centres = _unit(centres)
-    found = np.empty(len(features))
+    own, other = np.empty(len(features)), np.empty(len(features))
     for start in range(0, len(features), ROWS):
-        rows, own = slice(start, start + ROWS), codes[start : start + ROWS]
+        rows, mine = slice(start, start + ROWS), codes[start : start + ROWS]
         distances = 1 - _unit(features[rows].astype(np.float64)) @ centres.T
-        at = np.arange(len(own))
-        positive = distances[at, own]
-        distances[at, own] = np.inf
-        found[rows] = np.maximum(distances.min(axis=1), 0) / (np.maximum(positive, 0) + eps)
-    return found
+        at = np.arange(len(mine))
+        own[rows] = distances[at, mine]
+        distances[at, mine] = np.inf
+        other[rows] = distances.min(axis=1)
+    return np.maximum(own, 0), np.maximum(other, 0)
+
+
+def separability(own: ArrayLike, other: ArrayLike, eps: float) -> Floats:
+    """d_N / (d_P + eps), by the distances of :func:`to_centres`."""
+    ratio: Floats = np.asarray(other, np.float64) / (np.asarray(own, np.float64) + eps)
+    return ratio
 
 
 def integrity(features: NDArray[np.float32]) -> Floats:
