@@ -106,6 +106,10 @@ class KeepIndex:
             yield self.arrays["rows"][start:stop] if "rows" in self.arrays else np.arange(start, stop, dtype=np.int32)
             self.release()
 
+    def rows_at(self, places: NDArray[np.int64]) -> Rows:
+        """Some of the kept rows, by their places among these."""
+        return np.array(self.arrays["rows"][places]) if "rows" in self.arrays else places.astype(np.int32)
+
     def weights_of(self, rows: ArrayLike) -> Weights:
         """The weights of some kept rows, float32 (n,).
 
@@ -218,11 +222,17 @@ def read_index(folder: Folder, version: int | None = None, cache: Path | None = 
     return KeepIndex(version, total, _sha256(header), arrays, (folder, cache))
 
 
+_opened: dict[str, KeepIndex] = {}  # what this process read last of each folder
+
+
 def _read_again(version: int, sha256: str, folder: Folder, cache: Path | None) -> KeepIndex:
     """What was pickled in another process."""
-    index = read_index(folder, version, cache)
-    if index.sha256 != sha256:
-        raise CurationError(f"{folder.public(_name(version))} is another index here: all processes must see one folder")
+    index = _opened.get(folder.url)
+    if index is None or index.sha256 != sha256:
+        index = read_index(folder, version, cache)
+        if index.sha256 != sha256:
+            raise CurationError(f"{folder.public(_name(version))} is another index here: give all processes the same")
+        _opened[folder.url] = index
     return index
 
 
