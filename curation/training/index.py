@@ -9,10 +9,12 @@ import hashlib
 import io
 import json
 import mmap
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -26,6 +28,7 @@ Weights = NDArray[np.float32]
 HEADER = "index.json"
 MOST = 2**31  # rows that int32 can number
 BLOCK = 1 << 18  # rows read at once
+RUN = 256  # rows that a search ends in
 FILES: dict[str, Any] = {"rows": np.int32, "weights": np.float32, "ids": "S16", "places": np.int32}
 
 
@@ -102,13 +105,17 @@ class KeepIndex:
     def blocks(self) -> Iterator[Rows]:
         """The rows in runs of ``BLOCK``, of which no more than one is in memory."""
         for start in range(0, self.kept, BLOCK):
-            stop = min(start + BLOCK, self.kept)
-            yield self.arrays["rows"][start:stop] if "rows" in self.arrays else np.arange(start, stop, dtype=np.int32)
-            self.release()
+            if "rows" in self.arrays:
+                yield self._read("rows", start, BLOCK)
+            else:
+                yield np.arange(start, min(start + BLOCK, self.kept), dtype=np.int32)
 
-    def rows_at(self, places: NDArray[np.int64]) -> Rows:
-        """Some of the kept rows, by their places among these."""
-        return np.array(self.arrays["rows"][places]) if "rows" in self.arrays else places.astype(np.int32)
+    def at(self, places: NDArray[np.int64]) -> tuple[Rows, Weights]:
+        """Some of the kept rows and their weights, by their places among these."""
+        rows = np.array(self.arrays["rows"][places]) if "rows" in self.arrays else places.astype(np.int32)
+        weights: Weights = np.array(self.weights[places])
+        self.release()
+        return rows, weights
 
     def weights_of(self, rows: ArrayLike) -> Weights:
         """The weights of some kept rows, float32 (n,).
@@ -116,16 +123,14 @@ class KeepIndex:
         Raises:
             RequestError: one of them is not kept, or has no weight.
         """
-        wanted = np.asarray(rows).astype(np.int32)  # searchsorted would convert all rows to another dtype
-        places = np.searchsorted(self.arrays["rows"], wanted) if "rows" in self.arrays else wanted
-        inside = np.clip(places, 0, self.kept - 1)
-        found = self.arrays["rows"][inside] == wanted if "rows" in self.arrays else inside == wanted
-        if not found.all():
-            raise RequestError(f"row {wanted[~found][0]} is not kept by version {self.version} of the keep-index")
-        weights: Weights = np.array(self.weights[inside])
+        wanted = np.asarray(rows, np.int64)
+        places = [self._place("rows", row) for row in wanted.astype(np.int32)] if "rows" in self.arrays else wanted
+        missing = [row for row, place in zip(wanted, places, strict=True) if not 0 <= place < self.kept]
+        if missing:
+            raise RequestError(f"row {missing[0]} is not kept by version {self.version} of the keep-index")
+        weights: Weights = np.array([self._read("weights", int(place), 1)[0] for place in places], np.float32)
         if np.isnan(weights).any():
             raise RequestError("the keep-index has no weights: its strategy draws nothing, train without them")
-        self.release()
         return weights
 
     def weight_of_id(self, sample_id: bytes) -> float | None:
@@ -134,16 +139,47 @@ class KeepIndex:
         Raises:
             RequestError: the index was made without ids.
         """
-        ids = self.arrays.get("ids")
-        if ids is None:
+        if "ids" not in self.arrays:
             raise RequestError("the keep-index has no sample ids, by which a stream is filtered: make it with ids")
-        place = int(np.searchsorted(ids, np.array(sample_id, "S16")))
-        if ids[place : place + 1].tobytes() != sample_id:
-            return None
-        return float(self.weights[self.arrays["places"][place]])
+        place = self._place("ids", np.array([sample_id], "S16")[0])
+        return None if place < 0 else float(self._read("weights", int(self._read("places", place, 1)[0]), 1)[0])
+
+    @cached_property
+    def _fences(self) -> dict[str, NDArray[Any]]:
+        """The first of each run of what is searched."""
+        found = {}
+        for name in {"rows", "ids"} & self.arrays.keys():
+            starts = range(0, self.kept, BLOCK)
+            found[name] = np.concatenate([self._read(name, start, BLOCK)[::RUN].copy() for start in starts])
+        return found
+
+    def _place(self, name: str, value: np.generic) -> int:
+        """Where in a sorted array a value is; -1 where it is not."""
+        fences = self._fences[name]
+        start = RUN * max(0, int(np.searchsorted(fences, value, side="right")) - 1)
+        run = self._read(name, start, RUN)
+        place = int(np.searchsorted(run, value))
+        return start + place if place < len(run) and run[place] == value else -1
+
+    def _read(self, name: str, start: int, count: int) -> NDArray[Any]:
+        """A piece of an array; not through the map, of which a touch here and there makes all of it resident."""
+        array = self.arrays[name]
+        if name not in self._files:
+            return array[start : start + count]
+        size = array.dtype.itemsize
+        offset = array.offset + start * size  # type: ignore[attr-defined]
+        return np.frombuffer(
+            os.pread(self._files[name].fileno(), min(count, self.kept - start) * size, offset), array.dtype
+        )
+
+    @cached_property
+    def _files(self) -> dict[str, BinaryIO]:
+        """The mapped files, opened."""
+        mapped = {name: array.filename for name, array in self.arrays.items() if isinstance(array, np.memmap)}
+        return {name: open(path, "rb", buffering=0) for name, path in mapped.items() if path}  # noqa: SIM115
 
     def release(self) -> None:
-        """Give the pages of the mapped files back, so that they do not count as this process's memory."""
+        """Give the pages of the maps back, so that they do not count as this process's memory."""
         for array in self.arrays.values():
             if isinstance(array.base, mmap.mmap):
                 array.base.madvise(mmap.MADV_DONTNEED)
