@@ -39,7 +39,7 @@ class KeepIndex:
     Attributes:
         version: 0 is the full set.
         total: samples of the archive.
-        sha256: of its header, which has the hashes of all files: equal where everything is equal.
+        header: its ``index.json``, with the hashes of all files.
         arrays: ``rows`` int32 (kept,), ascending, none for the full set; ``weights`` float32 (kept,), 1 / inclusion
             probability, NaN where a row has none; perhaps ``ids`` S16 (kept,), the sample ids' bytes, sorted, and
             ``places`` int32 (kept,), where in ``rows`` each id's is.
@@ -48,7 +48,7 @@ class KeepIndex:
 
     version: int
     total: int
-    sha256: str
+    header: bytes
     arrays: Mapping[str, NDArray[Any]]
     source: tuple[Folder, Path | None] | None = None
 
@@ -57,7 +57,7 @@ class KeepIndex:
         """All of an archive, version 0; needs no files and no memory."""
         _check_total(total)
         ones = np.broadcast_to(np.float32(1), total)
-        return cls(0, total, _sha256(_header(0, total, total, {}, {})), {"weights": ones})
+        return cls(0, total, _header(0, total, total, {}, {}), {"weights": ones})
 
     @classmethod
     def of(
@@ -84,8 +84,12 @@ class KeepIndex:
         """
         arrays = _arrays(version, rows, weights, total, ids)
         files = {f"{name}.npy": _sha256(_npy(array)) for name, array in arrays.items()}
-        header = _header(version, total, len(arrays["rows"]), files, made_of or {})
-        return cls(version, total, _sha256(header), arrays)
+        return cls(version, total, _header(version, total, len(arrays["rows"]), files, made_of or {}), arrays)
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of the header: equal where all is equal."""
+        return _sha256(self.header)
 
     @property
     def kept(self) -> int:
@@ -178,6 +182,25 @@ class KeepIndex:
         mapped = {name: array.filename for name, array in self.arrays.items() if isinstance(array, np.memmap)}
         return {name: open(path, "rb", buffering=0) for name, path in mapped.items() if path}  # noqa: SIM115
 
+    def write(self, folder: Folder) -> None:
+        """Publish it among a folder's versions; where it is there already, nothing is new.
+
+        Raises:
+            RequestError: that version is there with another content; or this is the full set, which needs no files.
+        """
+        if self.version == 0:
+            raise RequestError("version 0 of a keep-index is the full set: it is not written")
+        place = folder.child(_name(self.version))
+        if not place.exists(HEADER):
+            for name, array in self.arrays.items():
+                place.publish(f"{name}.npy", _npy(array))
+            if place.create(HEADER, self.header):
+                return
+        if place.read(HEADER) != self.header:
+            raise RequestError(
+                f"{place.public()} holds another index: versions do not change, write it under a new one"
+            )
+
     def release(self) -> None:
         """Give the pages of the maps back, so that they do not count as this process's memory."""
         for array in self.arrays.values():
@@ -189,7 +212,7 @@ class KeepIndex:
             return _read_again, (self.version, self.sha256, *self.source)
         if self.version == 0:
             return KeepIndex.full, (self.total,)
-        return KeepIndex, (self.version, self.total, self.sha256, self.arrays)
+        return KeepIndex, (self.version, self.total, self.header, self.arrays)
 
 
 def write_index(
@@ -206,19 +229,7 @@ def write_index(
     Raises:
         RequestError: this is no keep-index; the version is there with another content.
     """
-    data = {f"{name}.npy": _npy(array) for name, array in _arrays(version, rows, weights, total, ids).items()}
-    header = _header(version, total, np.size(rows), {name: _sha256(file) for name, file in data.items()}, made_of)
-    place = folder.child(_name(version))
-    try:
-        there = place.read(HEADER)
-    except FileNotFoundError:
-        for name, file in data.items():
-            place.publish(name, file)
-        if place.create(HEADER, header):
-            return
-        there = place.read(HEADER)
-    if there != header:
-        raise RequestError(f"{place.public()} holds another index: versions do not change, write it under a new one")
+    KeepIndex.of(version, rows, weights, total, made_of, ids).write(folder)
 
 
 def versions(folder: Folder) -> list[int]:
@@ -255,7 +266,7 @@ def read_index(folder: Folder, version: int | None = None, cache: Path | None = 
         arrays = {name.removesuffix(".npy"): _mapped(place, name, kept, files[name], cache) for name in files}
     except (ValueError, KeyError, TypeError, FileNotFoundError) as error:
         raise CurationError(f"{place.public()} is damaged ({error}): remove it and draw that version again") from error
-    return KeepIndex(version, total, _sha256(header), arrays, (folder, cache))
+    return KeepIndex(version, total, header, arrays, (folder, cache))
 
 
 _opened: dict[str, KeepIndex] = {}  # what this process read last of each folder
