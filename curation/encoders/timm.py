@@ -64,14 +64,25 @@ def load(config: Config, channels: int) -> tuple[Any, Any]:
     return model.eval(), weights_digest(model) if path is None else digest(path)
 
 
-def create(name: str, channels: int, size: int | None, tag: str | None = None) -> Any:
-    """An architecture without its classifier, its first weights drawn from torch's global state or of a hub tag."""
+def create(name: str, channels: int, size: int | None, tag: str | None = None, any_side: bool = False) -> Any:
+    """An architecture without its classifier, its first weights drawn from torch's global state or of a hub tag.
+
+    Args:
+        name: of the architecture.
+        channels: of the input.
+        size: pixels a side of the input; None: the model's own.
+        tag: of weights on the hub.
+        any_side: a transformer takes images of other sides too, and adapts its positions to them; its weights are the
+            same.
+    """
     import timm
 
     kwargs: dict[str, Any] = {"in_chans": channels, "num_classes": 0}
     about = timm.get_pretrained_cfg(name)
     if size and about is not None and about.fixed_input_size:
         kwargs["img_size"] = int(size)  # of a transformer; convolutional models take any size
+        if any_side:
+            kwargs["dynamic_img_size"] = True
     return timm.create_model(f"{name}.{tag}" if tag else name, pretrained=tag is not None, **kwargs)
 
 
