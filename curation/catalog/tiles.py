@@ -68,6 +68,14 @@ class Tiles:
         data = self.folder.read_range(path, length + start * self.nbytes, length + stop * self.nbytes)
         return np.frombuffer(data, np.uint8).reshape(stop - start, self.bands, self.size, self.size)
 
+    def count(self, shard: str) -> int:
+        """How many tiles a shard has.
+
+        Raises:
+            FileNotFoundError: it has none yet.
+        """
+        return int(_header(self.folder, self.path(shard))[1]["tiles"]["shape"][0])
+
     def digest(self, shard: str) -> str | None:
         """Of the content that the shard's tiles were made from; ``None`` where there are none."""
         try:
@@ -78,6 +86,11 @@ class Tiles:
     def path(self, shard: str) -> str:
         """Where a shard's tiles lie, below the folder."""
         return f"{shard}.safetensors"
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of one tile."""
+        return self.bands, self.size, self.size
 
     @property
     def nbytes(self) -> int:

@@ -1,1 +1,4 @@
-"""Pruning while a model trains, and the self-supervised training that it is shown on."""
+"""What a training loop needs to train on a part of an archive, and on another part later.
+
+Nothing here knows a model, and only the modules that say so import Ray.
+"""
