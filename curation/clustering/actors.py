@@ -18,14 +18,24 @@ class ActorRows:
         seed: of the shuffling.
         actors: how many; no more than there are matrices are started.
         device: ``cuda`` gives each actor a GPU.
+        num_cpus, num_gpus: of each actor, where others hold a part of the cluster.
     """
 
-    def __init__(self, loaders: Sequence[Loader], seed: int, actors: int, device: str = "cpu") -> None:
+    def __init__(
+        self,
+        loaders: Sequence[Loader],
+        seed: int,
+        actors: int,
+        device: str = "cpu",
+        *,
+        num_cpus: float | None = None,
+        num_gpus: float | None = None,
+    ) -> None:
         actors = min(actors, len(loaders))
         cpus = float(ray.cluster_resources().get("CPU", 1))  # type: ignore[no-untyped-call]
         options: dict[str, Any] = {
-            "num_cpus": min(1.0, cpus / actors),  # more actors than cores find room too
-            "num_gpus": int(device == "cuda"),
+            "num_cpus": min(1.0, cpus / actors) if num_cpus is None else num_cpus,  # more actors than cores find room
+            "num_gpus": int(device == "cuda") if num_gpus is None else num_gpus,
             "max_restarts": -1,  # a lost actor starts again and answers again:
             "max_task_retries": -1,  # it holds nothing that its loaders do not give
         }
