@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from curation.errors import RequestError
-from curation.training.augment import views
+from curation.training.augment import speckled, views
 from curation.training.settings import DinoConfig, PretrainConfig
 from curation.training.trainer import Trainer
 
@@ -75,15 +75,13 @@ def test_radar_gets_an_offset_and_speckle_but_no_gain() -> None:
     """A flat tile in dB stays flat but for speckle, whose power keeps its mean; an optical band is never noisy."""
     flat = torch.ones(400, 2, 8, 8)
     noise = torch.Generator().manual_seed(0)
-    made = views(flat, 8, (0.2, 0.7), np.random.default_rng(0), noise, torch.tensor([0.5, 0.0]))
+    made = views(flat, 8, (0.2, 0.7), np.random.default_rng(0), noise, np.array([0.5, 0.0]))
     inner = made[:, :, 1:-1, 1:-1]
     noisy = inner.std((2, 3)) > 1e-4
     assert 0.4 < noisy[:, 0].float().mean() < 0.6
     assert not noisy[:, 1].any()
     x = torch.zeros(4000, 1, 4, 4)
-    from curation.training.augment import speckled
-
-    power = 10 ** (speckled(x, torch.tensor([0.5]), np.random.default_rng(1), noise) / 0.5 / 10)
+    power = 10 ** (speckled(x, np.array([0.5]), np.random.default_rng(1), noise) / 0.5 / 10)
     assert abs(float(power.mean()) - 1) < 0.01
 
 

@@ -18,7 +18,9 @@ FILES = ("encoder.safetensors", "model.safetensors", "pytorch_model.bin")  # of 
 METADATA = "curation"
 SAID = ("architecture", "size", "mean", "std")
 
-RESNETS = {  # depths of the stages and convolutions of a block, as timm calls them
+RESNETS: dict[
+    tuple[tuple[int, ...], int], str
+] = {  # depths of the stages and convolutions of a block, as timm calls them
     ((2, 2, 2, 2), 2): "resnet18",
     ((3, 4, 6, 3), 2): "resnet34",
     ((3, 4, 6, 3), 3): "resnet50",
@@ -75,7 +77,8 @@ def settle(config: Mapping[str, Any], path: str | None, channels: int) -> dict[s
     if wrong:
         name = wrong[0]
         raise RequestError(
-            f"encoder.{name}={config[name]} contradicts the checkpoint, which says {said[name]}: leave encoder.{name} out"
+            f"encoder.{name}={config[name]} contradicts encoder.checkpoint={config['checkpoint']}, which says "
+            f"{said[name]}: leave encoder.{name} out"
         )
     if said.get("channels", channels) != channels:
         named = f" ({', '.join(said['bands'])})" if "bands" in said else ""

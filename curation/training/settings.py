@@ -81,6 +81,7 @@ class PretrainConfig:
     probe: float = 10
     weighted: bool = False
     restarts: int = 3
+    cache: str | None = None
     test: PretrainTestConfig = field(default_factory=PretrainTestConfig)
     dino: DinoConfig = field(default_factory=DinoConfig)
     prune: PruneConfig = field(default_factory=PruneConfig)

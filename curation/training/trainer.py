@@ -44,6 +44,7 @@ class Trainer:
         seed: of first weights and views; the same on every rank.
         device: ``cpu`` or ``cuda``.
         decibels: a number a band, what 1 dB is in steps of the 8-bit pixels; 0 for a band that is no radar.
+        limits: for each band the least and largest 8-bit value; pixels beyond are cut to it.
 
     Where a process group of several ranks is there, gradients are its mean (and on GPUs batch normalisation's
     statistics are those of all ranks; on CPUs torch has no such layer, so that each rank takes its own).
@@ -60,18 +61,20 @@ class Trainer:
         seed: int,
         device: str = "cpu",
         decibels: Any = None,
+        limits: Any = None,
     ) -> None:
         self.settings, self.bands, self.steps, self.seed = settings, bands, steps, seed
         self.device = torch.device(device)
         self.done = 0
         several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
         self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if several else (0, 1)
-        self.mean, self.std = (np.asarray(values, np.float32).reshape(bands, 1, 1) for values in (mean, std))
-        self._mean, self._std = (torch.as_tensor(values, device=self.device) for values in (self.mean, self.std))
+        self._mean, self._std = (self._a_band(values) for values in (mean, std))
+        self._limits = None if limits is None else tuple(self._a_band(ends) for ends in zip(*limits, strict=True))
         self._decibels = None
         if decibels is not None and np.any(decibels):
-            scaled = np.asarray(decibels, np.float32).reshape(bands) / self.std[:, 0, 0]
-            self._decibels = torch.as_tensor(scaled, device=self.device)
+            self._decibels = np.asarray(decibels, np.float32).reshape(bands) / np.asarray(std, np.float32).reshape(
+                bands
+            )
         with torch.random.fork_rng():  # the first weights are drawn from torch's global state
             torch.manual_seed(seed)
             self.method = make_method(settings, bands)
@@ -140,7 +143,8 @@ class Trainer:
             there are (0: all are one vector), and their `vendi_score` (1: they lie along one direction).
         """
         rows = F.normalize(self.method.seen.float(), dim=1).cpu()
-        return float(rows.std(0).mean()) * rows.shape[1] ** 0.5, vendi_score(Moments.of(rows.numpy()))
+        small = rows.numpy() if len(rows) > rows.shape[1] else rows.numpy().T  # both have the same eigenvalues
+        return float(rows.std(0).mean()) * rows.shape[1] ** 0.5, vendi_score(Moments.of(small))
 
     @property
     def rate(self) -> float:
@@ -167,7 +171,7 @@ class Trainer:
 
     def _views(self, tiles: Tensor) -> list[Tensor]:
         """For each of the method's areas a batch: all tiles' first view, then their second, …."""
-        x = (tiles.to(self.device, non_blocking=True).float() - self._mean) / self._std
+        x = self._standardised(tiles)
         generator = np.random.default_rng([self.seed, self.done, self.rank])
         self._noise.manual_seed(int(generator.integers(2**62)))
         return [
@@ -177,9 +181,18 @@ class Trainer:
 
     def _features(self, tiles: NDArray[Any]) -> Floats:
         with torch.inference_mode(), self._autocast():
-            x = (torch.from_numpy(tiles).to(self.device).float() - self._mean) / self._std
+            x = self._standardised(torch.from_numpy(tiles))
             made = self.method.encoder(x.contiguous(memory_format=torch.channels_last))
             return np.asarray(made.float().cpu().numpy())
+
+    def _standardised(self, tiles: Tensor) -> Tensor:
+        x = tiles.to(self.device, non_blocking=True).float()
+        if self._limits is not None:
+            x = torch.minimum(torch.maximum(x, self._limits[0]), self._limits[1])
+        return (x - self._mean) / self._std
+
+    def _a_band(self, values: Any) -> Tensor:
+        return torch.as_tensor(np.asarray(values, np.float32).reshape(self.bands, 1, 1), device=self.device)
 
     def _autocast(self) -> Any:
         precision = self.settings.precision
