@@ -20,8 +20,8 @@ import numpy as np
 import ray
 from numpy.typing import NDArray
 
+from curation.clustering.actors import ActorRows
 from curation.clustering.kmeans import KMeans, fit_kmeans
-from curation.clustering.points import ActorRows
 
 PARTS = 12
 CORES = 2

@@ -31,6 +31,7 @@ from curation.scoring.sim import SCORES
 from curation.selection.guided import MOST
 from curation.selection.strategies import STRATEGIES
 from curation.storage import check_storage_names, check_storage_options
+from curation.training.settings import PretrainConfig
 
 # Their values are never parsed.
 LITERAL = {
@@ -47,6 +48,8 @@ LITERAL = {
     "select.exclude",
     "select.require",
     "compare.test.url",
+    "pretrain.test.url",
+    "pretrain.cache",
 }
 GROUPS = ("encoder", "select", "cluster", "runtime")
 NAME = re.compile(r"[A-Za-z0-9_-]{1,60}")  # of a strategy: it becomes part of file names
@@ -552,6 +555,7 @@ class Config:
     plan: PlanConfig = field(default_factory=PlanConfig)
     compare: CompareConfig = field(default_factory=CompareConfig)
     choose: ChooseConfig = field(default_factory=ChooseConfig)
+    pretrain: PretrainConfig = field(default_factory=PretrainConfig)
 
     def __post_init__(self) -> None:
         _require(self.seed >= 0, f"seed={self.seed}: give a whole number, 0 or above")

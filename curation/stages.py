@@ -230,7 +230,7 @@ def config_without_urls(config: Config, tables: Sequence[Table]) -> dict[str, An
     """The resolved config without where anything lies or runs; of a list, table or checkpoint, its file's name."""
     content = to_dict(config)
     # a manifest that uses scores names their id
-    for name in ("workspace", "runtime", "plan", "score", "compare", "choose"):
+    for name in ("workspace", "runtime", "plan", "score", "compare", "choose", "pretrain"):
         del content[name]
     del content["archive"]["url"], content["references"], content["catalog"]["url"]
     content["cluster"]["references"] = config.references_mode()

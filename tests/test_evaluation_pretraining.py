@@ -44,7 +44,7 @@ def test_a_view_of_the_whole_tile_is_one_of_its_eight_positions(monkeypatch: pyt
     tile = torch.arange(2 * 36.0).reshape(1, 2, 6, 6)
     eight = [t.flip(f) for t in (tile, tile.transpose(-1, -2)) for f in ((), (-1,), (-2,), (-1, -2))]
     seen = set()
-    for made in pretraining._cropped(tile.repeat(64, 1, 1, 1), 6, np.random.default_rng(0)):
+    for made in pretraining.cropped(tile.repeat(64, 1, 1, 1), 6, pretraining.CROP, np.random.default_rng(0)):
         distances = [float((made - way).abs().max()) for way in eight]
         assert min(distances) < 1e-3
         seen.add(int(np.argmin(distances)))
@@ -53,7 +53,7 @@ def test_a_view_of_the_whole_tile_is_one_of_its_eight_positions(monkeypatch: pyt
 
 def test_a_view_relights_each_band_by_a_gain_and_an_offset() -> None:
     x = torch.from_numpy(np.random.default_rng(0).normal(size=(4, 3, 8, 8))).float()
-    made = pretraining._relit(x, np.random.default_rng(1))
+    made = pretraining.relit(x, np.random.default_rng(1))
     for one, other in zip(x.flatten(0, 1), made.flatten(0, 1), strict=True):
         (gain, offset), residual, *_ = np.polyfit(one.ravel(), other.ravel(), 1, full=True)
         assert gain > 0

@@ -1,5 +1,8 @@
 """K-means in one process: against numpy, faiss and scikit-learn, and what it promises of its centroids."""
 
+import subprocess
+import sys
+
 import faiss
 import numpy as np
 import pytest
@@ -147,3 +150,17 @@ def test_many_starts_are_rows_and_distinct() -> None:
 
 def test_default_k_is_a_square_root() -> None:
     assert [default_k(n) for n in (1, 6000, 10**6, 10**9)] == [1, 77, 1000, 31623]
+
+
+def test_what_runs_in_one_process_needs_no_ray() -> None:
+    modules = (
+        "clustering.kmeans",
+        "clustering.hierarchy",
+        "clustering.nearest",
+        "selection.tree",
+        "evaluation.probe",
+        "evaluation.pretraining",
+        "scoring.network",
+    )
+    names = ", ".join(f"curation.{module}" for module in modules)
+    subprocess.run([sys.executable, "-c", f"import sys, {names}; assert 'ray' not in sys.modules"], check=True)

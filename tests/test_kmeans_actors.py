@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import ray
 
+from curation.clustering.actors import ActorRows
 from curation.clustering.kmeans import KMeans, fit_kmeans
-from curation.clustering.points import ActorRows, Rows
+from curation.clustering.points import Rows
 
 PARTS = 5
 

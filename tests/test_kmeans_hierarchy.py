@@ -4,10 +4,11 @@ from functools import partial
 
 import numpy as np
 
+from curation.clustering.actors import ActorRows
 from curation.clustering.hierarchy import build_levels, fit_in_cells
 from curation.clustering.kmeans import fit_kmeans
 from curation.clustering.nearest import nearest
-from curation.clustering.points import ActorRows, Rows
+from curation.clustering.points import Rows
 
 
 def skewed(n: int = 4000, d: int = 8, seed: int = 0) -> np.ndarray:

@@ -17,6 +17,7 @@ import safetensors.numpy
 from numpy.typing import NDArray
 
 from curation.config import ArchiveConfig, Config, to_dict
+from curation.encoders.checkpoints import weights_file
 from curation.storage import Folder, file_name, is_local, local_path
 
 ARTEFACT, AUDIT = "artefact.safetensors", "audit.json"  # beside them calibration.CALIBRATION
@@ -121,9 +122,9 @@ def _weighed(encoder: dict[str, Any]) -> dict[str, Any]:
     made, checkpoint = _portable(encoder), encoder.get("checkpoint")
     if checkpoint:
         made["checkpoint"] = checkpoint  # a hub tag counts whole
-    if checkpoint and is_local(checkpoint) and Path(local_path(checkpoint)).is_file():
-        about = Path(local_path(checkpoint)).stat()  # the content counts, not what it is called
-        made["checkpoint"] = _content(local_path(checkpoint), about.st_size, about.st_mtime_ns)
+    if checkpoint and is_local(checkpoint) and Path(path := weights_file(local_path(checkpoint))).is_file():
+        about = Path(path).stat()  # the content counts, not what it is called
+        made["checkpoint"] = _content(path, about.st_size, about.st_mtime_ns)
     return made | ({"parts": {n: _weighed(part) for n, part in encoder["parts"].items()}} if "parts" in made else {})
 
 

@@ -20,13 +20,14 @@ from numpy.typing import NDArray
 
 from curation.catalog.build import Catalog
 from curation.catalog.store import CatalogStore, chunks, parquet_bytes
+from curation.clustering.actors import ActorRows
 from curation.clustering.assign import assign, embeddings
 from curation.clustering.classifier import CLASSIFIER, fit_classifier
 from curation.clustering.classifier import ROWS as BANK_ROWS
 from curation.clustering.hierarchy import FLAT, build_levels, fit_in_cells
 from curation.clustering.kmeans import KMeans, default_k, fit_kmeans
 from curation.clustering.nearest import Floats, Labels, Nearest, Vectors, nearest
-from curation.clustering.points import ActorRows, Loader
+from curation.clustering.points import Loader
 from curation.clustering.references import WARN_BEYOND, References, fit_references, name_scenes
 from curation.config import ClusterConfig
 from curation.errors import CurationError, RequestError

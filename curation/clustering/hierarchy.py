@@ -7,14 +7,20 @@ Upwards (:func:`build_levels`): Vo et al. 2024 (arXiv 2405.15613): each level cl
 below, which flattens the density a little more every time.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from curation.clustering.kmeans import KMeans, fit_kmeans
 from curation.clustering.nearest import Floats, Labels, Vectors, nearest
-from curation.clustering.points import ActorRows, Rows
+from curation.clustering.points import Rows
 from curation.selection.quotas import quotas
+
+if TYPE_CHECKING:  # whoever fits in one process needs no Ray
+    from curation.clustering.actors import ActorRows
 
 FLAT = 16_384  # centroids fitted without cells
 ROUNDS = 10  # of resampling on each level above the lowest

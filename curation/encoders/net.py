@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curation.encoders.base import Artefact, Floats, Preparation, in_batches
+from curation.encoders.checkpoints import weights_file
 from curation.errors import RequestError
 from curation.storage import is_local, local_path, without_secrets
 
@@ -64,14 +65,14 @@ class NetEncoder:
 
 
 def checkpoint_file(checkpoint: Any, encoder: str) -> str | None:
-    """The path of a local checkpoint, or None if ``checkpoint`` is a hub tag.
+    """The path of a local checkpoint's file, or None if ``checkpoint`` is a hub tag.
 
     Raises:
         RequestError: none was given, or a path that is not there.
     """
     if not checkpoint:
         raise RequestError(f"encoder={encoder} needs weights: add encoder.checkpoint=PATH, or a hub tag")
-    path = local_path(checkpoint) if is_local(checkpoint) else checkpoint
+    path = weights_file(local_path(checkpoint)) if is_local(checkpoint) else checkpoint
     if os.path.isfile(path):
         return path
     if os.sep in checkpoint or checkpoint.endswith((".pt", ".pth", ".bin", ".safetensors", ".ckpt")):

@@ -126,38 +126,55 @@ def view(x: Tensor, generator: np.random.Generator) -> Tensor:
     Returns:
         float32 (n, bands, side, side), `SIDE` of the tile's, to the nearest multiple of 4, which the body's stem takes.
     """
-    made = _relit(_cropped(x, 4 * round(SIDE * x.shape[-1] / 4), generator), generator)
-    blurred = F.avg_pool2d(F.pad(made, (1, 1, 1, 1), mode="replicate"), 3, 1)
-    share = generator.uniform(0, 1, len(x)) * (generator.uniform(0, 1, len(x)) < BLURRED)
-    return torch.lerp(made, blurred, _numbers(share, x)).contiguous(memory_format=torch.channels_last)
+    made = relit(cropped(x, 4 * round(SIDE * x.shape[-1] / 4), CROP, generator), generator)
+    return blurred(made, generator).contiguous(memory_format=torch.channels_last)
 
 
-def _cropped(x: Tensor, side: int, generator: np.random.Generator) -> Tensor:
-    """A random rectangle of each tile, mirrored or not, turned by quarters, resampled to ``side`` pixels."""
+def cropped(x: Tensor, side: int, area: tuple[float, float], generator: np.random.Generator) -> Tensor:
+    """A random rectangle of each tile, mirrored or not, turned by quarters, resampled to ``side`` pixels.
+
+    Args:
+        x: float32 (n, bands, size, size).
+        side: pixels a side of what is made.
+        area: least and largest share of the tile's area that it shows.
+        generator: draws the rectangles.
+    """
     n = len(x)
-    area, aspect = generator.uniform(*CROP, n), np.exp(generator.uniform(-1, 1, n) * np.log(ASPECT))
-    sides = np.minimum(np.sqrt(area * np.stack([aspect, 1 / aspect])), 1)  # (2, n), of the tile's own
+    shares, aspect = generator.uniform(*area, n), np.exp(generator.uniform(-1, 1, n) * np.log(ASPECT))
+    sides = np.minimum(np.sqrt(shares * np.stack([aspect, 1 / aspect])), 1)  # (2, n), of the tile's own
     centre = generator.uniform(-1, 1, (2, n)) * (1 - sides)  # affine_grid counts from -1 to 1
     mirror, turn = generator.choice([-1, 1], n), generator.integers(4, size=n)
     cos, sin = np.array([1, 0, -1, 0])[turn], np.array([0, 1, 0, -1])[turn]
     rows = [sides[0] * cos * mirror, -sides[0] * sin, centre[0], sides[1] * sin * mirror, sides[1] * cos, centre[1]]
-    theta = torch.as_tensor(np.stack(rows, 1).reshape(n, 2, 3), dtype=x.dtype, device=x.device)
+    theta = _beside(np.stack(rows, 1).reshape(n, 2, 3), x)
     grid = F.affine_grid(theta, [*x.shape[:2], side, side], align_corners=False)
     return F.grid_sample(x, grid, padding_mode="border", align_corners=False)
 
 
-def _relit(x: Tensor, generator: np.random.Generator) -> Tensor:
+def relit(x: Tensor, generator: np.random.Generator) -> Tensor:
     """Another gain and offset: one for all bands of a tile, and half as much again for each band."""
     gain, offset = (
         scale * (generator.normal(size=(len(x), 1)) + generator.normal(size=x.shape[:2]) / 2)
         for scale in (GAIN, OFFSET)
     )
-    return torch.addcmul(_numbers(offset, x), x, _numbers(np.exp(gain), x))
+    return torch.addcmul(numbers(offset, x), x, numbers(np.exp(gain), x))
 
 
-def _numbers(values: NDArray[np.float64], x: Tensor) -> Tensor:
+def blurred(x: Tensor, generator: np.random.Generator) -> Tensor:
+    """`BLURRED` of the tiles, each to a degree of its own."""
+    made = F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), 3, 1)
+    share = generator.uniform(0, 1, len(x)) * (generator.uniform(0, 1, len(x)) < BLURRED)
+    return torch.lerp(x, made, numbers(share, x))
+
+
+def numbers(values: NDArray[np.float64], x: Tensor) -> Tensor:
     """A number a tile, or a tile and band, that broadcasts over the batch."""
-    return torch.as_tensor(values.reshape(len(x), -1, 1, 1), dtype=x.dtype, device=x.device)
+    return _beside(values.reshape(len(x), -1, 1, 1), x)
+
+
+def _beside(values: NDArray[np.float64], x: Tensor) -> Tensor:
+    """Of the type and on the device of a tensor; nobody waits for the device."""
+    return torch.as_tensor(values, dtype=x.dtype).to(x.device, non_blocking=True)
 
 
 def probe(network: Network, train: tuple[Pixels, Codes], test: tuple[Pixels, Codes], seed: int) -> dict[str, Score]:
