@@ -27,6 +27,7 @@ from curation.archive.listing import Root, list_archive
 from curation.archive.radiometry import in_decibels
 from curation.catalog.build import Catalog, build_catalog
 from curation.catalog.fit import check_bank
+from curation.catalog.labels import Labels
 from curation.catalog.tiles import VERSION as TILES
 from curation.catalog.tiles import Tiles, build_tiles
 from curation.errors import CurationError, RequestError
@@ -280,7 +281,7 @@ def _side_set(run: Run, tested: Catalog) -> SideSet:
     root = _side_root(run)
     assert root is not None
     tiles = build_tiles(run.config, [root], tested, run.resources, run.config.pretrain.size)
-    samples, _, labelled = gather(None, tested.store, tested.shards)
+    samples, _, labelled = gather(None, tested.store, tested.shards, Labels())
     if labelled < LEAST:
         raise RequestError(f"pretrain.test.url has {labelled} labelled samples: probes need {LEAST} of two classes")
     rows, codes, teaches = ray.get(submit(_divided, samples))

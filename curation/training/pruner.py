@@ -239,7 +239,7 @@ class _Embedder:
 
 @ray.remote
 def _counts(tiles: Tiles, shards: Sequence[str]) -> list[int]:
-    return [tiles.count(shard) for shard in shards]
+    return [tiles.place(shard)[1] for shard in shards]
 
 
 def _words(store: CatalogStore, group: Group) -> Words:
