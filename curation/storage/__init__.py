@@ -4,6 +4,7 @@ All input and output of the pipeline goes through :class:`Folder`, so that a
 local disk and an object store behave alike: a file is complete or absent.
 """
 
+from curation.storage.copies import local_copy
 from curation.storage.folder import GAP, IN_FLIGHT, FileInfo, Folder, listing_digest
 from curation.storage.options import Options, check_storage_names, check_storage_options, options_for
 from curation.storage.ranges import AHEAD, BLOCK, CHUNK, RangeReader, bundled, coalesce
@@ -28,6 +29,7 @@ __all__ = [
     "file_name",
     "is_local",
     "listing_digest",
+    "local_copy",
     "local_path",
     "options_for",
     "pause",
