@@ -252,7 +252,7 @@ def test_infobatch_raises_its_threshold_only_where_it_must():
     below = values < values.mean()
     rows, weights = Policy(TOTAL, infobatch(some_losses()), 0.4).draw(1, 16)
     assert set(np.flatnonzero(~below)) <= set(rows)  # the mean is threshold enough
-    rows, weights = Policy(TOTAL, infobatch(some_losses()), 0.7).draw(1, 16)
+    rows, weights = Policy(TOTAL, infobatch(some_losses(), most=0.875), 0.7).draw(1, 16)
     order = np.argsort(values)
     assert set(order[48:]) <= set(rows) and not below[order[47]]  # 42 of 48 are 87.5 %
     assert len(rows) == 18 and weights.max() == 8
@@ -286,6 +286,7 @@ def test_requests_that_cannot_be():
         (lambda: guided(losses, agreed, drawn=0.0), "drawn=0.0: give"),
         (lambda: guided(losses, agreed, temperature=0.0), "temperature=0.0: give"),
         (lambda: infobatch(losses, fraction=1.0), "fraction=1.0: give"),
+        (lambda: infobatch(losses, most=1.0), "most=1.0: give"),
         (lambda: Policy(0, random(), 0.5), "0 rows"),
         (lambda: Policy(9, random(), 1.0), "left_out=1.0: give"),
         (lambda: Policy(9, random(), 0.5, warm=-1), "warm=-1: give"),

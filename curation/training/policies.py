@@ -23,7 +23,6 @@ from curation.training.losses import LossAverages
 
 Floats = NDArray[np.float64]
 
-MOST = 0.875  # of the rows below its threshold `infobatch` drops no more, but raises the threshold: our choice
 LEAST = 1e-3  # that a gate is open: what may come must weigh something
 STARTS = 2.0**20  # places for the random start, so few that its sum with a count of rows is exact
 SURE = 1 - 1e-9  # a probability from which a row is certain
@@ -124,18 +123,20 @@ def random() -> Rule:
     return rule
 
 
-def infobatch(losses: LossAverages, fraction: float = 0.5) -> Rule:
+def infobatch(losses: LossAverages, fraction: float = 0.5, most: float = 0.75) -> Rule:
     """Of the rows with a loss below the mean a fraction is dropped at random, and what stays of them weighs more.
 
     As published with ``left_out=None``: then what a pass leaves out hangs on how many rows lie below the mean, among
     which those never trained on are not. With a stated share the fraction is what that takes; where it would be more
-    than `MOST`, the threshold rises as far as it must and can. Published is the last loss, not an average:
+    than ``most``, the threshold rises as far as it must and can (our choice). Published is the last loss, not an average:
     ``LossAverages(beta=0)``.
 
     Args:
         losses: merged before a draw, where there are several ranks.
         fraction: of the rows below the mean, where no share is stated; their number is rounded down.
+        most: the fraction of the rows below the threshold that is dropped at most, where a share is stated.
     """
+    _check(0 < most < 1, f"most={most}: give a share between 0 and 1")
     _check(0 <= fraction < 1, f"fraction={fraction}: give a share from 0 to below 1")
 
     def rule(u: Floats, dropped: int | None) -> Aim:
@@ -143,7 +144,7 @@ def infobatch(losses: LossAverages, fraction: float = 0.5) -> Rule:
         known = loss[~np.isnan(loss)]
         below = int((known < known.mean(dtype=np.float64)).sum()) if len(known) else 0
         dropped = int(fraction * below) if dropped is None else dropped
-        below = min(max(below, int(np.ceil(dropped / MOST))), len(u))
+        below = min(max(below, int(np.ceil(dropped / most))), len(u))
         probability = np.ones(len(u))
         probability[_rising(loss, u)[:below]] = (below - dropped) / max(below, 1)
         return Aim(probability, np.ones(len(u)))
