@@ -171,7 +171,7 @@ def test_weighted_sums_have_the_full_sum_as_their_mean(left_out):
     gradients = np.stack([np.ones(TOTAL), draw.normal(size=TOTAL), some_losses().values])
     agreed = consistency()
     agreed[7] = np.nan
-    opened = gates(agreed, TOTAL, 0.3, 0.1)
+    opened = gates(agreed, TOTAL, 0.45, 0.1)
     sums: dict[str, list[np.ndarray]] = {}
     for seed in range(400):
         for name, policy in policies(left_out, seed).items():
@@ -227,7 +227,7 @@ def test_all_rows_at_the_beginning_and_the_end():
     losses, agreed = some_losses(), consistency()
     rows, weights = Policy(TOTAL, guided(losses, agreed), 0.5).draw(15, 16)
     assert len(rows) == TOTAL
-    np.testing.assert_allclose(weights, gates(agreed, TOTAL, 0.3, 0.1), rtol=1e-6)
+    np.testing.assert_allclose(weights, gates(agreed, TOTAL, 0.45, 0.1), rtol=1e-6)
     assert (Policy(TOTAL, guided(losses, agreed, aim="full"), 0.5).draw(15, 16).weights == 1).all()
     assert len(Policy(TOTAL, small_loss(losses), 0.5, full_from=1).draw(15, 16).rows) == TOTAL // 2
     for number in (-1, 16):
@@ -263,7 +263,7 @@ def test_what_guided_keeps():
     losses, agreed = losses_of(np.arange(100) + 1), np.tile([0.9, 0.05], 50)
     came, weighed = np.zeros(100), np.zeros(100)
     for seed in range(200):
-        rows, weights = Policy(100, guided(losses, agreed), 0.6, seed).draw(1, 10)
+        rows, weights = Policy(100, guided(losses, agreed, tau=0.3, drawn=0.5), 0.6, seed).draw(1, 10)
         came[rows] += 1
         weighed[rows] += weights / 200
     sound = agreed > 0.5
@@ -271,7 +271,7 @@ def test_what_guided_keeps():
     assert came[sound].min() > 3 * came[~sound].max() > 0
     opened = gates(agreed, 100, 0.3, 0.1)
     np.testing.assert_allclose(weighed.mean(), opened.mean(), rtol=0.02)
-    hard = Policy(100, guided(losses, None, "difficulty"), 0.6).draw(1, 10).rows
+    hard = Policy(100, guided(losses, None, "difficulty", drawn=0.5), 0.6).draw(1, 10).rows
     assert set(range(80, 100)) <= set(hard)
 
 

@@ -116,7 +116,7 @@ def build_consistency(config: Config, catalog: Catalog, resources: Resources, ta
     table = None
     if label != "label":
         ((table, _),) = columns_by_table(tables, [label], "score.label").items()
-    _check_encoder(config)
+    check_encoder(config)
     made_of = [
         *(VERSION, catalog.store.catalog_id, catalog.artefact.sha256, catalog.digest),
         *(to_dict(settings), label, table and table.identity, config.seed),
@@ -172,7 +172,7 @@ def read_consistency(folder: Folder) -> NDArray[np.float32]:
     return values
 
 
-def _check_encoder(config: Config) -> None:
+def check_encoder(config: Config) -> None:
     """See that the encoder fits the source.
 
     Raises:

@@ -128,8 +128,8 @@ def infobatch(losses: LossAverages, fraction: float = 0.5, most: float = 0.75) -
 
     As published with ``left_out=None``: then what a pass leaves out hangs on how many rows lie below the mean, among
     which those never trained on are not. With a stated share the fraction is what that takes; where it would be more
-    than ``most``, the threshold rises as far as it must and can (our choice). Published is the last loss, not an average:
-    ``LossAverages(beta=0)``.
+    than ``most``, the threshold rises as far as it must and can (our choice). As published the loss is
+    the last one, not an average: ``LossAverages(beta=0)``.
 
     Args:
         losses: merged before a draw, where there are several ranks.
@@ -173,9 +173,9 @@ def guided(
     losses: LossAverages,
     consistency: ArrayLike | None,
     use: Literal["both", "difficulty", "consistency"] = "both",
-    tau: float = 0.3,
+    tau: float = 0.45,
     temperature: float = 0.1,
-    drawn: float = 0.5,
+    drawn: float = 0.75,
     aim: Literal["sound", "full"] = "sound",
 ) -> Rule:
     """The highest of rank(loss) * gate are kept, gate = sigmoid((consistency - tau) / temperature); of the rest a draw.
