@@ -1,5 +1,6 @@
 """Tiles of a small archive, made without its images, and the decisions beside a manifest of `tests.kept`."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import safetensors.numpy
+from torch.utils.data import Dataset
 
 from curation.catalog.tiles import Tiles
 from curation.manifests.schema import DECISIONS_SCHEMA, decisions_path
@@ -48,3 +50,29 @@ def write_decisions(archive: Archive) -> list[str]:
         table = pa.Table.from_pylist(rows, DECISIONS_SCHEMA)
         pq.write_table(table, archive.manifest / decisions_path(number), row_group_size=29)
     return ids
+
+
+def blocks(path: str, word: str) -> list[str]:
+    """The Python blocks of a document that have a word in them."""
+    text = (Path(__file__).parents[1] / path).read_text()
+    return [block for block in re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL) if word in block]
+
+
+class Own(Dataset[str]):
+    """Somebody's own dataset, whose items are their keys."""
+
+    def __init__(self, keys: list[str]) -> None:
+        self.keys = keys
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitem__(self, item: int) -> str:
+        return self.keys[item]
+
+
+def own_dataset(archive: Archive) -> Own:
+    """Items of all the archive's samples, in an order of their own."""
+    folder = archive.manifest.parents[1] / "catalog" / "feed"
+    keys = [pq.read_table(path, columns=["key"])["key"].to_pylist() for path in sorted(folder.rglob("*.parquet"))]
+    return Own(sum(keys, [])[::-1])

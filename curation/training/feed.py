@@ -77,8 +77,8 @@ class KeptTiles:
             own = np.arange(*(int(part) * index.kept // self.slots for part in (parts[slot], parts[slot] + 1)))
             places.append(drawn(self.seed, index.version, number, slot).permutation(own))
         mixed = np.concatenate(places)
-        rows = index.rows_at(mixed)
-        return {"row": rows, "weight": index.weights[mixed], "tile": self.tiles.read(rows)}
+        rows, weights = index.at(mixed)
+        return {"row": rows, "weight": weights, "tile": self.tiles.read(rows)}
 
 
 class _Pass:
