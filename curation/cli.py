@@ -18,6 +18,7 @@ JOBS = {
     "cluster": "fit centroids over the catalog and assign every sample",
     "select": "draw the manifest from a catalog and its clusters",
     "report": "write the page of a manifest again",
+    "consistency": "how far each sample's image agrees with its caption, its label or another modality",
     "compare": "strategies, budgets and seeds trained and judged: which way of pruning is worth it, if any",
     "choose": "sweep clusters, budgets and encoders: how stable the choice is, or that it is mostly noise",
     "pretrain": "train an encoder on the archive alone, perhaps pruning it on the way, for encoder=timm",
@@ -27,7 +28,7 @@ JOBS = {
     "verify": "MANIFEST [--deep]: hashes and counts; --deep: every kept sample is still readable",
     "leakage": "MANIFEST --against TABLE: kept samples that a benchmark has too, by footprint and by embedding",
 }
-HELP = "usage: curate JOB [key=value ...]\n\njobs:\n" + "\n".join(f"  {n:9} {what}" for n, what in JOBS.items())
+HELP = "usage: curate JOB [key=value ...]\n\njobs:\n" + "\n".join(f"  {n:11} {what}" for n, what in JOBS.items())
 
 Job = Callable[[Sequence[str]], dict[str, Any]]
 

@@ -27,6 +27,7 @@ from curation.archive.radiometry import KINDS as RADIOMETRIES
 from curation.archive.radiometry import UNITS
 from curation.archive.sidecar import FIELDS
 from curation.errors import RequestError
+from curation.scoring.settings import ConsistencyConfig
 from curation.scoring.sim import SCORES
 from curation.selection.guided import MOST
 from curation.selection.strategies import STRATEGIES
@@ -551,6 +552,7 @@ class Config:
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     select: SelectConfig = field(default_factory=SelectConfig)
     score: ScoreConfig = field(default_factory=ScoreConfig)
+    consistency: ConsistencyConfig = field(default_factory=ConsistencyConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     plan: PlanConfig = field(default_factory=PlanConfig)
     compare: CompareConfig = field(default_factory=CompareConfig)

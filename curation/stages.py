@@ -31,6 +31,7 @@ from curation.manifests.schema import Manifest
 from curation.report.page import write_report
 from curation.runtime import Resources, start_ray, versions
 from curation.scoring.build import build_scores
+from curation.scoring.consistent import build_consistency
 from curation.selection.strategies import STRATEGIES
 from curation.storage import Folder, file_name, public_url
 
@@ -89,6 +90,10 @@ class Run:
     def scores(self, catalog: Catalog) -> Folder:
         """What models trained on the labels say of each sample, made unless it is there."""
         return build_scores(self.config, self.roots, catalog, self.resources, self.tables)
+
+    def consistency(self, catalog: Catalog) -> Folder:
+        """How far each sample's image and what is said of it agree, judged unless that is there."""
+        return build_consistency(self.config, catalog, self.resources, self.tables)
 
     def manifest(self, catalog: Catalog, clusters: Folder) -> Manifest:
         """The drawn manifest, published."""
@@ -230,7 +235,7 @@ def config_without_urls(config: Config, tables: Sequence[Table]) -> dict[str, An
     """The resolved config without where anything lies or runs; of a list, table or checkpoint, its file's name."""
     content = to_dict(config)
     # a manifest that uses scores names their id
-    for name in ("workspace", "runtime", "plan", "score", "compare", "choose", "pretrain"):
+    for name in ("workspace", "runtime", "plan", "score", "consistency", "compare", "choose", "pretrain"):
         del content[name]
     del content["archive"]["url"], content["references"], content["catalog"]["url"]
     content["cluster"]["references"] = config.references_mode()

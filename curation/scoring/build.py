@@ -87,7 +87,7 @@ def build_scores(
     tiles = build_tiles(config, roots, catalog, resources, settings.size)
     labelled = Labelled(catalog.store, tiles, catalog.shards, source)
     counts: Counter[str] = Counter()
-    for part in ray.get([_count.remote(labelled, list(part)) for part in chunks(catalog.shards, COUNTED)]):
+    for part in ray.get([count_labels.remote(labelled, list(part)) for part in chunks(catalog.shards, COUNTED)]):
         counts += part
     _check(settings, counts, tiles.nbytes)
     classes = tuple(sorted(counts))
@@ -144,7 +144,8 @@ def _check(settings: ScoreConfig, counts: Mapping[str, int], nbytes: int) -> Non
 
 
 @ray.remote(num_cpus=1)
-def _count(labelled: Labelled, shards: Sequence[str]) -> Counter[str]:
+def count_labels(labelled: Labelled, shards: Sequence[str]) -> Counter[str]:
+    """How many samples of some shards have each label."""
     counts: Counter[str] = Counter()
     for shard in shards:
         for entry in labelled.source.read(labelled.store, shard).drop_null().value_counts().to_pylist():
