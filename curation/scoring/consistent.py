@@ -32,6 +32,7 @@ from curation.errors import RequestError
 from curation.runtime import Resources, numeric_profile
 from curation.scoring.build import COUNTED, count_labels
 from curation.scoring.consistency import (
+    ABOUT,
     Codes,
     Pairs,
     by_adapters,
@@ -52,7 +53,6 @@ from curation.storage import Folder
 log = logging.getLogger("curation")
 
 VERSION = 1  # raise when the same samples would get other figures
-ABOUT = "consistency.json"
 MAX_BYTES = 2 << 30  # of sums, or of the sample that adapters are fitted on, that a task holds
 MAX_ROWS = 200_000_000  # whose figures one task ranks, 16 bytes each and as many again while it sorts
 SAID = {"second_view": "second_view", "modalities": "modality"}  # `source` of a row; of a text its own
@@ -149,27 +149,6 @@ def build_consistency(config: Config, catalog: Catalog, resources: Resources, ta
     }
     folder.publish(ABOUT, json.dumps(about, indent=1).encode())
     return folder
-
-
-def read_consistency(folder: Folder) -> NDArray[np.float32]:
-    """The consistency of every row of the archive, float32 (rows,), NaN for none: what `training.policies` take.
-
-    Rows are in the order of shards by name, in each by index.
-
-    Args:
-        folder: ``scores/<id>``, as ``curate consistency`` prints it.
-
-    Raises:
-        RequestError: there is none.
-    """
-    if not folder.exists(ABOUT):
-        raise RequestError(f"{folder.public()} holds no consistency: give the folder that curate consistency prints")
-    paths = sorted(file.path for file in folder.list(recursive=False) if file.path.startswith("part-"))
-    columns = ["shard", "index", "consistency"]
-    found = pa.concat_tables(pq.read_table(pa.BufferReader(folder.read(path)), columns=columns) for path in paths)
-    ordered = found.sort_by([("shard", "ascending"), ("index", "ascending")])
-    values: NDArray[np.float32] = ordered["consistency"].fill_null(np.nan).to_numpy().astype(np.float32)
-    return values
 
 
 def check_encoder(config: Config) -> None:
