@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from curation.cli import execute
-from curation.scoring.consistent import ABOUT, check_encoder
+from curation.scoring.consistency import ABOUT
+from curation.scoring.consistent import check_encoder
 from curation.stages import open_run
 
 

@@ -31,8 +31,9 @@ from curation.scoring.consistency import (
     fit_prototypes,
     info_nce,
     moments,
+    read_consistency,
 )
-from curation.scoring.consistent import SCHEMA, build_consistency, check_encoder, encode_texts, read_consistency, texts
+from curation.scoring.consistent import SCHEMA, build_consistency, check_encoder, encode_texts, texts
 from curation.scoring.settings import ConsistencyConfig
 from curation.scoring.sim import ranks
 from curation.storage import Folder

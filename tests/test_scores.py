@@ -281,7 +281,7 @@ def test_what_decides_the_id(scored, archive, tmp_path, monkeypatch):
 def test_labels_of_a_table(scored, archive):
     _, catalog, _ = scored
     (table,) = open_tables([{"path": str(archive / "table.csv"), "key": "key", "on": "key"}])
-    labelled = Labelled(catalog.store, None, catalog.shards, Labels("ground", table), ("left", "right"))
+    labelled = Labelled(catalog.store, catalog.shards, Labels("ground", table), classes=("left", "right"))
     codes = np.concatenate([labelled.codes(shard) for shard in catalog.shards])
     keys = [k for s in catalog.shards for k in catalog.store.read(s, ["key"])["key"].to_pylist()]
     listed = {line.split(",")[0]: line.split(",")[1] for line in (archive / "table.csv").read_text().splitlines()[1:]}

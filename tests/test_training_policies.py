@@ -1,11 +1,14 @@
 """Losses of rows and the policies that go by them: shares to the row, unbiased draws, the same on every rank."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import given, settings
@@ -295,3 +298,38 @@ def test_requests_that_cannot_be():
     ):
         with pytest.raises(ValueError, match=message):
             wrong()
+
+
+# a user's script
+
+
+def test_the_example_of_the_docs(tmp_path):
+    """It trains on what the policy draws, and learns the right labels better than the wrong ones."""
+    text = (Path(__file__).parents[1] / "docs/training.md").read_text()
+    section = text[text.index("## Labelled data of mixed quality") :]
+    code = re.search(r"```python\n(.*?)```", section, re.DOTALL).group(1)
+    total, draw = 240, np.random.default_rng(0)
+    truth = draw.integers(3, size=total)
+    wrong = np.arange(total) % 4 == 0
+    images = torch.from_numpy(np.eye(3)[truth] + 0.2 * draw.normal(size=(total, 3))).float()
+    labels = torch.from_numpy((truth + wrong) % 3)
+    (tmp_path / "consistency.json").write_text("{}")
+    agreed = np.where(wrong, 0.1, 0.8).astype(np.float32)
+    for part in range(2):  # whose order is not the shards'
+        rows = slice(120 * (1 - part), 120 * (2 - part))
+        columns = {"shard": [f"root0/{1 - part}.tar"] * 120, "index": list(range(120)), "consistency": agreed[rows]}
+        pq.write_table(pa.table(columns), tmp_path / f"part-{part:05}.parquet")
+    torch.manual_seed(0)
+    model = torch.nn.Linear(3, 3)
+    given = {
+        "dataset": [(row, images[row], labels[row]) for row in range(total)],
+        "model": model,
+        "optimiser": torch.optim.AdamW(model.parameters(), lr=0.05),
+        **{"scores": str(tmp_path), "passes": 8, "torch": torch, "DataLoader": torch.utils.data.DataLoader},
+        "cross_entropy": torch.nn.functional.cross_entropy,
+    }
+    exec(code, given)
+    assert len(given["rows"]) == total and given["sampler"].index.version == 8
+    assert given["losses"].values[wrong].min() > given["losses"].values[~wrong].mean()
+    assert (model(images).argmax(1).numpy() == truth).mean() > 0.95
+    assert len([line for line in code.splitlines() if line and "import" not in line]) <= 17

@@ -85,13 +85,13 @@ def build_scores(
     if folder.exists("score.json"):
         return folder
     tiles = build_tiles(config, roots, catalog, resources, settings.size)
-    labelled = Labelled(catalog.store, tiles, catalog.shards, source)
+    labelled = Labelled(catalog.store, catalog.shards, source, tiles)
     counts: Counter[str] = Counter()
     for part in ray.get([count_labels.remote(labelled, list(part)) for part in chunks(catalog.shards, COUNTED)]):
         counts += part
     _check(settings, counts, tiles.nbytes)
     classes = tuple(sorted(counts))
-    labelled = Labelled(catalog.store, tiles, catalog.shards, source, classes, counts.total())
+    labelled = Labelled(catalog.store, catalog.shards, source, tiles, classes, counts.total())
     log.info(
         "scores: %d experts on %d labelled samples of %d classes",
         settings.experts,

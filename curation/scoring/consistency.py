@@ -2,22 +2,30 @@
 
 Everything that is fitted is cross-fitted: samples lie in folds by a hash of their ids, and those of a fold are judged
 by what the other folds taught, so that no pair decides its own figure. A sample's figure is then its rank within its
-class, so that a class that is hard to tell is not taken for wrong. Plain functions on arrays; no Ray, no files.
+class, so that a class that is hard to tell is not taken for wrong. Functions on arrays, and what reads the result, without Ray.
 
 What is fitted is a flat mapping of arrays, the first axis the fold that it is for.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from curation.encoders.base import unit_length
+from curation.errors import RequestError
 from curation.scoring.settings import ConsistencyConfig
+
+if TYPE_CHECKING:
+    from curation.storage import Folder
 
 Vectors = NDArray[np.float16] | NDArray[np.float32]
 Floats = NDArray[np.float64]
@@ -25,6 +33,28 @@ Codes = NDArray[np.int64]
 Fitted = Mapping[str, NDArray[np.float32]]
 
 ROWS = 8192  # worked on at once
+ABOUT = "consistency.json"  # of the result, written last
+
+
+def read_consistency(folder: Folder) -> NDArray[np.float32]:
+    """The consistency of every row of the archive, float32 (rows,), NaN for none: what `training.policies` take.
+
+    Rows are in the order of shards by name, in each by index.
+
+    Args:
+        folder: ``scores/<id>``, as ``curate consistency`` prints it.
+
+    Raises:
+        RequestError: there is none.
+    """
+    if not folder.exists(ABOUT):
+        raise RequestError(f"{folder.public()} holds no consistency: give the folder that curate consistency prints")
+    paths = sorted(file.path for file in folder.list(recursive=False) if file.path.startswith("part-"))
+    columns = ["shard", "index", "consistency"]
+    found = pa.concat_tables(pq.read_table(pa.BufferReader(folder.read(path)), columns=columns) for path in paths)
+    ordered = found.sort_by([("shard", "ascending"), ("index", "ascending")])
+    values: NDArray[np.float32] = ordered["consistency"].fill_null(np.nan).to_numpy().astype(np.float32)
+    return values
 
 
 # second view

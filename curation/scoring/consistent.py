@@ -21,9 +21,10 @@ import safetensors.numpy
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from curation.archive.tables import Table, columns_by_table
+from curation.archive.tables import Table
 from curation.catalog.artefact import Artefact, encoder_config
 from curation.catalog.build import Catalog
+from curation.catalog.labels import Labels
 from curation.catalog.store import chunks, parquet_bytes
 from curation.clustering.assign import embeddings, parts_of
 from curation.config import Config, to_dict
@@ -32,6 +33,7 @@ from curation.errors import RequestError
 from curation.runtime import Resources, numeric_profile
 from curation.scoring.build import COUNTED, count_labels
 from curation.scoring.consistency import (
+    ABOUT,
     Codes,
     Pairs,
     by_adapters,
@@ -52,7 +54,6 @@ from curation.storage import Folder
 log = logging.getLogger("curation")
 
 VERSION = 1  # raise when the same samples would get other figures
-ABOUT = "consistency.json"
 MAX_BYTES = 2 << 30  # of sums, or of the sample that adapters are fitted on, that a task holds
 MAX_ROWS = 200_000_000  # whose figures one task ranks, 16 bytes each and as many again while it sorts
 SAID = {"second_view": "second_view", "modalities": "modality"}  # `source` of a row; of a text its own
@@ -112,21 +113,18 @@ def build_consistency(config: Config, catalog: Catalog, resources: Resources, ta
     Raises:
         RequestError: there is nothing that the images could be held against.
     """
-    settings, label = config.consistency, config.score.label
-    table = None
-    if label != "label":
-        ((table, _),) = columns_by_table(tables, [label], "score.label").items()
+    settings, source = config.consistency, Labels.of(config.score.label, tables)
     check_encoder(config)
     made_of = [
         *(VERSION, catalog.store.catalog_id, catalog.artefact.sha256, catalog.digest),
-        *(to_dict(settings), label, table and table.identity, config.seed),
+        *(to_dict(settings), source.identity, config.seed),
     ]
     name = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
     folder = catalog.store.workspace.child(f"scores/{name}")
     if folder.exists(ABOUT):
         return folder
     _check_rows(catalog.counts["kept"])
-    labelled = Labelled(catalog.store, None, catalog.shards, table, label)  # type: ignore[arg-type]  # reads no tile
+    labelled = Labelled(catalog.store, catalog.shards, source)
     counts: Counter[str] = Counter()
     for part in ray.get([count_labels.remote(labelled, list(part)) for part in chunks(catalog.shards, COUNTED)]):
         counts += part
@@ -149,27 +147,6 @@ def build_consistency(config: Config, catalog: Catalog, resources: Resources, ta
     }
     folder.publish(ABOUT, json.dumps(about, indent=1).encode())
     return folder
-
-
-def read_consistency(folder: Folder) -> NDArray[np.float32]:
-    """The consistency of every row of the archive, float32 (rows,), NaN for none: what `training.policies` take.
-
-    Rows are in the order of shards by name, in each by index.
-
-    Args:
-        folder: ``scores/<id>``, as ``curate consistency`` prints it.
-
-    Raises:
-        RequestError: there is none.
-    """
-    if not folder.exists(ABOUT):
-        raise RequestError(f"{folder.public()} holds no consistency: give the folder that curate consistency prints")
-    paths = sorted(file.path for file in folder.list(recursive=False) if file.path.startswith("part-"))
-    columns = ["shard", "index", "consistency"]
-    found = pa.concat_tables(pq.read_table(pa.BufferReader(folder.read(path)), columns=columns) for path in paths)
-    ordered = found.sort_by([("shard", "ascending"), ("index", "ascending")])
-    values: NDArray[np.float32] = ordered["consistency"].fill_null(np.nan).to_numpy().astype(np.float32)
-    return values
 
 
 def check_encoder(config: Config) -> None:
@@ -210,7 +187,7 @@ def _fit_prototypes(work: Work, resources: Resources) -> None:
     if len(labelled.classes) < 2:
         found = f"all labelled samples are {labelled.classes[0]!r}" if labelled.classes else "no sample has a label"
         raise RequestError(
-            f"consistency.source=second_view tells classes apart, but by score.label={labelled.column} {found}: "
+            f"consistency.source=second_view tells classes apart, but by score.label={labelled.source.column} {found}: "
             "give labels in sidecars, or in a table (archive.tables, score.label=COLUMN)"
         )
     shape = (settings.folds, len(labelled.classes), _dimension(work))
@@ -244,7 +221,7 @@ def _fit_text(work: Work, resources: Resources) -> None:
     ]
     if len(set().union(*ray.get(texts))) < 2:
         raise RequestError(
-            f"consistency.source=text: by consistency.text={settings.text} and score.label={work.labelled.column} "
+            f"consistency.source=text: by consistency.text={settings.text} and score.label={work.labelled.source.column} "
             "there is no caption nor label, or the same for all samples: give captions or labels in sidecars "
             "(docs/formats.md), or labels in a table (archive.tables, score.label=COLUMN)"
         )
@@ -326,7 +303,9 @@ def _embed_texts(work: Work, shards: Sequence[str]) -> set[int]:
                     encoder_config(config), artefact.arrays, artefact.bands, artefact.dtype, work.device, 1
                 )
             captions = work.labelled.store.read(shard, ["caption"])["caption"].to_pylist()
-            said = texts(captions, work.labelled.labels(shard).to_pylist(), work.settings.text)
+            said = texts(
+                captions, work.labelled.source.read(work.labelled.store, shard).to_pylist(), work.settings.text
+            )
             work.folder.publish(path, safetensors.numpy.save(_text_arrays(encoder, said, work.settings.templates)))
         found = safetensors.numpy.load(work.folder.read(path))
         seen |= set(found["same"][found["source"] > 0].tolist())

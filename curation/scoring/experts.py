@@ -36,14 +36,15 @@ class Labelled:
     Attributes:
         shards: sorted; the order of the rows is theirs.
         source: of the labels.
+        tiles: of the samples; ``None`` where nobody loads them.
         classes: their names, sorted.
         rows: labelled samples in all.
     """
 
     store: CatalogStore
-    tiles: Tiles
     shards: tuple[str, ...]
     source: Labels
+    tiles: Tiles | None = None
     classes: tuple[str, ...] = ()
     rows: int = 0
 
@@ -55,6 +56,7 @@ class Labelled:
 
     def load(self) -> tuple[NDArray[np.uint8], Codes]:
         """All labelled tiles and their classes."""
+        assert self.tiles
         tiles = np.empty((self.rows, self.tiles.bands, self.tiles.size, self.tiles.size), np.uint8)
         codes, at = np.empty(self.rows, np.int64), 0
         for shard in self.shards:
