@@ -137,7 +137,7 @@ def build_consistency(config: Config, catalog: Catalog, resources: Resources, ta
     ranked: dict[str, Any] = ray.get(_rank.remote(work, len(members)))
     about = {
         "settings": to_dict(settings),
-        "label": label,
+        "label": source.column,
         "caption": (config.archive.fields or {}).get("caption", "caption, text or .txt"),  # the field that it came from
         "seed": config.seed,
         "rows": catalog.counts["kept"],
@@ -221,9 +221,10 @@ def _fit_text(work: Work, resources: Resources) -> None:
     ]
     if len(set().union(*ray.get(texts))) < 2:
         raise RequestError(
-            f"consistency.source=text: by consistency.text={settings.text} and score.label={work.labelled.source.column} "
-            "there is no caption nor label, or the same for all samples: give captions or labels in sidecars "
-            "(docs/formats.md), or labels in a table (archive.tables, score.label=COLUMN)"
+            f"consistency.source=text: by consistency.text={settings.text} and "
+            f"score.label={work.labelled.source.column} there is no caption nor label, or the same for all samples: "
+            "give captions or labels in sidecars (docs/formats.md), or labels in a table (archive.tables, "
+            "score.label=COLUMN)"
         )
     folds = [number for number in range(settings.folds) if not work.folder.exists(_adapters_of(number))]
     if folds:
