@@ -56,6 +56,7 @@ class KeptSampler(Sampler[int]):
         self._turn = 0  # counts the moves from pass to pass
         self._start, self._loaded = 0, False  # position that the pass begins at, and whether it was just loaded
         self._order: Rows | None = None
+        self._checksum = 0
         self._move(0, index if isinstance(index, KeepIndex) else None)
 
     def set_pass(self, number: int, index: KeepIndex | None = None) -> None:
@@ -92,6 +93,7 @@ class KeptSampler(Sampler[int]):
         """The pass's order of all ranks, int32 (kept,)."""
         if self._order is None:
             self._order = shuffled(self.index, self.seed, self.number)
+            self._checksum = zlib.crc32(self._order.data)
         return self._order
 
     def weights_of(self, rows: ArrayLike) -> Weights:
@@ -111,9 +113,9 @@ class KeptSampler(Sampler[int]):
         if not 0 <= taken <= len(self):
             raise RequestError(f"taken={taken}: this rank has {len(self)} samples in what was left of this pass")
         position = min(self.index.kept, self._start + taken * self.world)
-        order, index = self.order, self.index
-        said = {"seed": self.seed, "version": index.version, "sha256": index.sha256, "pass": self.number}
-        return {**said, "position": position, "order": zlib.crc32(order.data)}
+        self.order  # noqa: B018 - its checksum is wanted
+        said = {"seed": self.seed, "version": self.index.version, "sha256": self.index.sha256, "pass": self.number}
+        return {**said, "position": position, "order": self._checksum}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a state, with any number of ranks: what is left of the pass is dealt out among them.
