@@ -1,5 +1,7 @@
 """Self-supervised training without Ray: methods, views, the trainer's state."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 import torch
@@ -13,10 +15,19 @@ RNG = np.random.default_rng(0)
 TILES = RNG.integers(0, 256, (48, 2, 32, 32), np.uint8)
 
 
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """As a worker of the job has; two test processes then do not wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def trainer(**keys: object) -> Trainer:
     """Small enough for a test."""
     settings = PretrainConfig(
-        **{"method": "simsiam", "architecture": "resnet10t", "size": 32, "batch": 16, **keys}  # type: ignore[arg-type]
+        **{"method": "simsiam", "architecture": "test_resnet", "size": 32, "batch": 16, **keys}  # type: ignore[arg-type]
     )
     return Trainer(settings, 2, [128, 128], [64, 64], steps=6, seed=3)
 
@@ -30,7 +41,7 @@ def weights_of(made: Trainer) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("method", ["simsiam", "dino"])
-@pytest.mark.parametrize("architecture", ["resnet10t", "vit_tiny_patch16_224"])
+@pytest.mark.parametrize("architecture", ["test_resnet", "test_vit"])
 def test_a_training_goes_on_bit_for_bit(method: str, architecture: str) -> None:
     keys = {"method": method, "architecture": architecture, "dino": DinoConfig(outputs=32, local=1)}
     whole, first, second = (trainer(**keys) for _ in range(3))
@@ -51,7 +62,7 @@ def test_a_vector_does_not_depend_on_its_neighbours() -> None:
     made = trainer()
     made.step(batch(0))
     vectors = made.embed(TILES)
-    assert vectors.shape == (48, 512)
+    assert vectors.shape == (48, made.method.encoder.num_features)
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-5)
     assert np.array_equal(made.embed(TILES[7:9]), vectors[7:9])
     assert made.method.training
@@ -59,7 +70,7 @@ def test_a_vector_does_not_depend_on_its_neighbours() -> None:
 
 def test_a_weighted_step_is_the_gradient_of_the_weighted_loss() -> None:
     """Weights of 2 and 0 are the gradient over the tiles that are left, where no normalisation mixes tiles."""
-    keys = {"method": "dino", "architecture": "vit_tiny_patch16_224", "dino": DinoConfig(outputs=32, local=0)}
+    keys = {"method": "dino", "architecture": "test_vit", "dino": DinoConfig(outputs=32, local=0)}
     whole, part = trainer(**keys), trainer(**keys)
     x = torch.randn(8, 2, 32, 32)
     shown = torch.cat([x, x + 0.1])

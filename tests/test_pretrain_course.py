@@ -1,7 +1,7 @@
 """A worker's training without Ray: it goes on where it was killed, draws what is due, and its encoder opens."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,12 +26,21 @@ WHAT = Input(("B1", "B2"), 16, (120.0, 130.0), (70.0, 75.0), ((0.0, 255.0), (0.0
 PROFILE = {"device": "cpu"}
 
 
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """As a worker of the job has; two test processes then do not wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def plan_of(folder: Path, **keys: Any) -> Plan:
     """A training of 14 steps over 24 samples."""
     settings = PretrainConfig(
         **{
             "method": "simsiam",
-            "architecture": "resnet10t",
+            "architecture": "test_resnet",
             "size": 16,
             "batch": 4,
             "epochs": 14 * 4 / TOTAL,
@@ -78,10 +87,10 @@ def killed_at(course: Course, step: int) -> Course:
 def test_a_training_that_was_killed_ends_with_the_same_encoder(tmp_path: Path, method: str) -> None:
     whole, cut = plan_of(tmp_path / "whole", method=method), plan_of(tmp_path / "cut", method=method)
     Course(whole, "cpu", PROFILE).run()
-    for step in (2, 8, 11):
+    for step in (2, 8):
         with pytest.raises(Killed):
             killed_at(Course(cut, "cpu", PROFILE), step).run()
-    assert [file.path for file in cut.folder.list("checkpoints")] == [f"checkpoints/{n:09d}.pt" for n in (6, 9)]
+    assert [file.path for file in cut.folder.list("checkpoints")] == [f"checkpoints/{n:09d}.pt" for n in (3, 6)]
     Course(cut, "cpu", PROFILE).run()
     assert cut.folder.read(ENCODER) == whole.folder.read(ENCODER)
     rows = [read_rows(plan.folder.child("metrics")) for plan in (whole, cut)]
@@ -103,12 +112,12 @@ def test_another_numeric_profile_is_refused(tmp_path: Path) -> None:
 
 
 def drawn_into(plan: Plan, calls: list[int]) -> Callable[[int, str], Callable[[], dict[str, float]]]:
-    """Keeps the even rows of version 1, the odd ones of version 2."""
+    """Keeps the even rows in version 1, the odd ones in version 2, and so on."""
 
     def begin(version: int, path: str) -> Callable[[], dict[str, float]]:
         calls.append(version)
         vectors = open_encoder(plan.folder, f"{plan.folder.url}/{path}", "cpu")(plan.tiles.read("root0/a/2.tar"))
-        assert vectors.shape == (5, 512)
+        assert len(vectors) == 5 and np.isfinite(vectors).all()
 
         def end() -> dict[str, float]:
             rows = np.arange(version - 1, TOTAL, 2)
@@ -123,7 +132,6 @@ def drawn_into(plan: Plan, calls: list[int]) -> Callable[[int, str], Callable[[]
 @pytest.mark.parametrize("lag", [0, 1])
 def test_what_is_due_is_drawn_and_trained_on(tmp_path: Path, lag: int) -> None:
     """12 steps to the end of the second pass: the first draw is due after one epoch, the second half an epoch later."""
-    pytest.importorskip("curation.training.draws")
     prune = PruneConfig(strategy="random", keep=0.5, warm=1, every=0.5, lag=lag)
     whole, cut = (plan_of(tmp_path / name, prune=prune, weighted=True) for name in ("whole", "cut"))
     calls: list[int] = []
@@ -138,7 +146,7 @@ def test_what_is_due_is_drawn_and_trained_on(tmp_path: Path, lag: int) -> None:
     course.dataset.read = reading  # type: ignore[method-assign]
     course.run()
     for version, rows in seen:
-        assert all(not version or row % 2 == version - 1 for row in rows)
+        assert all(not version or row % 2 == (version - 1) % 2 for row in rows)
     versions = [version for version, _ in seen]
     assert versions == sorted(versions)
     assert versions.count(0) == (6 if not lag else 12)
@@ -146,7 +154,7 @@ def test_what_is_due_is_drawn_and_trained_on(tmp_path: Path, lag: int) -> None:
     assert [draw["version"] for draw in told["draws"]] == calls
     assert told["seconds"]["clustering"] == 2.0 * len(calls)
     assert 0 < told["pruning_share"] < 1
-    for step in (5, 8, 13):
+    for step in (8, 13):
         with pytest.raises(Killed):
             killed_at(Course(cut, "cpu", PROFILE, drawn_into(cut, [])), step).run()
     Course(cut, "cpu", PROFILE, drawn_into(cut, [])).run()
@@ -174,4 +182,3 @@ def test_the_encoder_says_all_that_the_main_job_needs(tmp_path: Path) -> None:
 def test_profiles_are_plain_values() -> None:
     """A checkpoint that nothing is unpickled from holds no others."""
     assert all(type(value) is str for value in numeric_profile("cpu", "fp32").values())
-    assert torch.__version__

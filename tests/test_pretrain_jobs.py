@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -11,6 +12,9 @@ from urllib.parse import unquote, urlsplit
 import pytest
 
 from curation.errors import RequestError
+from curation.runtime import Resources
+from curation.training.pretrain import Room, room
+from curation.training.settings import PretrainConfig, PruneConfig
 from jobs import pretrain, prune, verify
 from tests.recipes import write_rgb_archive
 
@@ -18,7 +22,7 @@ SMALL = [
     "catalog.fit_samples=64",
     "encoder.filters=8",
     "pretrain.method=simsiam",
-    "pretrain.architecture=resnet10t",
+    "pretrain.architecture=test_resnet",
     "pretrain.size=16",
     "pretrain.batch=16",
     "pretrain.epochs=2",
@@ -74,12 +78,14 @@ def kill_a_worker(folder: Path, killed: list[int]) -> None:
 def test_a_killed_worker_changes_nothing(folder: Path) -> None:
     """Two ranks; one dies in mid-pass; Ray Train starts both again from the newest checkpoint."""
     common = [*SMALL, *arguments(folder), "pretrain.workers=2", "pretrain.checkpoint=2", "pretrain.epochs=4"]
+    common += [f"pretrain.prune.{key}" for key in ("strategy=balanced", "keep=0.5", "warm=1", "every=1")]
     killed: list[int] = []
     thread = threading.Thread(target=kill_a_worker, args=(folder, killed), daemon=True)
     thread.start()
     told: dict[str, Any] = pretrain.run(common)
     thread.join()
     assert killed
+    assert told["pruning_share"] > 0
     cut = file_of(told["encoder"]).read_bytes()
     (folder / "workspace" / "pretrained" / told["run"]).rename(folder / "elsewhere")
     assert file_of(pretrain.run(common)["encoder"]).read_bytes() == cut
@@ -89,5 +95,17 @@ def test_what_cannot_be_is_one_line(folder: Path) -> None:
     common = [*SMALL, *arguments(folder)]
     with pytest.raises(RequestError, match="120 samples give no step"):
         pretrain.run([*common, "pretrain.batch=128"])
-    with pytest.raises(RequestError, match="no room for pretrain.workers=4"):
-        pretrain.run([*common, "pretrain.batch=16", "pretrain.workers=4"])
+    with pytest.raises(RequestError, match="pretrain.prune.keep=0.1 of 120 samples are fewer"):
+        pretrain.run([*common, "pretrain.prune.strategy=random", "pretrain.prune.keep=0.1"])
+
+
+def test_the_cluster_is_shared_out() -> None:
+    settings = PretrainConfig(workers=2, prune=PruneConfig(strategy="balanced"))
+    assert room(settings, Resources(2, 0, "cpu")) == Room(2, 0.5, 0, 1, 0)
+    assert room(settings, Resources(16, 2, "cuda")) == Room(2, 1, 0.6, 2, 0.4)
+    assert room(settings, Resources(16, 8, "cuda")) == Room(2, 1, 1, 6, 1)
+    assert room(replace(settings, prune=PruneConfig()), Resources(2, 0, "cpu")) == Room(2, 1, 0, 1, 0)
+    with pytest.raises(RequestError, match="1 CPU has no room for pretrain.workers=2 and the draws"):
+        room(settings, Resources(1, 0, "cpu"))
+    with pytest.raises(RequestError, match="the cluster has 1"):
+        room(settings, Resources(8, 1, "cuda"))

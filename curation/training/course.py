@@ -27,6 +27,7 @@ from curation.errors import RequestError
 from curation.evaluation.probe import Features, linear, nearest_neighbours
 from curation.storage import Folder
 from curation.training.dataset import TileDataset
+from curation.training.draws import due
 from curation.training.export import Input, encoder_bytes
 from curation.training.index import KeepIndex, read_index
 from curation.training.journal import Journal
@@ -191,7 +192,6 @@ class Course:
         """Draw what is due, and go over what is kept then."""
         if self.settings.prune.strategy != "none":
             self._keep_up()
-        self._keep(self.version)
         self.sampler.set_pass(self.sampler.number + 1, self.index)
         self.taken = 0
         if self.index.kept < self.settings.batch:
@@ -213,22 +213,22 @@ class Course:
 
     def _keep_up(self) -> None:
         """Go to the version that is due: at once, or a pass after its drawing began."""
-        from curation.training.draws import due
-
         if self.pending:
             self._collect()
-        wanted = due(self.trainer.done * self.settings.batch, self.plan.total, self.settings.prune)
-        if wanted > self.version:
+        done, batch, lag = self.trainer.done, self.settings.batch, self.settings.prune.lag
+        wanted = due(done * batch, self.plan.total, self.settings.prune)
+        used = done + lag * (self.index.kept // batch)
+        if wanted > self.version and used < self.plan.steps:
             self.pending = wanted
             self._begin()
-            if not self.settings.prune.lag:
+            if not lag:
                 self._collect()
 
     def _begin(self) -> None:
         """Have the pending version drawn with the encoder as it is now."""
         if self.rank == 0:
             assert self._draw is not None
-            path = f"draws/{self.pending:06d}.safetensors"
+            path = _drawn_by(self.pending)
             if not self.plan.folder.exists(path):
                 self.plan.folder.publish(path, self._encoder())
             self.waiting = self._draw(self.pending, path)
@@ -238,10 +238,12 @@ class Course:
         if self.rank == 0:
             assert self.waiting is not None
             told = self.waiting()
+            self.plan.folder.remove(_drawn_by(self.pending))
             for name in PRUNING:
                 self.costs[name] += float(told.get(name, 0))
             self._note_row(version=self.pending, **{name: float(told.get(name, 0)) for name in PRUNING})
-        self.version, self.pending, self.waiting = self.pending, 0, None
+        self._keep(self.pending)
+        self.pending, self.waiting = 0, None
         self.since = time.monotonic()
 
     # what is told and kept (rank 0)
@@ -358,6 +360,10 @@ class Course:
 
 def _path(step: int) -> str:
     return f"checkpoints/{step:09d}.pt"
+
+
+def _drawn_by(version: int) -> str:
+    return f"draws/{version:06d}.safetensors"
 
 
 def _checkpoints(folder: Folder) -> list[str]:

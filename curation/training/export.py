@@ -89,7 +89,7 @@ def open_encoder(folder: Folder, path: str, device: str) -> Callable[[NDArray[np
     def embed(tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
         cuda = device.startswith("cuda")
         with torch.inference_mode(), torch.autocast(device.partition(":")[0], torch.bfloat16, enabled=cuda):
-            x = ((torch.from_numpy(tiles).to(device).float() - low) / (high - low)).clamp(0, 1)
+            x = ((torch.from_numpy(np.array(tiles)).to(device).float() - low) / (high - low)).clamp(0, 1)
             made = model(((x - mean) / std).contiguous(memory_format=torch.channels_last))
             return np.asarray(made.float().cpu().numpy())
 

@@ -8,10 +8,11 @@ of them dies.
 import hashlib
 import json
 import logging
+import math
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
@@ -34,14 +35,17 @@ from curation.errors import CurationError, RequestError
 from curation.evaluation.arms import codes_of, split_in_two
 from curation.evaluation.samples import gather
 from curation.manifests.exchange import submit
-from curation.runtime import limit_threads, numeric_profile
+from curation.runtime import Resources, limit_threads, numeric_profile
 from curation.scoring.network import band_statistics
 from curation.stages import Run
 from curation.storage import Folder
 from curation.training.course import ENCODER, RUN, Course, Plan, SideSet
 from curation.training.dataset import TileDataset
-from curation.training.export import Input
+from curation.training.draws import budget
+from curation.training.export import Input, open_encoder
 from curation.training.journal import read_rows
+from curation.training.pruner import RedrawSpec, redraw
+from curation.training.settings import PretrainConfig
 
 log = logging.getLogger("curation")
 
@@ -68,7 +72,12 @@ def pretrain(run: Run) -> dict[str, Any]:
             f"pretrain.batch={settings.batch}, pretrain.epochs={settings.epochs:g}: {total} samples give no step: "
             "lower the batch, or raise the epochs"
         )
-    scaling = _scaling(run)
+    if settings.prune.strategy != "none" and budget(settings.prune.keep, total) < settings.batch:
+        raise RequestError(
+            f"pretrain.prune.keep={settings.prune.keep:g} of {total} samples are fewer than pretrain.batch="
+            f"{settings.batch}: raise it, or lower the batch"
+        )
+    shared = room(settings, run.resources)
     tested = _catalog_of_side_set(run, catalog)
     decisive = {key: value for key, value in asdict(settings).items() if key not in APART}
     made_of: dict[str, Any] = {
@@ -102,8 +111,9 @@ def pretrain(run: Run) -> dict[str, Any]:
             made_of=made_of,
         )
         metrics = folder.public("metrics")
+        spec = _redraws(plan, catalog, shared) if settings.prune.strategy != "none" else None
         log.info("pretrain: %d samples, %d steps of %d tiles; metrics in %s", total, steps, settings.batch, metrics)
-        _fit(plan, scaling)
+        _fit(plan, shared, spec)
     return _told(folder, name)
 
 
@@ -121,29 +131,50 @@ def _told(folder: Folder, name: str) -> dict[str, Any]:
 # Ray Train
 
 
-def _scaling(run: Run) -> ray.train.ScalingConfig:
-    """Workers, and what each of them has; a CPU is left to draws.
+@dataclass(frozen=True)
+class Room:
+    """What Ray is asked for.
+
+    Attributes:
+        workers: of the training, each with ``cpus`` and ``gpus``.
+        drawers: of draws, each with a CPU and ``part`` of a GPU.
+    """
+
+    workers: int
+    cpus: float
+    gpus: float
+    drawers: int
+    part: float
+
+
+def room(settings: PretrainConfig, resources: Resources) -> Room:
+    """Share the cluster out between training and draws.
+
+    Draws get the GPUs that training leaves; where it leaves none, a part of each, too small for two of training.
 
     Raises:
         RequestError: the cluster has not as much.
     """
-    settings, resources = run.config.pretrain, run.resources
-    workers, cuda = settings.workers, resources.device == "cuda"
+    workers, drawn, cuda = settings.workers, settings.prune.strategy != "none", resources.device == "cuda"
     if cuda and resources.gpus < workers:
         raise RequestError(f"pretrain.workers={workers} need as many GPUs, and the cluster has {resources.gpus:g}")
-    left = resources.cpus - (1 if settings.prune.strategy != "none" else 0)
-    share = min(float(settings.threads), np.floor(left / workers * 100) / 100)
-    if share <= 0:
+    least = 1.0 if drawn else 0.0
+    cpus = min(1.0 if cuda else float(settings.threads), math.floor((resources.cpus - least) / workers * 100) / 100)
+    if cpus <= 0:
         raise RequestError(
-            f"{resources.cpus:g} CPU has no room for pretrain.workers={workers} and the draws of pretrain.prune beside "
-            "them: raise runtime.num_cpus"
+            f"{resources.cpus:g} CPU has no room for pretrain.workers={workers}"
+            f"{' and the draws of pretrain.prune' if drawn else ''}: raise runtime.num_cpus"
         )
-    return ray.train.ScalingConfig(
-        num_workers=workers, use_gpu=cuda, resources_per_worker={"CPU": share, **({"GPU": 1} if cuda else {})}
-    )
+    free = int(resources.cpus - workers * cpus + 0.01)
+    if not cuda:
+        return Room(workers, cpus, 0, max(1, free), 0)
+    left = int(resources.gpus) - workers
+    if drawn and not left:
+        return Room(workers, cpus, 0.6, max(1, min(workers, free)), 0.4)
+    return Room(workers, cpus, 1, max(1, min(left, free)), 1)
 
 
-def _fit(plan: Plan, scaling: ray.train.ScalingConfig) -> None:
+def _fit(plan: Plan, shared: Room, spec: RedrawSpec | None) -> None:
     """Run Ray Train to the end.
 
     Raises:
@@ -152,9 +183,13 @@ def _fit(plan: Plan, scaling: ray.train.ScalingConfig) -> None:
     store = plan.folder.child("ray")  # Ray Train wants a folder that all nodes see; nothing of worth lies there
     trainer = TorchTrainer(
         _train,
-        train_loop_config={"plan": plan},
+        train_loop_config={"plan": plan, "spec": spec},
         torch_config=TorchConfig(timeout_s=PATIENCE),
-        scaling_config=scaling,
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=shared.workers,
+            use_gpu=shared.gpus > 0,
+            resources_per_worker={"CPU": shared.cpus, **({"GPU": shared.gpus} if shared.gpus else {})},
+        ),
         run_config=ray.train.RunConfig(
             name="train",
             storage_path=store.full(""),
@@ -180,14 +215,36 @@ def _fit(plan: Plan, scaling: ray.train.ScalingConfig) -> None:
         store.discard("")
 
 
+def _redraws(plan: Plan, catalog: Catalog, shared: Room) -> RedrawSpec:
+    """What draws are told."""
+    return RedrawSpec(
+        tiles=plan.tiles,
+        store=catalog.store,
+        shards=plan.shards,
+        folder=plan.folder,
+        prune=plan.settings.prune,
+        seed=plan.seed,
+        load=open_encoder,
+        workers=shared.drawers,
+        gpus=shared.part,
+        threads=plan.settings.threads,
+    )
+
+
 def _train(config: dict[str, Any]) -> None:
     """What each worker runs."""
     plan: Plan = config["plan"]
+    spec: RedrawSpec | None = config["spec"]
     limit_threads(plan.settings.threads)
     device = get_device()
     kind = "cuda" if getattr(device, "type", "cpu") == "cuda" else "cpu"
     profile = numeric_profile(kind, plan.settings.precision)
-    Course(plan, str(device), profile).run()
+
+    def begin(version: int, path: str) -> Callable[[], dict[str, Any]]:
+        task: Any = ray.remote(redraw).options(num_cpus=0).remote(spec, version, path)  # type: ignore[arg-type]
+        return lambda: dict(ray.get(task))
+
+    Course(plan, str(device), profile, begin if spec else None).run()
 
 
 @contextmanager
