@@ -2,12 +2,7 @@
 
 Everything that is fitted is cross-fitted: samples lie in folds by a hash of their ids, and those of a fold are judged
 by what the other folds taught, so that no pair decides its own figure. A sample's figure is then its rank within its
-<<<<<<< HEAD
-class, so that a class that is hard to tell is not taken for wrong. Functions on arrays, and what reads the result,
-without Ray.
-=======
 class, so that a class that is hard to tell is not taken for wrong. Nothing here imports Ray.
->>>>>>> guided5
 
 What is fitted is a flat mapping of arrays, the first axis the fold that it is for.
 """
