@@ -180,7 +180,7 @@ def test_adapters_learn_which_texts_belong(adapter):
     before = (pairs.images * pairs.texts).sum(1)
     for number in range(FOLDS):
         own = pairs.fold == number
-        fitted = fit_adapters(pairs, ConsistencyConfig(adapter=adapter, steps=120, batch=64, rate=0.005), 0, number)
+        fitted = fit_adapters(pairs, ConsistencyConfig(adapter=adapter, steps=80, batch=64, rate=0.008), 0, number)
         agreed[own] = by_adapters(fitted, pairs.images[own], pairs.texts[own], adapter)
     assert told(before, wrong) < 0.7
     assert told(agreed, wrong) > 0.8
@@ -405,5 +405,3 @@ def test_the_command(archive, tmp_path):
     assert done.status == 0, done.stderr
     assert (done.result["samples"], done.result["scored"], done.result["sources"]) == (160, 144, {"second_view": 144})
     assert len(read_consistency(Folder(str(done.file("consistency"))))) == 160
-    refused = curate("consistency", *arguments(archive, tmp_path, *CONV))
-    assert refused.status == 2 and "has no text tower" in refused.stderr.splitlines()[-1]
