@@ -14,6 +14,7 @@ from curation.training import draws
 from curation.training.draws import Draw, balanced, choose_levels, draw, due, in_share, sampled
 from curation.training.settings import PruneConfig
 from tests.test_selection_tree import by_turns, forests
+from tests.training_recipes import blocks
 
 
 def ids(n: int) -> np.ndarray:
@@ -179,6 +180,13 @@ def test_versions_never_go_back(total, warm, every, seen):
     assert found == sorted(found)
     for samples, version in zip(sorted(seen), found, strict=True):
         assert (version == 0) == (samples < warm * total)
+
+
+def test_the_lines_of_the_documentation():
+    vectors, _ = clumps([300, 100])
+    found = {"vectors": vectors, "words": ids(400)}
+    exec(blocks("docs/training.md", "import balanced")[0], found)
+    assert found["index"].kept == 100 and found["index"].total == 400
 
 
 def test_drawing_needs_no_ray():

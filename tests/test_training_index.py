@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from curation.errors import CurationError, RequestError
 from curation.storage import Folder
-from curation.training.index import KeepIndex, read_index, versions, write_index
+from curation.training.index import KeepIndex, _opened, read_index, versions, write_index
 
 ROWS = np.int32([1, 4, 5, 9])
 WEIGHTS = np.float32([2, 1.5, 1, 4])
@@ -57,7 +57,7 @@ def test_a_version_never_changes(folder):
     write_index(folder, 1, ROWS, WEIGHTS, 12, MADE_OF)
     others = [(ROWS[:3], WEIGHTS[:3], 12, MADE_OF), (ROWS, WEIGHTS * 2, 12, MADE_OF), (ROWS, WEIGHTS, 13, MADE_OF)]
     for other in [*others, (ROWS, WEIGHTS, 12, {"seed": 1})]:
-        with pytest.raises(RequestError, match="holds another index: versions do not change"):
+        with pytest.raises(RequestError, match="holds another index: versions never change"):
             write_index(folder, 1, *other)
     assert np.array_equal(read_index(folder, 1).rows, ROWS)
 
@@ -77,6 +77,17 @@ def test_damage_is_one_line(folder, harm):
     with pytest.raises(CurationError, match="000001 is damaged .*: remove it and draw that version again") as caught:
         read_index(folder)
     assert "\n" not in str(caught.value)
+
+
+def test_one_in_memory_is_written_as_it_is(folder):
+    index = KeepIndex.of(2, ROWS, WEIGHTS, 12, MADE_OF, ids=[bytes([i]) * 16 for i in (3, 1, 2, 9)])
+    index.write(folder)
+    again = read_index(folder, 2)
+    assert again.sha256 == index.sha256
+    again.write(folder)
+    assert again.weight_of_id(bytes([2]) * 16) == 1 and again.weight_of_id(bytes([4]) * 16) is None
+    with pytest.raises(RequestError, match="not written"):
+        KeepIndex.full(12).write(folder)
 
 
 def test_what_is_no_index_is_refused(folder):
@@ -126,6 +137,7 @@ def test_another_process_maps_it_again(folder):
     assert np.array_equal(again.rows, ROWS) and again.sha256 == index.sha256
     full = pickle.loads(pickle.dumps(KeepIndex.full(10**9)))
     assert (full.kept, full.version) == (10**9, 0)
+    _opened.clear()  # as in another process
     folder.discard("000001")
     write_index(folder, 1, ROWS[1:], WEIGHTS[1:], 12, MADE_OF)
     with pytest.raises(CurationError, match="another index here"):

@@ -60,21 +60,20 @@ class Tiles:
         Raises:
             FileNotFoundError: it has none yet.
         """
-        path = self.path(shard)
-        length, header = _header(self.folder, path)
-        n = header["tiles"]["shape"][0]
+        first, n = self.place(shard)
         start, stop, _ = rows.indices(n)
         stop = max(start, stop)
-        data = self.folder.read_range(path, length + start * self.nbytes, length + stop * self.nbytes)
+        data = self.folder.read_range(self.path(shard), first + start * self.nbytes, first + stop * self.nbytes)
         return np.frombuffer(data, np.uint8).reshape(stop - start, self.bands, self.size, self.size)
 
-    def count(self, shard: str) -> int:
-        """How many tiles a shard has.
+    def place(self, shard: str) -> tuple[int, int]:
+        """Where in a shard's file its tiles begin, in bytes, and how many they are.
 
         Raises:
             FileNotFoundError: it has none yet.
         """
-        return int(_header(self.folder, self.path(shard))[1]["tiles"]["shape"][0])
+        start, header = _header(self.folder, self.path(shard))
+        return start, int(header["tiles"]["shape"][0])
 
     def digest(self, shard: str) -> str | None:
         """Of the content that the shard's tiles were made from; ``None`` where there are none."""

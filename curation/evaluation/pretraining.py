@@ -146,7 +146,7 @@ def cropped(x: Tensor, side: int, area: tuple[float, float], generator: np.rando
     mirror, turn = generator.choice([-1, 1], n), generator.integers(4, size=n)
     cos, sin = np.array([1, 0, -1, 0])[turn], np.array([0, 1, 0, -1])[turn]
     rows = [sides[0] * cos * mirror, -sides[0] * sin, centre[0], sides[1] * sin * mirror, sides[1] * cos, centre[1]]
-    theta = torch.as_tensor(np.stack(rows, 1).reshape(n, 2, 3), dtype=x.dtype, device=x.device)
+    theta = _beside(np.stack(rows, 1).reshape(n, 2, 3), x)
     grid = F.affine_grid(theta, [*x.shape[:2], side, side], align_corners=False)
     return F.grid_sample(x, grid, padding_mode="border", align_corners=False)
 
@@ -169,7 +169,12 @@ def blurred(x: Tensor, generator: np.random.Generator) -> Tensor:
 
 def numbers(values: NDArray[np.float64], x: Tensor) -> Tensor:
     """A number a tile, or a tile and band, that broadcasts over the batch."""
-    return torch.as_tensor(values.reshape(len(x), -1, 1, 1), dtype=x.dtype, device=x.device)
+    return _beside(values.reshape(len(x), -1, 1, 1), x)
+
+
+def _beside(values: NDArray[np.float64], x: Tensor) -> Tensor:
+    """Of the type and on the device of a tensor; nobody waits for the device."""
+    return torch.as_tensor(values, dtype=x.dtype).to(x.device, non_blocking=True)
 
 
 def probe(network: Network, train: tuple[Pixels, Codes], test: tuple[Pixels, Codes], seed: int) -> dict[str, Score]:

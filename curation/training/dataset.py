@@ -1,4 +1,4 @@
-"""Small tiles of an archive by row, for a sampler: memory-mapped, so that workers and ranks share them."""
+"""Small tiles of an archive by row, for a sampler; memory-mapped ones are shared by workers and ranks."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ class TileDataset(Dataset[torch.Tensor]):
     Args:
         tiles: of the archive.
         shards: all of it, as the catalog names them; rows count their samples in sorted order.
-        cache: a local folder for copies of a remote folder's files, each shard's fetched when it is first asked for.
+        cache: a local folder for copies of a remote folder's files, each fetched when it is first asked for. Without
+            it remote tiles are read by ranges, every time.
 
     Raises:
         RequestError: a shard has no tiles.
@@ -37,8 +38,9 @@ class TileDataset(Dataset[torch.Tensor]):
     def __init__(self, tiles: Tiles, shards: Sequence[str], cache: Path | None = None) -> None:
         self.tiles, self.shards, self.cache = tiles, sorted(shards), cache
         with ThreadPoolExecutor(IN_FLIGHT) as pool:
-            counts = list(pool.map(self._count, self.shards))
-        self.starts = np.cumsum([0, *counts])
+            places = list(pool.map(self._place, self.shards))
+        self.offsets = [offset for offset, _ in places]
+        self.starts = np.cumsum([0, *(count for _, count in places)])
         self._paths: dict[int, Path] = {}  # of the shards asked for so far
 
     def __len__(self) -> int:
@@ -62,27 +64,33 @@ class TileDataset(Dataset[torch.Tensor]):
         wanted = np.asarray(rows, np.int64)
         if len(wanted) and not (wanted.min() >= 0 and wanted.max() < len(self)):
             raise RequestError(f"rows {wanted.min()} to {wanted.max()} are asked for of {len(self)}")
-        found = np.empty((len(wanted), self.tiles.bands, self.tiles.size, self.tiles.size), np.uint8)
+        found = np.empty((len(wanted), *self.tiles.shape), np.uint8)
         shard = np.searchsorted(self.starts, wanted, side="right") - 1
         for number in np.unique(shard):
             own = np.flatnonzero(shard == number)
-            found[own] = self._map(int(number))[wanted[own] - self.starts[number]]
+            found[own] = self._tiles(int(number), wanted[own] - self.starts[number])
         return found
 
-    def _map(self, number: int) -> NDArray[np.uint8]:
+    def _tiles(self, number: int, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Of rows of one shard."""
+        folder, path = self.tiles.folder, self.tiles.path(self.shards[number])
+        if not folder.local and self.cache is None:
+            begins = (self.offsets[number] + rows * self.tiles.nbytes).tolist()
+            data = folder.read_ranges(path, [(begin, begin + self.tiles.nbytes) for begin in begins])
+            return np.frombuffer(b"".join(data), np.uint8).reshape(-1, *self.tiles.shape)
         if number not in self._paths:
-            self._paths[number] = local_copy(self.tiles.folder, self.tiles.path(self.shards[number]), self.cache)
+            self._paths[number] = local_copy(folder, path, self.cache)
         count = int(self.starts[number + 1] - self.starts[number])
-        return _mapped(self._paths[number], (count, *self.tiles.shape))
+        found: NDArray[np.uint8] = _mapped(self._paths[number], self.offsets[number], (count, *self.tiles.shape))[rows]
+        return found
 
-    def _count(self, shard: str) -> int:
+    def _place(self, shard: str) -> tuple[int, int]:
         try:
-            return self.tiles.count(shard)
+            return self.tiles.place(shard)
         except FileNotFoundError as error:
             raise RequestError(f"{shard} has no tiles in {self.tiles.folder.public()}: make them first") from error
 
 
 @lru_cache(MAPPED)
-def _mapped(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
-    """The one array of a safetensors file, its last bytes."""
-    return np.memmap(path, np.uint8, "r", offset=path.stat().st_size - int(np.prod(shape)), shape=shape)
+def _mapped(path: Path, offset: int, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    return np.memmap(path, np.uint8, "r", offset, shape)

@@ -9,10 +9,12 @@ import hashlib
 import io
 import json
 import mmap
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -26,6 +28,7 @@ Weights = NDArray[np.float32]
 HEADER = "index.json"
 MOST = 2**31  # rows that int32 can number
 BLOCK = 1 << 18  # rows read at once
+RUN = 256  # rows that a search ends in
 FILES: dict[str, Any] = {"rows": np.int32, "weights": np.float32, "ids": "S16", "places": np.int32}
 
 
@@ -36,7 +39,7 @@ class KeepIndex:
     Attributes:
         version: 0 is the full set.
         total: samples of the archive.
-        sha256: of its header, which has the hashes of all files: equal where everything is equal.
+        header: its ``index.json``, with the hashes of all files.
         arrays: ``rows`` int32 (kept,), ascending, none for the full set; ``weights`` float32 (kept,), 1 / inclusion
             probability, NaN where a row has none; perhaps ``ids`` S16 (kept,), the sample ids' bytes, sorted, and
             ``places`` int32 (kept,), where in ``rows`` each id's is.
@@ -45,7 +48,7 @@ class KeepIndex:
 
     version: int
     total: int
-    sha256: str
+    header: bytes
     arrays: Mapping[str, NDArray[Any]]
     source: tuple[Folder, Path | None] | None = None
 
@@ -54,7 +57,7 @@ class KeepIndex:
         """All of an archive, version 0; needs no files and no memory."""
         _check_total(total)
         ones = np.broadcast_to(np.float32(1), total)
-        return cls(0, total, _sha256(_header(0, total, total, {}, {})), {"weights": ones})
+        return cls(0, total, _header(0, total, total, {}, {}), {"weights": ones})
 
     @classmethod
     def of(
@@ -81,8 +84,12 @@ class KeepIndex:
         """
         arrays = _arrays(version, rows, weights, total, ids)
         files = {f"{name}.npy": _sha256(_npy(array)) for name, array in arrays.items()}
-        header = _header(version, total, len(arrays["rows"]), files, made_of or {})
-        return cls(version, total, _sha256(header), arrays)
+        return cls(version, total, _header(version, total, len(arrays["rows"]), files, made_of or {}), arrays)
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of the header: equal where all is equal."""
+        return _sha256(self.header)
 
     @property
     def kept(self) -> int:
@@ -102,9 +109,17 @@ class KeepIndex:
     def blocks(self) -> Iterator[Rows]:
         """The rows in runs of ``BLOCK``, of which no more than one is in memory."""
         for start in range(0, self.kept, BLOCK):
-            stop = min(start + BLOCK, self.kept)
-            yield self.arrays["rows"][start:stop] if "rows" in self.arrays else np.arange(start, stop, dtype=np.int32)
-            self.release()
+            if "rows" in self.arrays:
+                yield self._read("rows", start, BLOCK)
+            else:
+                yield np.arange(start, min(start + BLOCK, self.kept), dtype=np.int32)
+
+    def at(self, places: NDArray[np.int64]) -> tuple[Rows, Weights]:
+        """Some of the kept rows and their weights, by their places among these."""
+        rows = np.array(self.arrays["rows"][places]) if "rows" in self.arrays else places.astype(np.int32)
+        weights: Weights = np.array(self.weights[places])
+        self.release()
+        return rows, weights
 
     def weights_of(self, rows: ArrayLike) -> Weights:
         """The weights of some kept rows, float32 (n,).
@@ -112,16 +127,14 @@ class KeepIndex:
         Raises:
             RequestError: one of them is not kept, or has no weight.
         """
-        wanted = np.asarray(rows).astype(np.int32)  # searchsorted would convert all rows to another dtype
-        places = np.searchsorted(self.arrays["rows"], wanted) if "rows" in self.arrays else wanted
-        inside = np.clip(places, 0, self.kept - 1)
-        found = self.arrays["rows"][inside] == wanted if "rows" in self.arrays else inside == wanted
-        if not found.all():
-            raise RequestError(f"row {wanted[~found][0]} is not kept by version {self.version} of the keep-index")
-        weights: Weights = np.array(self.weights[inside])
+        wanted = np.asarray(rows, np.int64)
+        places = [self._place("rows", row) for row in wanted.astype(np.int32)] if "rows" in self.arrays else wanted
+        missing = [row for row, place in zip(wanted, places, strict=True) if not 0 <= place < self.kept]
+        if missing:
+            raise RequestError(f"row {missing[0]} is not kept by version {self.version} of the keep-index")
+        weights: Weights = np.array([self._read("weights", int(place), 1)[0] for place in places], np.float32)
         if np.isnan(weights).any():
             raise RequestError("the keep-index has no weights: its strategy draws nothing, train without them")
-        self.release()
         return weights
 
     def weight_of_id(self, sample_id: bytes) -> float | None:
@@ -130,16 +143,66 @@ class KeepIndex:
         Raises:
             RequestError: the index was made without ids.
         """
-        ids = self.arrays.get("ids")
-        if ids is None:
+        if "ids" not in self.arrays:
             raise RequestError("the keep-index has no sample ids, by which a stream is filtered: make it with ids")
-        place = int(np.searchsorted(ids, np.array(sample_id, "S16")))
-        if ids[place : place + 1].tobytes() != sample_id:
-            return None
-        return float(self.weights[self.arrays["places"][place]])
+        place = self._place("ids", np.array([sample_id], "S16")[0])
+        return None if place < 0 else float(self._read("weights", int(self._read("places", place, 1)[0]), 1)[0])
+
+    @cached_property
+    def _fences(self) -> dict[str, NDArray[Any]]:
+        """The first of each run of what is searched."""
+        found = {}
+        for name in {"rows", "ids"} & self.arrays.keys():
+            starts = range(0, self.kept, BLOCK)
+            found[name] = np.concatenate([self._read(name, start, BLOCK)[::RUN].copy() for start in starts])
+        return found
+
+    def _place(self, name: str, value: np.generic) -> int:
+        """Where in a sorted array a value is; -1 where it is not."""
+        fences = self._fences[name]
+        start = RUN * max(0, int(np.searchsorted(fences, value, side="right")) - 1)
+        run = self._read(name, start, RUN)
+        place = int(np.searchsorted(run, value))
+        return start + place if place < len(run) and run[place] == value else -1
+
+    def _read(self, name: str, start: int, count: int) -> NDArray[Any]:
+        """A piece of an array; not through the map, of which a touch here and there makes all of it resident."""
+        array = self.arrays[name]
+        if name not in self._files:
+            return array[start : start + count]
+        size = array.dtype.itemsize
+        offset = array.offset + start * size  # type: ignore[attr-defined]
+        return np.frombuffer(
+            os.pread(self._files[name].fileno(), min(count, self.kept - start) * size, offset), array.dtype
+        )
+
+    @cached_property
+    def _files(self) -> dict[str, BinaryIO]:
+        """The mapped files, opened."""
+        mapped = {name: array.filename for name, array in self.arrays.items() if isinstance(array, np.memmap)}
+        return {name: open(path, "rb", buffering=0) for name, path in mapped.items() if path}  # noqa: SIM115
+
+    def write(self, folder: Folder) -> None:
+        """Publish it among a folder's versions; where it is there already, nothing is new.
+
+        Raises:
+            RequestError: that version is there with another content; or this is the full set, which needs no files.
+        """
+        if self.version == 0:
+            raise RequestError("version 0 of a keep-index is the full set: it is not written")
+        place = folder.child(_name(self.version))
+        if not place.exists(HEADER):
+            for name, array in self.arrays.items():
+                place.publish(f"{name}.npy", _npy(array))
+            if place.create(HEADER, self.header):
+                return
+        if place.read(HEADER) != self.header:
+            raise RequestError(
+                f"{place.public()} holds another index: versions do not change, write it under a new one"
+            )
 
     def release(self) -> None:
-        """Give the pages of the mapped files back, so that they do not count as this process's memory."""
+        """Give the pages of the maps back, so that they do not count as this process's memory."""
         for array in self.arrays.values():
             if isinstance(array.base, mmap.mmap):
                 array.base.madvise(mmap.MADV_DONTNEED)
@@ -149,7 +212,7 @@ class KeepIndex:
             return _read_again, (self.version, self.sha256, *self.source)
         if self.version == 0:
             return KeepIndex.full, (self.total,)
-        return KeepIndex, (self.version, self.total, self.sha256, self.arrays)
+        return KeepIndex, (self.version, self.total, self.header, self.arrays)
 
 
 def write_index(
@@ -166,19 +229,7 @@ def write_index(
     Raises:
         RequestError: this is no keep-index; the version is there with another content.
     """
-    data = {f"{name}.npy": _npy(array) for name, array in _arrays(version, rows, weights, total, ids).items()}
-    header = _header(version, total, np.size(rows), {name: _sha256(file) for name, file in data.items()}, made_of)
-    place = folder.child(_name(version))
-    try:
-        there = place.read(HEADER)
-    except FileNotFoundError:
-        for name, file in data.items():
-            place.publish(name, file)
-        if place.create(HEADER, header):
-            return
-        there = place.read(HEADER)
-    if there != header:
-        raise RequestError(f"{place.public()} holds another index: versions do not change, write it under a new one")
+    KeepIndex.of(version, rows, weights, total, made_of, ids).write(folder)
 
 
 def versions(folder: Folder) -> list[int]:
@@ -215,14 +266,20 @@ def read_index(folder: Folder, version: int | None = None, cache: Path | None = 
         arrays = {name.removesuffix(".npy"): _mapped(place, name, kept, files[name], cache) for name in files}
     except (ValueError, KeyError, TypeError, FileNotFoundError) as error:
         raise CurationError(f"{place.public()} is damaged ({error}): remove it and draw that version again") from error
-    return KeepIndex(version, total, _sha256(header), arrays, (folder, cache))
+    return KeepIndex(version, total, header, arrays, (folder, cache))
+
+
+_opened: dict[str, KeepIndex] = {}  # what this process read last of each folder
 
 
 def _read_again(version: int, sha256: str, folder: Folder, cache: Path | None) -> KeepIndex:
     """What was pickled in another process."""
-    index = read_index(folder, version, cache)
-    if index.sha256 != sha256:
-        raise CurationError(f"{folder.public(_name(version))} is another index here: all processes must see one folder")
+    index = _opened.get(folder.url)
+    if index is None or index.sha256 != sha256:
+        index = read_index(folder, version, cache)
+        if index.sha256 != sha256:
+            raise CurationError(f"{folder.public(_name(version))} is another index here: give all processes the same")
+        _opened[folder.url] = index
     return index
 
 

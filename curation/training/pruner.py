@@ -217,13 +217,17 @@ class _Embedder:
         return len(_read(self.folder, group, "rows"))
 
     def _vectors(self, group: Group, chosen: NDArray[np.bool_]) -> NDArray[np.float16]:
-        """Those of the chosen rows, a shard's tiles in memory at once."""
-        parts, first = [], 0
+        """Those of the chosen rows; a shard's tiles and a batch are in memory at once."""
+        parts, first, waiting = [], 0, np.zeros((0, *self.spec.tiles.shape), np.uint8)
         for shard, count in zip(group.shards, group.counts, strict=True):
-            tiles = self.spec.tiles.read(shard)[chosen[first : first + count]]
-            for start in range(0, len(tiles), BATCH):
-                parts.append(in_batches(tiles[start : start + BATCH], BATCH, self._checked).astype(np.float16))
+            tiles = np.concatenate([waiting, self.spec.tiles.read(shard)[chosen[first : first + count]]])
             first += count
+            stop = len(tiles) if first == len(chosen) else len(tiles) - len(tiles) % BATCH
+            for start in range(0, stop, BATCH):
+                parts.append(
+                    in_batches(tiles[start : min(start + BATCH, stop)], BATCH, self._checked).astype(np.float16)
+                )
+            waiting = tiles[stop:]
         return np.concatenate(parts) if parts else np.zeros((0, 1), np.float16)
 
     def _checked(self, tiles: NDArray[np.uint8]) -> Floats:
@@ -239,7 +243,7 @@ class _Embedder:
 
 @ray.remote
 def _counts(tiles: Tiles, shards: Sequence[str]) -> list[int]:
-    return [tiles.count(shard) for shard in shards]
+    return [tiles.place(shard)[1] for shard in shards]
 
 
 def _words(store: CatalogStore, group: Group) -> Words:

@@ -10,15 +10,16 @@ from typing import Any
 
 import numpy as np
 import torch.distributed as dist
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from torch.utils.data import Sampler
 
-from curation.errors import CurationError, RequestError
+from curation.errors import RequestError
 from curation.storage import Folder
-from curation.training.index import KeepIndex, Rows, Weights, read_index
+from curation.training.index import BLOCK, KeepIndex, Rows, Weights, read_index
+from curation.training.ranks import agreed
 
 BUCKETS = 256  # of ten million rows each then fits a core's cache
-TOLD = 1 << 16  # rows turned into Python numbers at once
+TOLD = 1 << 14  # rows turned into Python numbers at once
 
 
 class KeptSampler(Sampler[int]):
@@ -55,6 +56,7 @@ class KeptSampler(Sampler[int]):
         self._turn = 0  # counts the moves from pass to pass
         self._start, self._loaded = 0, False  # position that the pass begins at, and whether it was just loaded
         self._order: Rows | None = None
+        self._checksum = 0
         self._move(0, index if isinstance(index, KeepIndex) else None)
 
     def set_pass(self, number: int, index: KeepIndex | None = None) -> None:
@@ -91,6 +93,7 @@ class KeptSampler(Sampler[int]):
         """The pass's order of all ranks, int32 (kept,)."""
         if self._order is None:
             self._order = shuffled(self.index, self.seed, self.number)
+            self._checksum = zlib.crc32(self._order.data)
         return self._order
 
     def weights_of(self, rows: ArrayLike) -> Weights:
@@ -110,9 +113,9 @@ class KeptSampler(Sampler[int]):
         if not 0 <= taken <= len(self):
             raise RequestError(f"taken={taken}: this rank has {len(self)} samples in what was left of this pass")
         position = min(self.index.kept, self._start + taken * self.world)
-        order, index = self.order, self.index
-        said = {"seed": self.seed, "version": index.version, "sha256": index.sha256, "pass": self.number}
-        return {**said, "position": position, "order": zlib.crc32(order.data)}
+        self.order  # noqa: B018 - its checksum is wanted
+        said = {"seed": self.seed, "version": self.index.version, "sha256": self.index.sha256, "pass": self.number}
+        return {**said, "position": position, "order": self._checksum}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a state, with any number of ranks: what is left of the pass is dealt out among them.
@@ -135,80 +138,53 @@ class KeptSampler(Sampler[int]):
         self._start, self._loaded = int(state["position"]), True
 
     def _move(self, number: int, index: KeepIndex | None, version: int | None = None) -> None:
-        self.index = self._agreed(index, version)
+        if self.together:
+            index = agreed(index, self._read, version)
+        self.index = index or self._read(version)
         self.number, self._start, self._loaded = number, 0, False
         self._turn += 1
         self._order = None
-
-    def _agreed(self, index: KeepIndex | None, version: int | None) -> KeepIndex:
-        """The given index, or that version of the folder's, or its newest; on every rank that of rank 0.
-
-        Raises:
-            CurationError: a rank sees another one, or none. All ranks stop.
-        """
-        if not self.together:
-            return index or self._read(version)
-        failed = ""
-        if index is None and self.rank == 0:
-            index, failed = self._try(version)
-        first: list[Any] = [_said(index, failed)]
-        dist.broadcast_object_list(first, 0)
-        if index is None and self.rank and first[0][0] is not None:
-            index, failed = self._try(first[0][0])
-        seen: list[Any] = [None] * self.world
-        dist.all_gather_object(seen, _said(index, failed))
-        for rank, other in enumerate(seen):
-            if other != seen[0]:
-                raise CurationError(
-                    f"rank {rank} sees another keep-index than rank 0: {other[1]}, not {seen[0][1]}; "
-                    "give every rank the same folder"
-                )
-        if index is None:
-            raise CurationError(failed or f"rank 0 has no keep-index: {first[0][1]}")
-        return index
-
-    def _try(self, version: int | None) -> tuple[KeepIndex | None, str]:
-        """A version of the folder, or why there is none: the other ranks wait to hear of it."""
-        try:
-            return self._read(version), ""
-        except (CurationError, OSError) as error:
-            return None, str(error)
 
     def _read(self, version: int | None) -> KeepIndex:
         assert self.folder is not None
         return read_index(self.folder, version, self.cache)
 
 
-def _said(index: KeepIndex | None, failed: str) -> tuple[int | None, str]:
-    """What a rank tells the others of its index: its version, and the version and hash in words."""
-    return (index.version, f"version {index.version} ({index.sha256[:12]}…)") if index else (None, failed)
+def drawn(seed: int, version: int, number: int, use: str | int) -> np.random.Generator:
+    """The generator of a seed, a version and a pass for one use, seeded by their hash."""
+    name = json.dumps([seed, version, number, use]).encode()
+    return np.random.Generator(np.random.PCG64(int.from_bytes(hashlib.blake2b(name, digest_size=16).digest())))
 
 
 def shuffled(index: KeepIndex, seed: int, number: int) -> Rows:
     """The kept rows in an order drawn from (seed, version, pass), int32 (kept,); any order is equally likely.
 
     Each row goes to one of some buckets, and each bucket is shuffled in place (Rao 1961; Sandelius 1962): in a core's
-    cache, which makes it five times as fast as one shuffle of all, and needs a byte a row beside the result.
+    cache, which makes it some times as fast as one shuffle of all, and needs no memory but the result's.
     """
-    name = json.dumps(["order", seed, index.version, number]).encode()
-    draw = np.random.Generator(np.random.PCG64(int.from_bytes(hashlib.blake2b(name, digest_size=16).digest())))
-    bucket = draw.integers(0, BUCKETS, index.kept, np.uint8)
-    size = np.zeros(BUCKETS, np.int64)
-    for at in range(0, index.kept, TOLD):  # bincount makes eight bytes of each
-        size += np.bincount(bucket[at : at + TOLD], minlength=BUCKETS)
+    size = sum((_counts(own) for own in _buckets(index, seed, number)), np.zeros(BUCKETS, np.int64))
     ends = np.cumsum(size)
-    fill, order, at = ends - size, np.empty(index.kept, np.int32), 0
-    for block in index.blocks():
-        own = bucket[at : at + len(block)]
-        sorted_rows, at = block[np.argsort(own, kind="stable")], at + len(block)
-        counts = np.bincount(own, minlength=BUCKETS)
-        starts = np.cumsum(counts) - counts
-        for start, count, to in zip(starts.tolist(), counts.tolist(), fill.tolist(), strict=True):
-            order[to : to + count] = sorted_rows[start : start + count]
+    fill, order = ends - size, np.empty(index.kept, np.int32)
+    for block, own in zip(index.blocks(), _buckets(index, seed, number), strict=True):
+        counts = _counts(own)
+        pieces = np.split(block[np.argsort(own, kind="stable")], np.cumsum(counts)[:-1])
+        for to, piece in zip(fill.tolist(), pieces, strict=True):
+            order[to : to + len(piece)] = piece
         fill += counts
-    for stop, count in zip(ends.tolist(), size.tolist(), strict=True):
-        draw.shuffle(order[stop - count : stop])
+    draw = drawn(seed, index.version, number, "order")
+    for bucket in np.split(order, ends[:-1]):
+        draw.shuffle(bucket)
     return order
+
+
+def _buckets(index: KeepIndex, seed: int, number: int) -> Iterator[NDArray[np.uint8]]:
+    """Of each block of rows the buckets; drawn again each time, for to hold them would take a byte a row."""
+    draw = drawn(seed, index.version, number, "buckets")
+    return (draw.integers(0, BUCKETS, min(BLOCK, index.kept - at), np.uint8) for at in range(0, index.kept, BLOCK))
+
+
+def _counts(buckets: NDArray[np.uint8]) -> NDArray[np.int64]:
+    return np.bincount(buckets, minlength=BUCKETS)
 
 
 def _place(rank: int | None, world: int | None) -> tuple[int, int, bool]:
