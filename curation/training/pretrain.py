@@ -204,7 +204,9 @@ def _fit(plan: Plan, shared: Room, spec: RedrawSpec | None) -> None:
         except BaseException as error:  # noqa: BLE001 - told to whoever waits
             finished.set_exception(error)
 
-    Thread(target=fit, daemon=True).start()  # in the main thread Ray Train would take Ctrl-C for itself, and exit with 0
+    Thread(
+        target=fit, daemon=True
+    ).start()  # in the main thread Ray Train would take Ctrl-C for itself, and exit with 0
     try:
         _watch(plan, finished)
     except ray.train.WorkerGroupError as error:
