@@ -10,11 +10,11 @@ import json
 import logging
 import math
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from concurrent.futures import Future, wait
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from threading import Event, Thread
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -197,9 +197,19 @@ def _fit(plan: Plan, shared: Room, spec: RedrawSpec | None) -> None:
             failure_config=ray.train.FailureConfig(max_failures=plan.settings.restarts),
         ),
     )
+    finished: Future[Any] = Future()
+
+    def fit() -> None:
+        try:
+            finished.set_result(trainer.fit())
+        except BaseException as error:  # noqa: BLE001 - told to whoever waits
+            finished.set_exception(error)
+
+    Thread(
+        target=fit, daemon=True
+    ).start()  # in the main thread Ray Train would take Ctrl-C for itself, and exit with 0
     try:
-        with _watched(plan):
-            trainer.fit()
+        _watch(plan, finished)
     except ray.train.WorkerGroupError as error:
         for cause in error.worker_failures.values():
             known = getattr(cause, "cause", cause)
@@ -247,35 +257,24 @@ def _train(config: dict[str, Any]) -> None:
     Course(plan, str(device), profile, begin if spec else None).run()
 
 
-@contextmanager
-def _watched(plan: Plan) -> Iterator[None]:
-    """Tell people how the training goes, out of its metrics."""
-    stop = Event()
-
-    def watch() -> None:
-        shown, warned = 0, False
-        while not stop.wait(2):
-            try:
-                rows = read_rows(plan.folder.child("metrics"))
-            except (CurationError, OSError, ValueError):
-                continue
-            if not rows or rows[-1]["step"] == shown:
-                continue
-            shown = rows[-1]["step"]
-            known = {key: value for row in rows for key, value in row.items()}
-            figures = [f"{key} {known[key]:.4g}" for key in ("loss", "rate", "knn", "linear") if key in known]
-            log.info("pretrain: step %d of %d, epoch %.4g: %s", shown, plan.steps, known["epoch"], ", ".join(figures))
-            if "warning" in known and not warned:
-                log.warning("pretrain: %s", known["warning"])
-                warned = True
-
-    thread = Thread(target=watch, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
+def _watch(plan: Plan, finished: Future[Any]) -> None:
+    """Tell people how the training goes, out of its metrics, until it is finished; its error, if it has one."""
+    shown, warned = -1, False
+    while not wait([finished], 2).done:
+        try:
+            rows = read_rows(plan.folder.child("metrics"))
+        except (CurationError, OSError, ValueError):
+            continue
+        if not rows or rows[-1]["step"] == shown:
+            continue
+        shown = rows[-1]["step"]
+        known = {key: value for row in rows for key, value in row.items()}
+        figures = [f"{key} {known[key]:.4g}" for key in ("loss", "rate", "knn", "linear") if key in known]
+        log.info("pretrain: step %d of %d, epoch %.4g: %s", shown, plan.steps, known["epoch"], ", ".join(figures))
+        if "warning" in known and not warned:
+            log.warning("pretrain: %s", known["warning"])
+            warned = True
+    finished.result()
 
 
 # what is trained on, and judged by
