@@ -58,6 +58,18 @@ def test_a_training_goes_on_bit_for_bit(method: str, architecture: str) -> None:
         assert torch.equal(value, second.method.state_dict()[name]), name
 
 
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_mixed_precision_learns_the_same_in_short(precision: str) -> None:
+    """Weights stay float32; the scale of float16's loss is part of the state."""
+    plain, mixed, again = trainer(), trainer(precision=precision), trainer(precision=precision)
+    losses = [[made.step(batch(step)) for step in range(3)] for made in (plain, mixed)]
+    np.testing.assert_allclose(losses[1], losses[0], atol=0.05)
+    assert all(p.dtype == torch.float32 for p in mixed.method.parameters())
+    again.load_state_dict(mixed.state_dict())
+    assert again.step(batch(3)) == mixed.step(batch(3))
+    assert np.isfinite(mixed.embed(TILES)).all()
+
+
 def test_a_vector_does_not_depend_on_its_neighbours() -> None:
     made = trainer()
     made.step(batch(0))
