@@ -216,7 +216,8 @@ class Course:
         if self.pending:
             self._collect()
         done, batch, lag = self.trainer.done, self.settings.batch, self.settings.prune.lag
-        wanted = due(done * batch, self.plan.total, self.settings.prune)
+        nearest = done * batch + self.index.kept // 2  # passes leave their rests out, so epochs do not end with them
+        wanted = due(nearest, self.plan.total, self.settings.prune)
         used = done + lag * (self.index.kept // batch)
         if wanted > self.version and used < self.plan.steps:
             self.pending = wanted
