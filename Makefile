@@ -23,7 +23,7 @@ quickstart: setup  ## make a sample archive, prune it, print the path of the rep
 
 test: setup  ## run the tests
 	$(BIN)/python -m compileall -q curation jobs  # each Ray worker imports them; some machines cache no bytecode
-	$(BIN)/python -m pytest -q -n 2 --no-loadscope-reorder --durations=40  # two files at a time: see tests/conftest.py
+	$(BIN)/python -m pytest -q -n 2 --no-loadscope-reorder --durations=20  # two files at a time: see tests/conftest.py
 
 lint: setup  ## check style and types
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

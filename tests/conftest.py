@@ -19,6 +19,12 @@ from tests.recipes import write_sample_archive
 from tests.s3 import S3
 
 SLOW = (
+    "test_pretrain_jobs",
+    "test_consistency",
+    "test_training_feed",
+    "test_training_pruner",
+    "test_object_store",
+    "test_resume",
     "test_compare",
     "test_choose",
     "test_catalog",

@@ -77,7 +77,7 @@ def kill_a_worker(folder: Path, killed: list[int]) -> None:
 
 def test_a_killed_worker_changes_nothing(folder: Path) -> None:
     """Two ranks; one dies in mid-pass; Ray Train starts both again from the newest checkpoint."""
-    common = [*SMALL, *arguments(folder), "pretrain.workers=2", "pretrain.checkpoint=2", "pretrain.epochs=4"]
+    common = [*SMALL, *arguments(folder), "pretrain.workers=2", "pretrain.checkpoint=2", "pretrain.epochs=2.5"]
     common += [f"pretrain.prune.{key}" for key in ("strategy=balanced", "keep=0.5", "warm=1", "every=1")]
     killed: list[int] = []
     thread = threading.Thread(target=kill_a_worker, args=(folder, killed), daemon=True)

@@ -57,7 +57,7 @@ def test_a_version_never_changes(folder):
     write_index(folder, 1, ROWS, WEIGHTS, 12, MADE_OF)
     others = [(ROWS[:3], WEIGHTS[:3], 12, MADE_OF), (ROWS, WEIGHTS * 2, 12, MADE_OF), (ROWS, WEIGHTS, 13, MADE_OF)]
     for other in [*others, (ROWS, WEIGHTS, 12, {"seed": 1})]:
-        with pytest.raises(RequestError, match="holds another index: versions never change"):
+        with pytest.raises(RequestError, match="holds another index: versions do not change"):
             write_index(folder, 1, *other)
     assert np.array_equal(read_index(folder, 1).rows, ROWS)
 
