@@ -83,6 +83,6 @@ samples = WebDatasetSamples({str(archive.manifest)!r}, rank=0, world_size=1)
 samples.set_epoch(1)
 print(len(list(samples)), samples.state_dict()["seen"], flush=True)
 """
-    # its exit status says nothing here: on a busy machine Arrow's threads abort one such script in twenty as Python ends
+    # not by its exit status: on a busy machine one such script in twenty is aborted by Arrow's threads as Python ends
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.stdout.split() == [str(len(archive.ids))] * 2
