@@ -26,7 +26,7 @@ from curation.archive.listing import root_names
 from curation.archive.radiometry import KINDS as RADIOMETRIES
 from curation.archive.radiometry import UNITS
 from curation.archive.sidecar import FIELDS
-from curation.errors import RequestError
+from curation.errors import RequestError, require
 from curation.scoring.settings import ConsistencyConfig
 from curation.scoring.sim import SCORES
 from curation.selection.guided import MOST
@@ -64,9 +64,9 @@ class TileConfig:
     stride: int | None = None
 
     def __post_init__(self) -> None:
-        _require(self.size is None or self.size > 0, "archive.tile.size must be positive")
-        _require(self.stride is None or self.stride > 0, "archive.tile.stride must be positive")
-        _require(self.stride is None or self.size is not None, "archive.tile.stride needs archive.tile.size")
+        require(self.size is None or self.size > 0, "archive.tile.size must be positive")
+        require(self.stride is None or self.stride > 0, "archive.tile.stride must be positive")
+        require(self.stride is None or self.size is not None, "archive.tile.stride needs archive.tile.size")
 
 
 @dataclass
@@ -85,16 +85,16 @@ class RadiometryConfig:
         kinds = list(self.kind.values()) if isinstance(self.kind, dict) else [self.kind] if self.kind else []
         ok = all(kind in RADIOMETRIES for kind in kinds)
         choose = f"choose {' or '.join(RADIOMETRIES)}, or {{modality: kind}}"
-        _require(ok, f"archive.radiometry.kind={self.kind}: {choose}")
+        require(ok, f"archive.radiometry.kind={self.kind}: {choose}")
         ok = self.offset == "auto" or type(self.offset) is int
-        _require(ok, f"archive.radiometry.offset={self.offset}: give auto, 0 or -1000")
-        _require(0 < self.scale < math.inf, "archive.radiometry.scale must be positive")
+        require(ok, f"archive.radiometry.offset={self.offset}: give auto, 0 or -1000")
+        require(0 < self.scale < math.inf, "archive.radiometry.scale must be positive")
         units = ("auto", *UNITS)
-        _require(self.units in units, f"archive.radiometry.units={self.units}: choose {', '.join(units)}")
+        require(self.units in units, f"archive.radiometry.units={self.units}: choose {', '.join(units)}")
         conflicts = ("refuse", "fix", "ignore")
         ok = self.conflict in conflicts
-        _require(ok, f"archive.radiometry.conflict={self.conflict}: choose {', '.join(conflicts)}")
-        _require(self.looks > 0, "archive.radiometry.looks must be positive")
+        require(ok, f"archive.radiometry.conflict={self.conflict}: choose {', '.join(conflicts)}")
+        require(self.looks > 0, "archive.radiometry.looks must be positive")
 
 
 @dataclass
@@ -110,12 +110,12 @@ class CloudsConfig:
 
     def __post_init__(self) -> None:
         rules = [name for name in ("values", "bits", "above") if getattr(self, name) is not None]
-        _require(len(rules) < 2, f"archive.clouds: of {' and '.join(rules)} give one")
-        _require(self.band is None or bool(rules), "archive.clouds.band needs archive.clouds.values, bits or above")
-        _require(self.band is not None or not rules, "archive.clouds.values, bits and above need archive.clouds.band")
+        require(len(rules) < 2, f"archive.clouds: of {' and '.join(rules)} give one")
+        require(self.band is None or bool(rules), "archive.clouds.band needs archive.clouds.values, bits or above")
+        require(self.band is not None or not rules, "archive.clouds.values, bits and above need archive.clouds.band")
         ok = all(0 <= bit < 32 for bit in self.bits or [])
-        _require(ok, f"archive.clouds.bits={self.bits}: bits are numbered from 0 to 31")
-        _require(
+        require(ok, f"archive.clouds.bits={self.bits}: bits are numbered from 0 to 31")
+        require(
             self.detector in (None, "omnicloudmask"), f"archive.clouds.detector={self.detector}: choose omnicloudmask"
         )
 
@@ -146,19 +146,19 @@ class ArchiveConfig:
     max_bad_fraction: float = 0.01
 
     def __post_init__(self) -> None:
-        _require(self.layout in (None, "hwc", "chw"), f"archive.layout={self.layout}: choose hwc or chw")
+        require(self.layout in (None, "hwc", "chw"), f"archive.layout={self.layout}: choose hwc or chw")
         methods = ("nearest", "bilinear", "cubic")
-        _require(self.resampling in methods, f"archive.resampling={self.resampling}: choose {', '.join(methods)}")
+        require(self.resampling in methods, f"archive.resampling={self.resampling}: choose {', '.join(methods)}")
         _check_pattern("archive.scene", self.scene, ("file", "folder"), {"scene"})
         _check_pattern("archive.name_pattern", self.name_pattern, (), set())
         for name in self.fields or {}:
-            _require(name in FIELDS, f"archive.fields names {name!r}: choose of {', '.join(FIELDS)}")
-        _require(0 <= self.max_bad_fraction <= 1, "archive.max_bad_fraction must lie between 0 and 1")
-        _require(self.max_pixels > 0, "archive.max_pixels must be positive")
+            require(name in FIELDS, f"archive.fields names {name!r}: choose of {', '.join(FIELDS)}")
+        require(0 <= self.max_bad_fraction <= 1, "archive.max_bad_fraction must lie between 0 and 1")
+        require(self.max_pixels > 0, "archive.max_pixels must be positive")
         if self.range is not None:
             rows = self.range if self.range and isinstance(self.range[0], list) else [self.range]
             ok = all(_is_interval(row) for row in rows)
-            _require(ok, f"archive.range={self.range}: give [low, high], or one such pair a band")
+            require(ok, f"archive.range={self.range}: give [low, high], or one such pair a band")
 
 
 @dataclass
@@ -177,8 +177,8 @@ class CatalogConfig:
     fit_samples: int = 2000
 
     def __post_init__(self) -> None:
-        _require(0 <= self.thumbnails <= 1, "catalog.thumbnails must lie between 0 and 1")
-        _require(self.fit_samples > 0, "catalog.fit_samples must be positive")
+        require(0 <= self.thumbnails <= 1, "catalog.thumbnails must lie between 0 and 1")
+        require(self.fit_samples > 0, "catalog.fit_samples must be positive")
 
 
 @dataclass
@@ -196,13 +196,13 @@ class ClusterConfig:
 
     def __post_init__(self) -> None:
         modes = (None, "frozen", "seed", "none")
-        _require(self.references in modes, f"cluster.references={self.references}: choose frozen, seed or none")
-        _require(self.k is None or self.k > 0, "cluster.k must be positive")
-        _require(self.free is None or self.free >= 0, "cluster.free must not be negative")
-        _require(self.max_iter > 0, "cluster.max_iter must be positive")
-        _require(self.tol >= 0, "cluster.tol must not be negative")
-        _require(self.sample > 0, "cluster.sample must be positive")
-        _require(min(self.levels or [1]) > 0, f"cluster.levels={self.levels}: give positive numbers")
+        require(self.references in modes, f"cluster.references={self.references}: choose frozen, seed or none")
+        require(self.k is None or self.k > 0, "cluster.k must be positive")
+        require(self.free is None or self.free >= 0, "cluster.free must not be negative")
+        require(self.max_iter > 0, "cluster.max_iter must be positive")
+        require(self.tol >= 0, "cluster.tol must not be negative")
+        require(self.sample > 0, "cluster.sample must be positive")
+        require(min(self.levels or [1]) > 0, f"cluster.levels={self.levels}: give positive numbers")
 
 
 @dataclass
@@ -212,7 +212,7 @@ class EntropyConfig:
     keep: float | None = None
 
     def __post_init__(self) -> None:
-        _require(self.keep is None or 0 < self.keep <= 1, "select.entropy.keep must lie in (0, 1]")
+        require(self.keep is None or 0 < self.keep <= 1, "select.entropy.keep must lie in (0, 1]")
 
 
 @dataclass
@@ -225,7 +225,7 @@ class ClusterEdits:
     def __post_init__(self) -> None:
         self.weight = self.weight or {}
         ok = all(0 <= w < math.inf for w in self.weight.values())
-        _require(ok, "select.clusters.weight must be finite and not negative")
+        require(ok, "select.clusters.weight must be finite and not negative")
 
 
 @dataclass
@@ -237,11 +237,11 @@ class PlaceConfig:
     keep: Any = None
 
     def __post_init__(self) -> None:
-        _require(self.overlap is None or 0 < self.overlap <= 1, "select.place.overlap must lie in (0, 1]")
-        _require(0 < self.days < math.inf, f"select.place.days={self.days:g}: give a number of days above 0")
+        require(self.overlap is None or 0 < self.overlap <= 1, "select.place.overlap must lie in (0, 1]")
+        require(0 < self.days < math.inf, f"select.place.days={self.days:g}: give a number of days above 0")
         ok = self.keep in (None, "season", "unit") or (type(self.keep) is int and self.keep > 0)
-        _require(ok, f"select.place.keep={self.keep}: choose season, unit, null, or how many of a place stay")
-        _require(
+        require(ok, f"select.place.keep={self.keep}: choose season, unit, null, or how many of a place stay")
+        require(
             self.overlap is not None or self.keep is None,
             f"select.place.keep={self.keep} needs select.place.overlap: add it, such as select.place.overlap=0.5",
         )
@@ -255,8 +255,8 @@ class CcsConfig:
     strata: int = 50
 
     def __post_init__(self) -> None:
-        _require(0 <= self.beta < 1, f"select.ccs.beta={self.beta:g}: give a share from 0 to below 1")
-        _require(1 <= self.strata <= 10_000, f"select.ccs.strata={self.strata}: give 1 to 10000")
+        require(0 <= self.beta < 1, f"select.ccs.beta={self.beta:g}: give a share from 0 to below 1")
+        require(1 <= self.strata <= 10_000, f"select.ccs.strata={self.strata}: give 1 to 10000")
 
 
 @dataclass
@@ -271,8 +271,8 @@ class SimsConfig:
     def __post_init__(self) -> None:
         for name in ("low", "high", "class_share"):
             value = getattr(self, name)
-            _require(0 <= value <= 1, f"select.sims.{name}={value:g}: give a number from 0 to 1")
-        _require(0 < self.sigma < math.inf, f"select.sims.sigma={self.sigma:g}: give a positive number")
+            require(0 <= value <= 1, f"select.sims.{name}={value:g}: give a number from 0 to 1")
+        require(0 < self.sigma < math.inf, f"select.sims.sigma={self.sigma:g}: give a positive number")
 
 
 @dataclass
@@ -283,7 +283,7 @@ class MarginConfig:
 
     def __post_init__(self) -> None:
         ok = 0 <= self.alpha < math.inf
-        _require(ok, f"select.margin.alpha={self.alpha:g}: give a number that is not negative")
+        require(ok, f"select.margin.alpha={self.alpha:g}: give a number that is not negative")
 
 
 @dataclass
@@ -319,35 +319,35 @@ class SelectConfig:
 
     def __post_init__(self) -> None:
         ok = self.strategy in STRATEGIES
-        _require(ok, f"select.strategy={self.strategy}: choose {', '.join(STRATEGIES)}")
-        _require(
+        require(ok, f"select.strategy={self.strategy}: choose {', '.join(STRATEGIES)}")
+        require(
             0 < self.budget < math.inf, f"select.budget={self.budget:g}: give a fraction below 1 or a count of samples"
         )
-        _require(
+        require(
             self.budget < 1 or self.budget == int(self.budget),
             f"select.budget={self.budget:g}: a count of samples is a whole number; a fraction is below 1",
         )
         for name in ("min_valid", "max_cloud"):
             share = getattr(self, name)
-            _require(share is None or 0 <= share <= 1, f"select.{name}={share}: give a share between 0 and 1")
+            require(share is None or 0 <= share <= 1, f"select.{name}={share}: give a share between 0 and 1")
         self.splits = self.splits or {}
         shares = self.splits.values()
         ok = all(0.001 <= share < 1 for share in shares) and sum(shares) < 1 and "" not in self.splits
-        _require(ok, f"select.splits={self.splits}: give each a share from 0.001, together below 1")
-        _require(
+        require(ok, f"select.splits={self.splits}: give each a share from 0.001, together below 1")
+        require(
             (self.split_by is None) == (not self.held_out) and not (self.splits and self.held_out),
             "select.split_by=COLUMN goes with select.held_out=[VALUE, …], and without select.splits",
         )
         ok = not {"train", "training"} & {*self.splits, *self.held_out}
-        _require(ok, "select.splits names what is held out: training is what it leaves")
-        _require(1 <= self.block_km <= 10_000, f"select.block_km={self.block_km:g}: give 1 to 10000")
-        _require(50 <= self.region_km <= 10_000, f"select.region_km={self.region_km:g}: give 50 to 10000")
-        _require(len(set(self.by)) == len(self.by), f"select.by={self.by}: name each key once")
+        require(ok, "select.splits names what is held out: training is what it leaves")
+        require(1 <= self.block_km <= 10_000, f"select.block_km={self.block_km:g}: give 1 to 10000")
+        require(50 <= self.region_km <= 10_000, f"select.region_km={self.region_km:g}: give 50 to 10000")
+        require(len(set(self.by)) == len(self.by), f"select.by={self.by}: name each key once")
         self._check_strategy()
-        _require(0 <= self.balance <= 1, "select.balance must lie between 0 (proportional) and 1 (uniform)")
-        _require(0 <= self.nearest <= 1, "select.nearest must lie between 0 and 1")
-        _require(math.isfinite(self.representativeness), "select.representativeness must be finite")
-        _require(
+        require(0 <= self.balance <= 1, "select.balance must lie between 0 (proportional) and 1 (uniform)")
+        require(0 <= self.nearest <= 1, "select.nearest must lie between 0 and 1")
+        require(math.isfinite(self.representativeness), "select.representativeness must be finite")
+        require(
             self.unit is None or self.place.keep != "unit",
             f"select.unit={self.unit} and select.place.keep=unit: a sample belongs to one unit, so take one of them",
         )
@@ -356,32 +356,32 @@ class SelectConfig:
         """What a strategy has no use for."""
         strategy = STRATEGIES[self.strategy]
         named = ", ".join(name for name, other in STRATEGIES.items() if other.balances)
-        _require(
+        require(
             not self.by or strategy.balances,
             f"select.strategy={self.strategy} gives clusters no quotas, so that it has no use for select.by: "
             f"take one of {named}, or leave select.by out",
         )
-        _require(
+        require(
             not any((self.clusters.weight or {}).values()) or (strategy.balances and strategy.seats == "quotas"),
             f"select.strategy={self.strategy} has no quotas by weight, so that it has no use for "
             "select.clusters.weight: take balanced, or give 0 for what is to be left out",
         )
         named = ", ".join(name for name, other in STRATEGIES.items() if other.whole)
-        _require(
+        require(
             strategy.whole or self.grouped is None,
             f"select.strategy={self.strategy} goes by single samples and cannot keep units whole: "
             f"take one of {named}, or leave select.unit and select.place.keep=unit out",
         )
         guided = self.guided
-        _require(
+        require(
             guided is None or 0 <= guided <= MOST,
             f"select.guided={guided}: give a share from 0 to {MOST}, or null: as far as the bank explains the archive",
         )
-        _require(
+        require(
             not guided or (strategy.guided and self.grouped is None),
             f"select.guided={guided} is for balanced without units: take select.guided=0",
         )
-        _require(self.score in SCORES, f"select.score={self.score}: choose {', '.join(SCORES)}")
+        require(self.score in SCORES, f"select.score={self.score}: choose {', '.join(SCORES)}")
 
     @property
     def grouped(self) -> str | None:
@@ -408,17 +408,17 @@ class ScoreConfig:
     combine: str = "product"
 
     def __post_init__(self) -> None:
-        _require(8 <= self.size <= 512, f"score.size={self.size}: give 8 to 512 pixels a side")
+        require(8 <= self.size <= 512, f"score.size={self.size}: give 8 to 512 pixels a side")
         for name in ("experts", "epochs", "early", "batch"):
-            _require(getattr(self, name) > 0, f"score.{name} must be positive")
-        _require(0 < self.rate < math.inf, f"score.rate={self.rate:g}: give a number above 0")
-        _require(0 <= self.decay < math.inf, "score.decay must not be negative")
-        _require(0 < self.eps < math.inf, f"score.eps={self.eps:g}: give a number above 0")
+            require(getattr(self, name) > 0, f"score.{name} must be positive")
+        require(0 < self.rate < math.inf, f"score.rate={self.rate:g}: give a number above 0")
+        require(0 <= self.decay < math.inf, "score.decay must not be negative")
+        require(0 < self.eps < math.inf, f"score.eps={self.eps:g}: give a number above 0")
         known = ("separability", "integrity", "agreement")
         ok = bool(self.terms) and set(self.terms) <= set(known) and len(set(self.terms)) == len(self.terms)
-        _require(ok, f"score.terms={self.terms}: choose of {', '.join(known)}, each once")
-        _require(self.combine in ("product", "sum"), f"score.combine={self.combine}: choose product or sum")
-        _require(
+        require(ok, f"score.terms={self.terms}: choose of {', '.join(known)}, each once")
+        require(self.combine in ("product", "sum"), f"score.combine={self.combine}: choose product or sum")
+        require(
             self.network != "small" or not self.checkpoints,
             "score.checkpoints are weights of a timm architecture: name it in score.network",
         )
@@ -441,19 +441,19 @@ class RuntimeConfig:
 
     def __post_init__(self) -> None:
         self.storage = self.storage or {}
-        _require(self.device in ("auto", "cpu", "cuda"), f"runtime.device={self.device}: choose auto, cpu or cuda")
-        _require(self.num_cpus is None or self.num_cpus > 0, "runtime.num_cpus must be positive")
-        _require(self.min_actors > 0, "runtime.min_actors must be positive")
-        _require(
+        require(self.device in ("auto", "cpu", "cuda"), f"runtime.device={self.device}: choose auto, cpu or cuda")
+        require(self.num_cpus is None or self.num_cpus > 0, "runtime.num_cpus must be positive")
+        require(self.min_actors > 0, "runtime.min_actors must be positive")
+        require(
             self.max_actors is None or self.max_actors >= self.min_actors,
             "runtime.max_actors must not be below runtime.min_actors",
         )
-        _require(
+        require(
             0 < self.gpus_per_actor < 1 or (self.gpus_per_actor > 0 and self.gpus_per_actor % 1 == 0),
             f"runtime.gpus_per_actor={self.gpus_per_actor:g}: give a whole number, or a fraction between 0 and 1",
         )
-        _require(self.decode_ahead is None or self.decode_ahead >= 0, "runtime.decode_ahead must not be negative")
-        _require(self.max_hours is None or self.max_hours > 0, "runtime.max_hours must be positive")
+        require(self.decode_ahead is None or self.decode_ahead >= 0, "runtime.decode_ahead must not be negative")
+        require(self.max_hours is None or self.max_hours > 0, "runtime.max_hours must be positive")
         check_storage_options(self.storage)
 
 
@@ -468,7 +468,7 @@ class PlanConfig:
 
     def __post_init__(self) -> None:
         for name, price in dataclasses.asdict(self).items():
-            _require(0 <= price < math.inf, f"plan.{name}={price:g}: a price is finite and not negative")
+            require(0 <= price < math.inf, f"plan.{name}={price:g}: a price is finite and not negative")
 
 
 @dataclass
@@ -496,23 +496,23 @@ class CompareConfig:
 
     def __post_init__(self) -> None:
         _check_budgets("compare.budgets", self.budgets)
-        _require(self.seeds >= 2, f"compare.seeds={self.seeds}: an interval needs 2 or more, and means little below 5")
+        require(self.seeds >= 2, f"compare.seeds={self.seeds}: an interval needs 2 or more, and means little below 5")
         ok = bool(self.measures) and all(name in MEASURES for name in self.measures)
-        _require(ok, f"compare.measures={self.measures}: choose of {', '.join(MEASURES)}")
+        require(ok, f"compare.measures={self.measures}: choose of {', '.join(MEASURES)}")
         ok = len(set(self.measures)) == len(self.measures)
-        _require(ok, f"compare.measures={self.measures}: name each once; the first decides the verdict")
-        _require(16 <= self.size <= 256, f"compare.size={self.size}: give 16 to 256 pixels a side")
-        _require(self.steps > 0, f"compare.steps={self.steps}: give a positive number of gradient steps")
+        require(ok, f"compare.measures={self.measures}: name each once; the first decides the verdict")
+        require(16 <= self.size <= 256, f"compare.size={self.size}: give 16 to 256 pixels a side")
+        require(self.steps > 0, f"compare.steps={self.steps}: give a positive number of gradient steps")
         ok = self.strategies is None or (isinstance(self.strategies, list | dict) and bool(self.strategies))
         ask = "give [names of presets], or {name: [key=value, …]}"
-        _require(ok, f"compare.strategies={self.strategies}: {ask}")
+        require(ok, f"compare.strategies={self.strategies}: {ask}")
         for name, keys in self.named_strategies.items():
             ok = NAME.fullmatch(name) is not None and name != "full"
-            _require(ok, f"compare.strategies: {name!r} cannot name a strategy: take letters, digits, - and _")
+            require(ok, f"compare.strategies: {name!r} cannot name a strategy: take letters, digits, - and _")
             ok = isinstance(keys, list) and all(isinstance(key, str) and "=" in key for key in keys)
-            _require(ok, f"compare.strategies.{name}={keys}: give the keys that make it, such as [select=balanced]")
+            require(ok, f"compare.strategies.{name}={keys}: give the keys that make it, such as [select=balanced]")
             said = [key for key in keys if key.partition("=")[0] in ("seed", "select.budget")]
-            _require(not said, f"compare.strategies.{name}: {said and said[0]} is not its to say: see compare.budgets")
+            require(not said, f"compare.strategies.{name}: {said and said[0]} is not its to say: see compare.budgets")
 
     @property
     def named_strategies(self) -> dict[str, Any]:
@@ -533,10 +533,10 @@ class ChooseConfig:
 
     def __post_init__(self) -> None:
         ok = self.k is None or (bool(self.k) and min(self.k) > 0 and len(set(self.k)) == len(self.k))
-        _require(ok, f"choose.k={self.k}: give different positive numbers of clusters")
+        require(ok, f"choose.k={self.k}: give different positive numbers of clusters")
         _check_budgets("choose.budgets", self.budgets)
-        _require(self.seeds >= 3, f"choose.seeds={self.seeds}: two selections and a third one's clusters are the least")
-        _require(self.encoders is None or bool(self.encoders), "choose.encoders=[]: give encoders, or null")
+        require(self.seeds >= 3, f"choose.seeds={self.seeds}: two selections and a third one's clusters are the least")
+        require(self.encoders is None or bool(self.encoders), "choose.encoders=[]: give encoders, or null")
 
 
 @dataclass
@@ -560,11 +560,11 @@ class Config:
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)
 
     def __post_init__(self) -> None:
-        _require(self.seed >= 0, f"seed={self.seed}: give a whole number, 0 or above")
+        require(self.seed >= 0, f"seed={self.seed}: give a whole number, 0 or above")
         for name, least in (("threads", 1), ("batch", 1), ("seed", 0)):
             value = self.encoder.get(name, least)
             ok = type(value) is int and value >= least
-            _require(ok, f"encoder.{name}={value}: give a whole number, {least} or above")
+            require(ok, f"encoder.{name}={value}: give a whole number, {least} or above")
 
     def require(self, *keys: str) -> None:
         """Check that keys without a default were given.
@@ -576,7 +576,7 @@ class Config:
             value: Any = self
             for part in key.split("."):
                 value = getattr(value, part)
-            _require(value is not None, f"{key} is missing: add {key}=URL to the command")
+            require(value is not None, f"{key} is missing: add {key}=URL to the command")
 
     def references_mode(self) -> str:
         """What the bank does in the clustering: as configured, else by what there is.
@@ -660,26 +660,26 @@ def _check_together(config: Config) -> None:
         check_storage_names(config.runtime.storage, root_names(config.archive.url))
     check_detector(config.archive.clouds.detector)
     mode, select, keep = config.cluster.references, config.select, config.select.entropy.keep
-    _require(
+    require(
         config.references.url is not None or mode not in ("frozen", "seed"),
         f"cluster.references={mode} needs a bank: add references.url=URL, or take cluster.references=none",
     )
-    _require(
+    require(
         config.encoder.get("name") != "precomputed" or (keep is None and select.strategy != "entropy"),
         "encoder=precomputed reads no pixels, so there is no entropy to select by: "
         "take select.entropy.keep=null and another select.strategy than entropy",
     )
     cuts = config.encoder.get("name") == "precomputed" and config.archive.tile.size is not None
-    _require(
+    require(
         not cuts or config.encoder.get("several") == "tiles",
         "encoder=precomputed reads no pixels, so that archive.tile.size cuts nothing: leave it out, or take "
         "the windows that have vectors, encoder.several=tiles",
     )
-    _require(
+    require(
         config.archive.filter is None or bool(config.archive.tables),
         "archive.filter says what tables must say of a sample: add archive.tables=[{path: URL, key: column, on: key}]",
     )
-    _require(
+    require(
         keep is None or not keep < select.budget < 1,
         f"select.budget={select.budget:g} is more than the entropy stage leaves, select.entropy.keep={keep}: "
         "lower select.budget, or raise select.entropy.keep (null: no cut)",
@@ -689,17 +689,17 @@ def _check_together(config: Config) -> None:
 def _parts(encoder: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """The parts of ``encoder=joined``, each with its defaults."""
     parts, weights = encoder["parts"], encoder["weights"]
-    _require(
+    require(
         isinstance(parts, dict) and bool(parts),
         "encoder=joined needs encoder.parts={name: {name: random_conv, bands: […]}, …}",
     )
     made = {}
     for part, said in parts.items():
-        _require("." not in str(part), f"encoder.parts.{part}: a part's name has no dot")
+        require("." not in str(part), f"encoder.parts.{part}: a part's name has no dot")
         made[str(part)] = described_encoder(f"encoder.parts.{part}", said, {"bands": None})
     ok = weights is None or (isinstance(weights, dict) and all(name in made for name in weights))
     ok = ok and all(type(w) in (int, float) and 0 < w < math.inf for w in (weights or {}).values())
-    _require(ok, f"encoder.weights={weights}: give positive numbers for parts of {', '.join(made)}")
+    require(ok, f"encoder.weights={weights}: give positive numbers for parts of {', '.join(made)}")
     return made
 
 
@@ -716,14 +716,14 @@ def described_encoder(where: str, said: Any, more: dict[str, Any] | None = None)
     """
     may = [name for name in options_of("encoder") if name not in ("joined", "precomputed")]
     name = said.get("name") if isinstance(said, dict) else None
-    _require(name in may, f"{where}.name={name}: choose one of {', '.join(may)}")
+    require(name in may, f"{where}.name={name}: choose one of {', '.join(may)}")
     defaults = OmegaConf.to_container(OmegaConf.load(_config_dir() / "encoder" / f"{name}.yaml"))
     assert isinstance(defaults, dict)
     known: dict[str, Any] = {**{str(key): value for key, value in defaults.items()}, **(more or {})}
     for key, value in said.items():
-        _require(key in known, f"{where}: unknown key {key!r} for {name}")
+        require(key in known, f"{where}: unknown key {key!r} for {name}")
         ok = key not in ("batch", "threads", "seed") or (type(value) is int and value >= (key != "seed"))
-        _require(ok, f"{where}.{key}={value}: give a whole number")
+        require(ok, f"{where}.{key}={value}: give a whole number")
     return {**known, **said}
 
 
@@ -786,21 +786,16 @@ def _check_pattern(key: str, pattern: str | None, words: tuple[str, ...], needed
     except re.error as error:
         raise RequestError(f"{key}={pattern} is no regular expression: {error}") from error
     asked = " and ".join(f"(?P<{name}>…)" for name in sorted(needed)) or "such as (?P<time>…)"
-    _require(groups >= needed and bool(groups), f"{key}={pattern}: give it the group {asked}")
+    require(groups >= needed and bool(groups), f"{key}={pattern}: give it the group {asked}")
     strange = sorted(groups - needed - {"band"} - set(FIELDS))
-    _require(not strange, f"{key} has the group {strange and strange[0]}: choose of {', '.join(FIELDS)}")
+    require(not strange, f"{key} has the group {strange and strange[0]}: choose of {', '.join(FIELDS)}")
 
 
 def _check_budgets(key: str, budgets: Sequence[float]) -> None:
     ok = bool(budgets) and all(0 < budget < 1 for budget in budgets) and len(set(budgets)) == len(budgets)
-    _require(ok, f"{key}={budgets}: give different shares of the archive, each between 0 and 1")
+    require(ok, f"{key}={budgets}: give different shares of the archive, each between 0 and 1")
 
 
 def _is_interval(row: Any) -> bool:
     numbers = isinstance(row, list) and len(row) == 2 and all(type(end) in (int, float) for end in row)
     return numbers and -math.inf < row[0] < row[1] < math.inf
-
-
-def _require(holds: bool, message: str) -> None:
-    if not holds:
-        raise RequestError(message)

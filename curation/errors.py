@@ -47,3 +47,13 @@ class BadSample(CurationError):
 
     def __str__(self) -> str:
         return f"{self.stage}: {self.kind}: {self.message}"
+
+
+def require(holds: bool, message: str) -> None:
+    """See that a request can be met.
+
+    Raises:
+        RequestError: it cannot, with the message.
+    """
+    if not holds:
+        raise RequestError(message)

@@ -72,6 +72,17 @@ def ray_local() -> Iterator[None]:
     ray.shutdown()
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Torch with one thread, as a worker has; two test processes then do not wait for each other."""
+    import torch  # not by tests that need none
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     """A real one, to look at pages with."""

@@ -18,12 +18,7 @@ def stripes(n: int, bands: int = 4, size: int = 24, seed: int = 0) -> tuple[np.n
     return tiles.astype(np.uint8), codes
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_it_learns_and_gives_the_same_for_the_same_seed():

@@ -1,7 +1,5 @@
 """Self-supervised training without Ray: methods, views, the trainer's state."""
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 import torch
@@ -15,13 +13,7 @@ RNG = np.random.default_rng(0)
 TILES = RNG.integers(0, 256, (48, 2, 32, 32), np.uint8)
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """As a worker of the job has; two test processes then do not wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def trainer(**keys: object) -> Trainer:

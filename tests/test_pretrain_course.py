@@ -1,14 +1,13 @@
 """A worker's training without Ray: it goes on where it was killed, draws what is due, and its encoder opens."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from curation.encoders.base import build_encoder, fit_artefact
 from curation.errors import RequestError
@@ -26,13 +25,7 @@ WHAT = Input(("B1", "B2"), 16, (120.0, 130.0), (70.0, 75.0), ((0.0, 255.0), (0.0
 PROFILE = {"device": "cpu"}
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """As a worker of the job has; two test processes then do not wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def plan_of(folder: Path, **keys: Any) -> Plan:

@@ -44,9 +44,11 @@ from curation.scoring.sim import (
 )
 from curation.storage import Folder
 from tests.recipes import write_tar
-from tests.test_network import one_thread, stripes  # noqa: F401
+from tests.test_network import stripes
 
 RNG = np.random.default_rng(0)
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 # formulas
@@ -117,7 +119,7 @@ def test_brightness_and_texture():
 # experts
 
 
-def test_planted_faults_score_lower(one_thread):  # noqa: F811
+def test_planted_faults_score_lower():
     tiles, codes = stripes(300)
     wrong, blurred = np.arange(0, 300, 10), np.arange(5, 300, 10)
     for row in blurred:
@@ -138,7 +140,7 @@ def test_planted_faults_score_lower(one_thread):  # noqa: F811
     assert mean["el2n"][wrong].mean() > mean["el2n"][clean].mean()
 
 
-def test_models_that_somebody_trained(tmp_path, one_thread):  # noqa: F811
+def test_models_that_somebody_trained(tmp_path):
     model = timm.create_model("test_resnet", in_chans=4, num_classes=7)
     torch.save(model.state_dict(), tmp_path / "a.pth")
     settings = ScoreConfig(size=24, network="test_resnet", checkpoints=[str(tmp_path / "a.pth")], epochs=1)

@@ -456,7 +456,6 @@ def _rank(work: Work, parts: int) -> dict[str, Any]:
         "scored": len(known),
         "sources": dict(sorted(sources.items())),
         "quantiles": np.quantile(agreed[known], QUANTILES).tolist() if len(known) else [],
-        "positive": float((agreed[known] > 0).mean())
-        if len(known)
-        else None,  # agree more than with what is not theirs
+        # share that agree more with their own than with what is not theirs
+        "positive": float((agreed[known] > 0).mean()) if len(known) else None,
     }

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass, field
 
-from curation.errors import RequestError
+from curation.errors import require
 
 SOURCES = ("text", "second_view", "modalities")
 TEXTS = ("caption", "label")
@@ -28,23 +28,20 @@ class ConsistencyConfig:
     ridge: float = 0.1
 
     def __post_init__(self) -> None:
-        _require(self.source in SOURCES, f"source={self.source}: choose {', '.join(SOURCES)}")
+        require(self.source in SOURCES, f"consistency.source={self.source}: choose {', '.join(SOURCES)}")
         ok = bool(self.text) and set(self.text) <= set(TEXTS) and len(set(self.text)) == len(self.text)
-        _require(ok, f"text={self.text}: choose of caption and label, the preferred first")
+        require(ok, f"consistency.text={self.text}: choose of caption and label, the preferred first")
         ok = bool(self.templates) and all(template.count("{}") == 1 for template in self.templates)
-        _require(ok, f"templates={self.templates}: give texts with {{}} once each, in the label's place")
+        require(ok, f"consistency.templates={self.templates}: give texts with {{}} once each, in the label's place")
         ok = self.modalities is None or len(set(self.modalities)) == len(self.modalities) == 2
-        _require(ok, f"modalities={self.modalities}: name two parts of encoder=joined, or null where it has two")
-        _require(2 <= self.folds <= 100, f"folds={self.folds}: give 2 to 100")
-        _require(self.adapter in MODEL, f"adapter={self.adapter}: choose linear or mlp")
-        _require(self.sample > 1, f"sample={self.sample}: give 2 or more")
-        _require(self.steps >= 0, f"steps={self.steps}: give a number of steps; 0: no adapters")
-        _require(self.batch > 1, f"batch={self.batch}: give 2 or more")
+        require(
+            ok, f"consistency.modalities={self.modalities}: name two parts of encoder=joined, or null where it has two"
+        )
+        require(2 <= self.folds <= 100, f"consistency.folds={self.folds}: give 2 to 100")
+        require(self.adapter in MODEL, f"consistency.adapter={self.adapter}: choose linear or mlp")
+        require(self.sample > 1, f"consistency.sample={self.sample}: give 2 or more")
+        require(self.steps >= 0, f"consistency.steps={self.steps}: give a number of steps; 0: no adapters")
+        require(self.batch > 1, f"consistency.batch={self.batch}: give 2 or more")
         for name in ("rate", "temperature", "ridge"):
             value = getattr(self, name)
-            _require(0 < value < math.inf, f"{name}={value:g}: give a number above 0")
-
-
-def _require(holds: bool, message: str) -> None:
-    if not holds:
-        raise RequestError(f"consistency.{message}")
+            require(0 < value < math.inf, f"consistency.{name}={value:g}: give a number above 0")

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from curation.errors import RequestError
+from curation.errors import require
 
 METHODS = ("dino", "simsiam")
 PRECISIONS = ("fp32", "bf16", "fp16")
@@ -28,10 +28,10 @@ class DinoConfig:
     temperature: float = 0.04
 
     def __post_init__(self) -> None:
-        _require(self.outputs > 1, f"pretrain.dino.outputs={self.outputs}: give 2 or more")
-        _require(self.local >= 0, f"pretrain.dino.local={self.local}: give a number of views, 0 or above")
-        _require(0 <= self.momentum < 1, f"pretrain.dino.momentum={self.momentum:g}: give a number from 0 to below 1")
-        _require(0 < self.temperature < 1, f"pretrain.dino.temperature={self.temperature:g}: give one between 0 and 1")
+        require(self.outputs > 1, f"pretrain.dino.outputs={self.outputs}: give 2 or more")
+        require(self.local >= 0, f"pretrain.dino.local={self.local}: give a number of views, 0 or above")
+        require(0 <= self.momentum < 1, f"pretrain.dino.momentum={self.momentum:g}: give a number from 0 to below 1")
+        require(0 < self.temperature < 1, f"pretrain.dino.temperature={self.temperature:g}: give one between 0 and 1")
 
 
 @dataclass
@@ -50,17 +50,17 @@ class PruneConfig:
 
     def __post_init__(self) -> None:
         choose = ", ".join(STRATEGIES)
-        _require(self.strategy in STRATEGIES, f"pretrain.prune.strategy={self.strategy}: choose {choose}")
+        require(self.strategy in STRATEGIES, f"pretrain.prune.strategy={self.strategy}: choose {choose}")
         for name in ("keep", "share"):
             value = getattr(self, name)
-            _require(0 < value <= 1, f"pretrain.prune.{name}={value:g}: give a share above 0, at most 1")
-        _require(math.isfinite(self.diversity), "pretrain.prune.diversity must be finite")
+            require(0 < value <= 1, f"pretrain.prune.{name}={value:g}: give a share above 0, at most 1")
+        require(math.isfinite(self.diversity), "pretrain.prune.diversity must be finite")
         for name in ("warm", "every"):
             value = getattr(self, name)
-            _require(0 <= value < math.inf, f"pretrain.prune.{name}={value:g}: give a number of epochs, 0 or above")
-        _require(self.sample > 0, "pretrain.prune.sample must be positive")
-        _require(min(self.levels or [1]) > 0, f"pretrain.prune.levels={self.levels}: give positive numbers")
-        _require(self.lag in (0, 1), f"pretrain.prune.lag={self.lag}: choose 0 (training waits) or 1 (it goes on)")
+            require(0 <= value < math.inf, f"pretrain.prune.{name}={value:g}: give a number of epochs, 0 or above")
+        require(self.sample > 0, "pretrain.prune.sample must be positive")
+        require(min(self.levels or [1]) > 0, f"pretrain.prune.levels={self.levels}: give positive numbers")
+        require(self.lag in (0, 1), f"pretrain.prune.lag={self.lag}: choose 0 (training waits) or 1 (it goes on)")
 
 
 @dataclass
@@ -87,28 +87,23 @@ class PretrainConfig:
     prune: PruneConfig = field(default_factory=PruneConfig)
 
     def __post_init__(self) -> None:
-        _require(self.method in METHODS, f"pretrain.method={self.method}: choose {' or '.join(METHODS)}")
+        require(self.method in METHODS, f"pretrain.method={self.method}: choose {' or '.join(METHODS)}")
         choose = ", ".join(PRECISIONS)
-        _require(self.precision in PRECISIONS, f"pretrain.precision={self.precision}: choose {choose}")
-        _require(16 <= self.size <= 1024, f"pretrain.size={self.size}: give 16 to 1024 pixels a side")
-        _require(0 < self.epochs < math.inf, f"pretrain.epochs={self.epochs:g}: give a number above 0")
-        _require(self.batch > 1, f"pretrain.batch={self.batch}: give 2 or more")
+        require(self.precision in PRECISIONS, f"pretrain.precision={self.precision}: choose {choose}")
+        require(16 <= self.size <= 1024, f"pretrain.size={self.size}: give 16 to 1024 pixels a side")
+        require(0 < self.epochs < math.inf, f"pretrain.epochs={self.epochs:g}: give a number above 0")
+        require(self.batch > 1, f"pretrain.batch={self.batch}: give 2 or more")
         for name in ("workers", "threads", "checkpoint"):
-            _require(getattr(self, name) > 0, f"pretrain.{name} must be positive")
-        _require(
+            require(getattr(self, name) > 0, f"pretrain.{name} must be positive")
+        require(
             self.batch % self.workers == 0 and self.batch > self.workers,
             f"pretrain.batch={self.batch} is shared by pretrain.workers={self.workers}: two tiles each and no rest",
         )
         ok = self.rate is None or 0 < self.rate < math.inf
-        _require(ok, f"pretrain.rate={self.rate}: give a number above 0")
+        require(ok, f"pretrain.rate={self.rate}: give a number above 0")
         ok = self.decay is None or 0 <= self.decay < math.inf
-        _require(ok, f"pretrain.decay={self.decay}: give a number that is not negative")
-        _require(
+        require(ok, f"pretrain.decay={self.decay}: give a number that is not negative")
+        require(
             0 <= self.probe < math.inf, f"pretrain.probe={self.probe:g}: give a number of epochs; 0: at the end only"
         )
-        _require(self.restarts >= 0, "pretrain.restarts must not be negative")
-
-
-def _require(holds: bool, message: str) -> None:
-    if not holds:
-        raise RequestError(message)
+        require(self.restarts >= 0, "pretrain.restarts must not be negative")
