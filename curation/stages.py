@@ -24,9 +24,10 @@ from curation.clustering.build import build_clusters
 from curation.clustering.kmeans import default_k
 from curation.config import ClusterConfig, Config, load_config, to_dict
 from curation.encoders import QUALITY
-from curation.errors import CurationError, RequestError
+from curation.errors import ConflictError, CurationError, RequestError
 from curation.manifests.access import LOCAL, OBJECT_STORE, reads_of_manifest
 from curation.manifests.build import check_budget, select
+from curation.manifests.latest import Latest, publish_latest, read_latest
 from curation.manifests.schema import Manifest
 from curation.report.page import write_report
 from curation.runtime import Resources, start_ray, versions
@@ -52,6 +53,15 @@ class Run:
     tables: tuple[Table, ...] = ()
     filter: TableFilter | None = None
     begun: float = field(default_factory=time.time)
+
+    def latest(self) -> Latest:
+        """The manifest in force, to be swapped for this run's in the end.
+
+        Raises:
+            RequestError: the workspace's store cannot swap.
+        """
+        self.workspace.check_swaps()
+        return read_latest(self.workspace, self.config.name)
 
     def catalog(self, encode: bool = True) -> Catalog:
         """The complete catalog; ``encode=False`` only checks that it is there.
@@ -182,16 +192,28 @@ def open_run(arguments: Sequence[str]) -> Iterator[Run]:
             ray.shutdown()
 
 
-def complete(run: Run, catalog: Catalog) -> dict[str, Any]:
-    """From the catalog to the result line: cluster, select, report.
+def complete(run: Run, catalog: Catalog, latest: Latest) -> dict[str, Any]:
+    """From the catalog to the result line: cluster, select, report, put in force.
+
+    Args:
+        run: the job.
+        catalog: complete.
+        latest: what was in force when the job began.
 
     Raises:
         RequestError: the archive has fewer samples than the budget.
+        ConflictError: another manifest was put in force meanwhile; this one is published all the same.
     """
     check_budget(run.config.select.budget, catalog.counts["kept"])
     clusters = run.clusters(catalog)
     manifest = run.manifest(catalog, clusters)
-    return finish(run, catalog, manifest, run.report(catalog, clusters, manifest))
+    report = run.report(catalog, clusters, manifest)
+    try:
+        publish_latest(run.workspace, run.config.name, latest, manifest.folder.rpartition("/")[2])
+    except ConflictError as error:
+        error.result = finish(run, catalog, manifest, report)
+        raise
+    return finish(run, catalog, manifest, report)
 
 
 def finish(run: Run, catalog: Catalog, manifest: Manifest, report: str) -> dict[str, Any]:
@@ -235,7 +257,7 @@ def config_without_urls(config: Config, tables: Sequence[Table]) -> dict[str, An
     """The resolved config without where anything lies or runs; of a list, table or checkpoint, its file's name."""
     content = to_dict(config)
     # a manifest that uses scores names their id
-    for name in ("workspace", "runtime", "plan", "score", "consistency", "compare", "choose", "pretrain"):
+    for name in ("workspace", "name", "runtime", "plan", "score", "consistency", "compare", "choose", "pretrain"):
         del content[name]
     del content["archive"]["url"], content["references"], content["catalog"]["url"]
     content["cluster"]["references"] = config.references_mode()

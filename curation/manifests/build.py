@@ -38,7 +38,6 @@ from curation.manifests.schema import (
     FILES_SCHEMA,
     HEADER_FILE,
     KEPT,
-    LATEST,
     ROW_GROUP,
     File,
     Manifest,
@@ -81,7 +80,7 @@ def select(
     scores: Folder | None = None,
     label: str = "label",
 ) -> Manifest:
-    """Decide over every sample, and publish the manifest.
+    """Decide over every sample, and publish the manifest under its id; `manifests.latest` puts it in force.
 
     Args:
         store: the complete catalog.
@@ -567,7 +566,6 @@ class _Selection:
         self.workspace.discard(name)
         self.workspace.publish(f"{folder}/{FILES_FILE}", listing)
         self.workspace.publish(f"{folder}/{HEADER_FILE}", json_bytes({**header, "content": content}))
-        self.workspace.publish(LATEST, json_bytes({"id": content_id(content)}))
         return Manifest(
             folder=folder,
             url=self.workspace.public(f"{folder}/{HEADER_FILE}"),

@@ -24,7 +24,6 @@ REASONS = KEPT + DROPPED
 HEADER_FILE = "manifest.json"  # written last: its presence means that the rest is there
 ROWS_FILE = "manifest.parquet"
 FILES_FILE = "files.parquet"
-LATEST = "manifests/latest.json"  # below the workspace
 
 MANIFEST_SCHEMA = pa.schema(
     [
