@@ -2,13 +2,13 @@
 
 import hashlib
 import json
-import posixpath
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from curation.errors import RequestError
+from curation.manifests.chain import listed
 from curation.manifests.latest import publish_latest, read_latest
 from curation.manifests.schema import FILES_FILE, HEADER_FILE, content_id
 from curation.storage import Folder
@@ -66,8 +66,8 @@ def check_whole(workspace: Folder, id: str) -> dict[str, Any]:
         raise RequestError(f"{folder.public(HEADER_FILE)} is no header of a manifest: {error}") from error
     if content_id(content) != id or hashlib.sha256(listing).hexdigest() != content["files"]:
         raise RequestError(f"manifest {id} is damaged: see curate verify {folder.public()}")
-    files = pq.read_table(pa.BufferReader(listing), columns=["path", "size"]).to_pylist()
-    wanted = {posixpath.normpath(f"manifests/{id}/{file['path']}"): file["size"] for file in files}
+    sizes = pq.read_table(pa.BufferReader(listing), columns=["size"])["size"].to_pylist()
+    wanted = dict(zip((f"manifests/{path}" for path in listed(folder)), sizes, strict=True))
     there: dict[str, int] = {}
     for owner in sorted({path.split("/")[1] for path in wanted}):  # a manifest with a parent has files of ancestors
         there |= {file.path: file.size for file in workspace.list(f"manifests/{owner}")}

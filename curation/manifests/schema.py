@@ -24,6 +24,7 @@ REASONS = KEPT + DROPPED
 HEADER_FILE = "manifest.json"  # written last: its presence means that the rest is there
 ROWS_FILE = "manifest.parquet"
 FILES_FILE = "files.parquet"
+DECISIONS = "decisions"  # folder of their parts
 
 MANIFEST_SCHEMA = pa.schema(
     [
@@ -144,7 +145,7 @@ class File:
 
 def decisions_path(number: int) -> str:
     """Where the decisions of a part lie in a manifest's folder."""
-    return f"decisions/part-{number:05d}.parquet"
+    return f"{DECISIONS}/part-{number:05d}.parquet"
 
 
 def parquet_bytes(table: pa.Table) -> bytes:
