@@ -1,6 +1,6 @@
 """``curate rollback workspace=W [--to ID]``: put the parent of the manifest in force, or another one, in force.
 
-``curate rollback MANIFEST`` puts that one in force; the URL of a pointer (``…/latest-<name>.json``) goes to the parent of
+``curate rollback MANIFEST`` puts that one in force; with the URL of a pointer (``…/latest-<name>.json``), the parent of
 what it names.
 """
 

@@ -1,4 +1,4 @@
-"""Manifests that go on from each other, in the true format, without Ray: what the tests of diff, gc and rollback read."""
+"""Manifests that go on from each other, in the true format, without Ray: for the tests of diff, gc and rollback."""
 
 import datetime
 import hashlib
@@ -24,7 +24,7 @@ Row = dict[str, Any]
 
 
 def sample(shard: str, index: int, reason: str = "quota", cluster: int = 0, **columns: Any) -> Row:
-    """A decided sample; ``label``, ``scene``, ``time``, ``footprint``, ``duplicate_of`` and the like as they are given."""
+    """A decided sample; ``label``, ``scene``, ``time``, ``footprint``, ``duplicate_of`` and the like as given."""
     key = columns.pop("key", f"{shard}-{index:03}")
     own = {"sample_id": sample_id(shard, key), "shard": shard, "index": index, "key": key}
     return {**own, "reason": reason, "cluster": cluster, "distance": 0.5, "score": 1.0, **columns}

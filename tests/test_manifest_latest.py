@@ -21,7 +21,9 @@ from tests.lineage_recipes import Lineage, Row, sample
 def archive(kept: int, shards: int = 4) -> list[Row]:
     """Ten samples a shard, of which the first few are kept."""
     return [
-        sample(f"root0/{shard}.tar", i, "sampled" if i < kept else "quota") for shard in range(shards) for i in range(10)
+        sample(f"root0/{shard}.tar", i, "sampled" if i < kept else "quota")
+        for shard in range(shards)
+        for i in range(10)
     ]
 
 
@@ -52,7 +54,9 @@ def test_who_ends_second_leaves_the_first_in_force(lineage: Lineage) -> None:
     lineage.point(yesterday)
     begun = [read_latest(workspace, None) for _ in range(3)]
     publish_latest(workspace, None, begun[0], first)
-    with pytest.raises(ConflictError, match=f"another run won: .*latest.json went from {yesterday} to {first}") as error:
+    with pytest.raises(
+        ConflictError, match=f"another run won: .*latest.json went from {yesterday} to {first}"
+    ) as error:
         publish_latest(workspace, None, begun[1], second)
     assert second in str(error.value) and error.value.exit_status == 1
     assert read_latest(workspace, None).id == first
@@ -94,7 +98,11 @@ def test_back_to_the_parent_and_forward_again(lineage: Lineage) -> None:
     assert back.status == 0, back.stderr
     assert (back.result["before"], back.result["after"]) == (ids[2], ids[1])
     assert back.file("manifest") == lineage.folder / f"manifests/{ids[1]}/manifest.json"
-    assert {key: back.result[key] for key in ("samples", "kept", "dropped")} == {"samples": 40, "kept": 8, "dropped": 32}
+    assert {key: back.result[key] for key in ("samples", "kept", "dropped")} == {
+        "samples": 40,
+        "kept": 8,
+        "dropped": 32,
+    }
     assert curate("rollback", f"{lineage.folder}/manifests/latest.json").result["after"] == ids[0]
     refused = curate("rollback", workspace)
     assert refused.status == 2 and f"manifest {ids[0]} has no parent: name a manifest with --to ID" in refused.stderr

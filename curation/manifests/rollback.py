@@ -33,7 +33,9 @@ def rollback(workspace: Folder, name: str | None = None, to: str | None = None) 
     to = to or _parent(workspace, latest.id)
     content = check_whole(workspace, to)
     publish_latest(workspace, name, latest, to)
-    if not workspace.exists(f"manifests/{to}/{HEADER_FILE}"):  # `curate gc` looks at the pointers after it removed headers
+    if not workspace.exists(
+        f"manifests/{to}/{HEADER_FILE}"
+    ):  # `curate gc` looks at the pointers after it removed headers
         if latest.id:
             publish_latest(workspace, name, read_latest(workspace, name), latest.id)
         raise RequestError(f"manifest {to} was being removed by curate gc: take another one")
@@ -85,7 +87,9 @@ def _parent(workspace: Folder, id: str | None) -> str:
     try:
         parent = json.loads(workspace.read(f"manifests/{id}/{HEADER_FILE}"))["content"].get("parent")
     except (FileNotFoundError, ValueError, KeyError) as error:
-        raise RequestError(f"manifest {id}, which is in force, has no readable header: name one with --to ID") from error
+        raise RequestError(
+            f"manifest {id}, which is in force, has no readable header: name one with --to ID"
+        ) from error
     if parent is None:
         raise RequestError(
             f"manifest {id} has no parent: name a manifest with --to ID, one of the folders in "

@@ -10,7 +10,7 @@ import stat
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -338,7 +338,7 @@ class Folder:
     # compare-and-swap
 
     def versioned(self, path: str) -> tuple[bytes, str] | None:
-        """A small file's bytes, and the token of that content that :meth:`swap` compares; None where there is no file."""
+        """A small file's bytes, and the token of them that :meth:`swap` compares; None where there is no file."""
         try:
             if self.local:
                 data = self.read(path)
@@ -350,8 +350,8 @@ class Folder:
     def swap(self, path: str, data: bytes, version: str | None) -> bool:
         """Replace a small file whole if it still has the content that was read; whether it was replaced.
 
-        Of several writers that read the same, one wins; a killed one leaves nothing that the next must wait for. A local
-        file is swapped under a lock that the kernel frees with its process, one in S3 by a conditional PUT.
+        Of several writers that read the same, one wins; a killed one leaves nothing that the next must wait for.
+        A local file is swapped under a lock that the kernel frees with its process, one in S3 by a conditional PUT.
         Where a remote store's answer was lost, the file is read: one with these very bytes counts as ours.
 
         Args:
@@ -399,8 +399,8 @@ class Folder:
             self.remove(probe)
         if not compares:
             raise RequestError(
-                f"s3://{bucket}: this store ignores If-Match and If-None-Match of a PUT, so that two runs at once would undo each "
-                "other: update it, or put the workspace elsewhere"
+                f"s3://{bucket}: this store ignores If-Match and If-None-Match of a PUT, so that two runs at once would "
+                "undo each other: update it, or put the workspace elsewhere"
             )
         self.fs.swaps.add(bucket)
 
@@ -412,18 +412,22 @@ class Folder:
 
     @contextmanager
     def _lock(self, path: str) -> Iterator[None]:
-        """Hold the lock of a local file; the lock's own file stays, for whoever waits for it has it open."""
+        """Hold the lock of a local file; the lock's own file stays, for whoever waits for it has it open.
+
+        Raises:
+            RequestError: the file system has no locks, or this user may not write there.
+        """
         folder, _, name = self.full(path).rpartition("/")
         os.makedirs(folder, exist_ok=True)
-        try:
-            descriptor = os.open(f"{folder}/.{name}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        except OSError as error:
-            raise RequestError(f"cannot lock {self.public(path)}: {error.strerror}: let this user write there") from error
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with ExitStack() as held:
+            try:
+                file = held.enter_context(open(f"{folder}/.{name}.lock", "ab"))
+                fcntl.flock(file, fcntl.LOCK_EX)
+            except OSError as error:
+                raise RequestError(
+                    f"cannot lock {self.public(path)}: {error.strerror}: put the workspace where locks work"
+                ) from error
             yield
-        finally:
-            os.close(descriptor)
 
     @contextmanager
     def writer(self, path: str) -> Iterator[BinaryIO]:
