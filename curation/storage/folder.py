@@ -399,7 +399,7 @@ class Folder:
             self.remove(probe)
         if not compares:
             raise RequestError(
-                f"s3://{bucket}: this store ignores If-Match and If-None-Match of a PUT, so that two runs at once would "
+                f"s3://{bucket}: this store ignores If-Match or If-None-Match of a PUT, so that two runs at once would "
                 "undo each other: update it, or put the workspace elsewhere"
             )
         self.fs.swaps.add(bucket)
