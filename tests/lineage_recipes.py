@@ -12,12 +12,9 @@ import pyarrow.parquet as pq
 
 from curation.archive.sample import sample_id
 from curation.catalog.schema import catalog_schema
+from curation.catalog.sources import COUNTS, SOURCES_SCHEMA
 from curation.manifests.schema import DECISIONS_SCHEMA, FILES_SCHEMA, KEPT, MANIFEST_SCHEMA, content_id, json_bytes
 
-SOURCES = pa.schema(
-    [("shard", pa.string()), ("fingerprint", pa.string()), ("digest", pa.string())]
-    + [(name, pa.int64()) for name in ("read", "kept", "quarantined", "filtered", "empty")]
-)
 OF_ITS_DAY = ("rank", "weight", "threshold")  # of a row of an ancestor's file these are that manifest's
 
 Row = dict[str, Any]
@@ -89,8 +86,9 @@ class Lineage:
         _write(folder / "files.parquet", listing)
         if sources is None:
             sources = dict.fromkeys(sorted({row["shard"] for row in rows}), "{}")
-        named = [{"shard": shard, "fingerprint": print, "digest": "-"} for shard, print in sorted(sources.items())]
-        _write(folder / "sources.parquet", _bytes(named, SOURCES))
+        counts = dict.fromkeys(COUNTS, 0)
+        named = [{"shard": name, "fingerprint": sources[name], "digest": "-", **counts} for name in sorted(sources)]
+        _write(folder / "sources.parquet", _bytes(named, SOURCES_SCHEMA))
         _write(folder / "manifest.json", json_bytes({"content": content, "provenance": {"roots": {}}}))
         self.parts[id] = [[path if path[0] == "." else f"../{id}/{path}" for path in part] for part in paths[1:]]
         self.rows[id] = [dict(row) for row in rows]

@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from curation.catalog.schema import FOOTPRINT
+from curation.catalog.sources import SOURCES_FILE
 from curation.errors import AccessError, CurationError
 from curation.manifests.aligned import pairs
 from curation.manifests.reading import ManifestReader, open_catalog
@@ -23,11 +24,11 @@ from curation.manifests.schema import HEADER_FILE, KEPT, ROWS_FILE, batches
 from curation.selection.groups import UNKNOWN, group_texts
 from curation.storage import Folder, is_local, local_path
 
-SOURCES_FILE = "sources.parquet"  # the frozen listing, one row a shard
 MANY = 20  # rows told of a dimension, transitions, and header keys
 LONG = 200  # characters told of a header's value
 BATCH = 1 << 16  # samples that came or went, placed at once
 GENERATIONS = 10_000  # looked back through for an ancestor
+UNTOLD = ("counts.", "files", "warnings", "selection.frozen")  # header keys that always differ, or say nothing alone
 REGION_KM = 1000.0  # side of a region's cell where the manifest's config says none
 DIMENSIONS = ("shard", "cluster", "class", "region", "month")
 
@@ -441,11 +442,9 @@ def _ancestors(manifest: ManifestReader) -> set[str]:
 
 def _header(before: dict[str, Any], after: dict[str, Any]) -> dict[str, list[Any]]:
     """What else differs in the headers: dotted key to the values before and after, cut short."""
-    one, other = (
-        dict(_flat({name: value for name, value in content.items() if name not in ("counts", "files", "warnings")}))
-        for content in (before, after)
-    )
+    one, other = (dict(_flat(content)) for content in (before, after))
     keys = sorted(key for key in one.keys() | other.keys() if one.get(key) != other.get(key))
+    keys = [key for key in keys if not key.startswith(UNTOLD)]
     return {key: [_short(one.get(key)), _short(other.get(key))] for key in keys[:MANY]}
 
 

@@ -16,9 +16,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from curation.catalog.sources import SOURCES_FILE
 from curation.errors import RequestError
 from curation.manifests.chain import referenced
-from curation.manifests.diff import SOURCES_FILE
 from curation.manifests.latest import latest_path, read_pointers
 from curation.manifests.schema import HEADER_FILE
 from curation.storage import FileInfo, Folder
