@@ -12,6 +12,7 @@ from curation.cli import execute, take_option
 from curation.config import load_config
 from curation.errors import RequestError
 from curation.manifests.diff import diff
+from curation.selection.groups import UNKNOWN
 
 ROWS = 10  # of a dimension, on the screen
 
@@ -42,13 +43,18 @@ def _table(result: dict[str, Any]) -> str:
     decisions = [f"{count:>9,}  {what}" for what, count in list(result["decisions"].items())[:ROWS]]
     lines += [f"{'decisions' if not i else '':9} {text}" for i, text in enumerate(decisions)]
     for name, told in result["by"].items():
-        if told["changed"]:
+        if told["changed"] and {row["name"] for row in told["most"]} != {UNKNOWN}:
             lines += ["", f"by {name}, {told['changed']:,} changed", *_dimension(told["most"][:ROWS])]
     if result["clusters"] == "other":
         lines += ["", "their clusters were fitted apart: the same number is not the same cluster"]
     if result["header"]:
-        lines += ["", "header", *(f"  {key}: {a} -> {b}" for key, (a, b) in list(result["header"].items())[:ROWS])]
+        lines += ["", "header", *(_differs(*item) for item in list(result["header"].items())[:ROWS])]
     return "\n".join(lines)
+
+
+def _differs(key: str, values: list[Any]) -> str:
+    a, b = (text if len(text) <= 40 else f"{text[:39]}…" for text in map(str, values))
+    return f"  {key}: {a} -> {b}"
 
 
 def _dimension(rows: list[dict[str, Any]]) -> list[str]:

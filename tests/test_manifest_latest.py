@@ -3,6 +3,8 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -12,7 +14,9 @@ from curation.manifests.explain import explain
 from curation.manifests.latest import Latest, latest_path, publish_latest, read_latest, read_pointers
 from curation.manifests.reading import ManifestReader
 from curation.manifests.rollback import rollback
+from curation.manifests.schema import Manifest
 from curation.manifests.verify import verify
+from curation.stages import complete
 from curation.storage import Folder
 from tests.command import curate
 from tests.lineage_recipes import Lineage, Row, sample
@@ -63,6 +67,30 @@ def test_who_ends_second_leaves_the_first_in_force(lineage: Lineage) -> None:
     assert verify(lineage.manifest(second))["ok"]
     publish_latest(workspace, None, begun[2], first)  # the same manifest, by another run: no conflict
     assert read_latest(workspace, None).id == first
+
+
+def test_a_run_that_is_overtaken_says_what_it_made(lineage: Lineage) -> None:
+    yesterday, theirs, ours = (lineage.write(archive(kept)) for kept in (1, 2, 3))
+    workspace = Folder(str(lineage.folder))
+    counts = {"kept": 40, "quarantined": 0, "filtered": 0, "empty": 0, "read": 40}
+    made = Manifest(f"manifests/{ours}", lineage.manifest(ours), 40, 12, {"quota": 28})
+    run: Any = SimpleNamespace(
+        config=load_config(["select.budget=12", "name=sar"]),
+        workspace=workspace,
+        clusters=lambda catalog: None,
+        manifest=lambda catalog, clusters: made,
+        report=lambda *_: "page",
+    )
+    catalog: Any = SimpleNamespace(counts=counts)
+    lineage.point(yesterday, "sar")
+    begun = read_latest(workspace, "sar")
+    lineage.point(theirs, "sar")
+    with pytest.raises(ConflictError, match=f"to {theirs} .* curate rollback .*{ours}.* name=sar") as error:
+        complete(run, catalog, begun)
+    assert error.value.result and error.value.result["manifest"] == lineage.manifest(ours)
+    assert read_latest(workspace, "sar").id == theirs
+    assert complete(run, catalog, read_latest(workspace, "sar")) == error.value.result
+    assert read_latest(workspace, "sar").id == ours
 
 
 def test_a_pointer_that_is_none_is_named(lineage: Lineage) -> None:
