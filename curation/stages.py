@@ -26,7 +26,8 @@ from curation.config import ClusterConfig, Config, load_config, to_dict
 from curation.encoders import QUALITY
 from curation.errors import ConflictError, CurationError, RequestError
 from curation.manifests.access import LOCAL, OBJECT_STORE, reads_of_manifest
-from curation.manifests.build import check_budget, select
+from curation.manifests.again import Again
+from curation.manifests.build import check_budget, read_list, select
 from curation.manifests.latest import Latest, publish_latest, read_latest
 from curation.manifests.schema import Manifest
 from curation.report.page import write_report
@@ -80,13 +81,15 @@ class Run:
             log.info("%s", summary(measured))
         return catalog
 
-    def clusters(self, catalog: Catalog) -> Folder:
-        """Centroids and assignments, fitted unless they are there."""
+    def clusters(self, catalog: Catalog, carried: Folder | None = None) -> Folder:
+        """Centroids and assignments, fitted unless they are there; ``carried``: clusters whose ids go on."""
         mode, settings, seed = self.config.references_mode(), self._cluster_settings(catalog), self.config.seed
         made_of = [catalog.store.catalog_id, catalog.artefact.sha256, catalog.digest, catalog.bank_digest]
+        if carried is not None:
+            made_of.append(carried.base.rpartition("/")[2])
         name = hashlib.sha256(json.dumps([made_of, mode, to_dict(settings), seed]).encode()).hexdigest()[:16]
         folder = self.workspace.child(f"clusters/{name}")
-        build_clusters(catalog, mode, settings, seed, folder, self.resources)
+        build_clusters(catalog, mode, settings, seed, folder, self.resources, carried)
         return folder
 
     def _cluster_settings(self, catalog: Catalog) -> ClusterConfig:
@@ -105,16 +108,26 @@ class Run:
         """How far each sample's image and what is said of it agree, judged unless that is there."""
         return build_consistency(self.config, catalog, self.resources, self.tables)
 
-    def manifest(self, catalog: Catalog, clusters: Folder) -> Manifest:
-        """The drawn manifest, published."""
+    def manifest(
+        self, catalog: Catalog, clusters: Folder, again: Again | None = None, refit_of: str | None = None
+    ) -> Manifest:
+        """The drawn manifest, published; ``again``: what it goes on from, ``refit_of``: the parent of a refit."""
         settings, seed = self.config.select, self.config.seed
         content, scores = self._content(catalog, clusters), None
         if STRATEGIES[settings.strategy].scored:
             scores = self.scores(catalog)
             content["scores"] = scores.base.rpartition("/")[2]
+        content["parent"] = refit_of if again is None else again.parent.base.rpartition("/")[2]
+        if refit_of:
+            content["refit"] = True
         header = {"content": content, "provenance": self._provenance()}
-        label = self.config.score.label
-        return select(catalog.store, clusters, settings, seed, self.workspace, header, self.tables, scores, label)
+        told = self.config.score.label, catalog.sources, again
+        return select(catalog.store, clusters, settings, seed, self.workspace, header, self.tables, scores, *told)
+
+    def list_digest(self, name: str) -> str | None:
+        """Hash of the list ``select.exclude`` or ``select.require``, where there is one."""
+        listed = read_list(name, getattr(self.config.select, name), self.workspace)
+        return listed.digest if listed else None
 
     def report(self, catalog: Catalog, clusters: Folder, manifest: Manifest) -> str:
         """The page's URL."""
@@ -142,6 +155,7 @@ class Run:
                 replace(self.config, archive=catalog.artefact.settled(self.config.archive)), self.tables
             ),
             "counts": catalog.counts,
+            "lists": {name: digest for name in ("exclude", "require") if (digest := self.list_digest(name))},
             "warnings": list(catalog.warnings),
             "parent": None,
         }
@@ -207,20 +221,22 @@ def complete(run: Run, catalog: Catalog, latest: Latest) -> dict[str, Any]:
     check_budget(run.config.select.budget, catalog.counts["kept"])
     clusters = run.clusters(catalog)
     manifest = run.manifest(catalog, clusters)
-    report = run.report(catalog, clusters, manifest)
-    try:
-        publish_latest(run.workspace, run.config.name, latest, manifest.folder.rpartition("/")[2])
-    except ConflictError as error:
-        error.result = finish(run, catalog, manifest, report)
-        raise
-    return finish(run, catalog, manifest, report)
+    return finish(run, catalog, manifest, run.report(catalog, clusters, manifest), latest)
 
 
-def finish(run: Run, catalog: Catalog, manifest: Manifest, report: str) -> dict[str, Any]:
+def finish(run: Run, catalog: Catalog, manifest: Manifest, report: str, latest: Latest | None = None) -> dict[str, Any]:
     """The result line, and a short table for people.
+
+    Args:
+        run: the job.
+        catalog: complete.
+        manifest: published.
+        report: URL of its page.
+        latest: what was in force when the job began, to be swapped for the manifest; None: it stays in force.
 
     Raises:
         CurationError: too many samples are quarantined; everything was written.
+        ConflictError: another manifest was put in force meanwhile; everything was written.
     """
     bad = catalog.counts["quarantined"]
     result = {
@@ -238,6 +254,12 @@ def finish(run: Run, catalog: Catalog, manifest: Manifest, report: str) -> dict[
     width = max(len(name) for name, _ in rows)
     log.info("\n%s\n", "\n".join(f"  {name:{width}}  {count:>12,}" for name, count in rows))
     log.info("manifest  %s\nreport    %s", result["manifest"], result["report"])
+    if latest is not None:
+        try:
+            publish_latest(run.workspace, run.config.name, latest, manifest.folder.rpartition("/")[2])
+        except ConflictError as error:
+            error.result = result
+            raise
     check_bad_fraction(run.config, catalog, result)
     return result
 
@@ -257,7 +279,10 @@ def config_without_urls(config: Config, tables: Sequence[Table]) -> dict[str, An
     """The resolved config without where anything lies or runs; of a list, table or checkpoint, its file's name."""
     content = to_dict(config)
     # a manifest that uses scores names their id
-    for name in ("workspace", "name", "runtime", "plan", "score", "consistency", "compare", "choose", "pretrain"):
+    for name in (
+        *("workspace", "name", "runtime", "plan", "score", "consistency", "compare", "choose", "pretrain"),
+        "recurate",
+    ):
         del content[name]
     del content["archive"]["url"], content["references"], content["catalog"]["url"]
     content["cluster"]["references"] = config.references_mode()
