@@ -2,14 +2,12 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from scipy.optimize import linear_sum_assignment
 
 from curation.catalog.store import parquet_bytes
 from curation.clustering.classifier import CLASSIFIER
@@ -19,7 +17,6 @@ from curation.clustering.points import Rows
 from curation.storage import Folder
 
 NEIGHBOURS = 8
-EXACT = 4096  # clusters up to which ids are matched by the least sum of distances; more are matched if mutually nearest
 NUMBERS = pa.list_(pa.int32())
 RETIRED = "retired"  # kind of a cluster that a refit has no centroid for; its id is not given again
 
@@ -80,36 +77,24 @@ def add_free(clusters: Folder, target: Folder, far: Vectors, k: int, seed: int, 
     return folder
 
 
-def carry_ids(old: Floats, old_ids: Sequence[int] | NDArray[np.int32], new: Floats, first: int) -> NDArray[np.int32]:
-    """Ids for new centroids: those of the old ones that they go on from, and unused ones for the others.
-
-    An old cluster goes on in the new centroid that the matching of the least sum of distances gives it (beyond `EXACT`
-    clusters: that is its nearest, and whose nearest it is), if that lies nearer than half of the way to the old
-    cluster's nearest other one.
+def carry_ids(old: Floats, old_ids: NDArray[np.int32], new: Floats, first: int) -> NDArray[np.int32]:
+    """Ids for new centroids: an old one goes on in the centroid that is its nearest, and whose nearest it is.
 
     Args:
-        old: ``(k, d)``.
+        old: ``(k, d)`` float32.
         old_ids: their ids.
-        new: ``(m, d)``.
-        first: the first id that was never used.
+        new: ``(m, d)`` float32.
+        first: the first id that was never used, which the others are numbered from.
 
     Returns:
         ``(m,)``.
     """
-    distance = _distances(old, new)
-    if max(distance.shape) <= EXACT:
-        one, other = linear_sum_assignment(distance)
-    else:
-        other = distance.argmin(1)
-        one = np.flatnonzero(distance.argmin(0)[other] == np.arange(len(old)))
-        other = other[one]
-    among = _distances(old, old)
-    np.fill_diagonal(among, np.inf)
-    near = distance[one, other] <= among.min(1, initial=np.inf)[one] / 2
-    ids = np.full(len(new), -1, np.int32)
-    ids[other[near]] = np.asarray(old_ids, np.int32)[one[near]]
-    unmatched = np.flatnonzero(ids < 0)
-    ids[unmatched] = first + np.arange(len(unmatched), dtype=np.int32)
+    to_old, _ = Nearest(old)(new)
+    to_new, _ = Nearest(new)(old)
+    mutual = to_new[to_old] == np.arange(len(new))
+    ids = np.empty(len(new), np.int32)
+    ids[mutual] = old_ids[to_old[mutual]]
+    ids[~mutual] = first + np.arange((~mutual).sum(), dtype=np.int32)
     return ids
 
 
@@ -160,10 +145,3 @@ def neighbours_of(centroids: Floats, ids: NDArray[np.int32], number: int) -> pa.
     for own, row in enumerate(found):
         near[ids[own]] = [int(ids[c]) for c in row if c not in (own, -1)][:NEIGHBOURS]
     return pa.array(near, NUMBERS)
-
-
-def _distances(a: Floats, b: Floats) -> NDArray[np.float64]:
-    a, b = a.astype(np.float64), b.astype(np.float64)
-    square = np.square(a).sum(1)[:, None] + np.square(b).sum(1) - 2 * a @ b.T
-    found: NDArray[np.float64] = np.sqrt(np.maximum(square, 0))
-    return found
