@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
@@ -12,6 +13,8 @@ from curation.manifests.chain import listed
 from curation.manifests.latest import publish_latest, read_latest
 from curation.manifests.schema import FILES_FILE, HEADER_FILE, content_id
 from curation.storage import Folder
+
+SHOWN = 5  # manifests proposed
 
 
 def rollback(workspace: Folder, name: str | None = None, to: str | None = None) -> dict[str, Any]:
@@ -91,8 +94,17 @@ def _parent(workspace: Folder, id: str | None) -> str:
             f"manifest {id}, which is in force, has no readable header: name one with --to ID"
         ) from error
     if parent is None:
+        others = sorted((pair for pair in _begun(workspace) if pair[1] != id), reverse=True)[:SHOWN]
+        such = ", ".join(f"{other} ({when})" if when else other for when, other in others)
         raise RequestError(
-            f"manifest {id} has no parent: name a manifest with --to ID, one of the folders in "
-            f"{workspace.public('manifests')}"
+            f"manifest {id} has no parent: name a manifest with --to ID" + (such and f", such as {such}")
         )
     return str(parent)
+
+
+def _begun(workspace: Folder) -> Iterator[tuple[str, str]]:
+    """When each manifest's run began, and the manifest's id."""
+    for file in workspace.list("manifests"):
+        if file.path.endswith(f"/{HEADER_FILE}"):
+            header = json.loads(workspace.read(file.path))
+            yield str(header.get("provenance", {}).get("begun", "")), file.path.split("/")[1]
