@@ -27,6 +27,9 @@ JOBS = {
     "plan": "shards, bytes, expected time and cost; --pilot N measures N shards first",
     "explain": "MANIFEST SAMPLE: which rule decided, and which kept sample stands for it",
     "verify": "MANIFEST [--deep]: hashes and counts; --deep: every kept sample is still readable",
+    "diff": "A B [--out FILE.parquet]: what came, what went and why, from manifest A to manifest B",
+    "rollback": "workspace=W [--to ID], or MANIFEST: put the parent, or an older manifest, in force again",
+    "gc": "workspace=W [--keep N] [--yes]: remove the manifests that nobody needs, and what only they need",
     "leakage": "MANIFEST --against TABLE: kept samples that a benchmark has too, by footprint and by embedding",
 }
 HELP = "usage: curate JOB [key=value ...]\n\njobs:\n" + "\n".join(f"  {n:11} {what}" for n, what in JOBS.items())
@@ -75,6 +78,21 @@ def execute(job: Job, arguments: Sequence[str] | None = None) -> int:
     except Exception:  # noqa: BLE001 - a fault of ours: show all of it
         traceback.print_exc()
         return 1
+
+
+def take_option(arguments: list[str], name: str, value: str) -> str | None:
+    """Remove ``name VALUE`` from the arguments; its value, None where it was not given.
+
+    Raises:
+        RequestError: it has none; ``value`` says what it would be.
+    """
+    if name not in arguments:
+        return None
+    at = arguments.index(name)
+    if at + 1 == len(arguments):
+        raise RequestError(f"{name} needs {value}: add it after {name}")
+    del arguments[at]
+    return arguments.pop(at)
 
 
 def _claim_stdout() -> TextIO:

@@ -54,6 +54,7 @@ LITERAL = {
 }
 GROUPS = ("encoder", "select", "cluster", "runtime")
 NAME = re.compile(r"[A-Za-z0-9_-]{1,60}")  # of a strategy: it becomes part of file names
+CURATION = re.compile(r"[A-Za-z0-9._-]{1,60}")  # of a curation, likewise
 
 
 @dataclass
@@ -563,6 +564,7 @@ class Config:
     """Everything that a job is told."""
 
     workspace: str | None = None
+    name: str | None = None
     seed: int = 0
     archive: ArchiveConfig = field(default_factory=ArchiveConfig)
     references: ReferencesConfig = field(default_factory=ReferencesConfig)
@@ -581,6 +583,8 @@ class Config:
 
     def __post_init__(self) -> None:
         require(self.seed >= 0, f"seed={self.seed}: give a whole number, 0 or above")
+        ok = self.name is None or CURATION.fullmatch(self.name) is not None
+        require(ok, f"name={self.name}: take up to 60 letters, digits, -, _ and . for what the curation is called")
         for name, least in (("threads", 1), ("batch", 1), ("seed", 0)):
             value = self.encoder.get(name, least)
             ok = type(value) is int and value >= least

@@ -32,6 +32,10 @@ class IncompleteError(CurationError):
     """The run stopped before everything was done; what is done is kept and the next run goes on from it."""
 
 
+class ConflictError(CurationError):
+    """Another run put another manifest in force meanwhile; what this one wrote is whole, and theirs stays."""
+
+
 class BadSample(CurationError):
     """One sample cannot be used; the shard goes on without it.
 

@@ -29,7 +29,8 @@ from curation.manifests.again import Again, Piece
 from curation.manifests.build import check_budget
 from curation.manifests.chain import decision_parts
 from curation.manifests.drift import Spread, far_share
-from curation.manifests.schema import HEADER_FILE, LATEST
+from curation.manifests.latest import Latest, latest_path
+from curation.manifests.schema import HEADER_FILE
 from curation.report.recurate import write_page
 from curation.selection.strategies import STRATEGIES
 from curation.stages import Run, config_without_urls, finish
@@ -64,7 +65,8 @@ def recurate(run: Run) -> dict[str, Any]:
     Raises:
         RequestError: there is nothing to go on from, or the config is not the parent's.
     """
-    parent = find_parent(run)
+    latest = run.latest()
+    parent = find_parent(run, latest)
     changes = find_changes(run, parent)
     mode = run.config.recurate.mode
     log.info(
@@ -77,28 +79,28 @@ def recurate(run: Run) -> dict[str, Any]:
         log.info("recurate: nothing to do: %s is up to date", parent.id)
         return {**_result_of(run, parent), **_told(parent, parent.content, changes), "changed": False}
     if mode == "refit":
-        return _refit(run, parent, changes)
+        return _refit(run, parent, changes, latest)
     catalog = take_in(run, parent, changes)
     check_budget(run.config.select.budget, catalog.counts["kept"])
     clusters, again = place(run, parent, changes, catalog)
     manifest = run.manifest(catalog, clusters, again)
     content = json.loads(run.workspace.read(f"{manifest.folder}/{HEADER_FILE}"))["content"]
     page = write_page(run.workspace, manifest, parent.content, content)
-    result = finish(run, catalog, manifest, page)
+    result = finish(run, catalog, manifest, page, latest)
     _warn_of_drift(run, content)
     return {**result, **_told(parent, content, changes), "changed": True}
 
 
-def find_parent(run: Run) -> Parent:
-    """The newest manifest.
+def find_parent(run: Run, latest: Latest) -> Parent:
+    """The manifest in force.
 
     Raises:
         RequestError: there is none.
     """
-    try:
-        name = json.loads(run.workspace.read(LATEST))["id"]
-    except FileNotFoundError:
-        raise RequestError(f"no manifest in {run.workspace.public()}: run curate prune first") from None
+    name = latest.id
+    if name is None:
+        path = run.workspace.public(latest_path(run.config.name))
+        raise RequestError(f"there is no {path} to go on from: run curate prune first")
     folder = run.workspace.child(f"manifests/{name}")
     content = json.loads(folder.read(HEADER_FILE))["content"]
     if "frozen" not in content.get("selection", {}):
@@ -256,14 +258,14 @@ def _far_vectors(store: CatalogStore, reach: float, *assigned: pa.Table) -> Vect
     return np.stack([found[name] for name in far["sample_id"].to_pylist()])
 
 
-def _refit(run: Run, parent: Parent, changes: Changes) -> dict[str, Any]:
+def _refit(run: Run, parent: Parent, changes: Changes, latest: Latest) -> dict[str, Any]:
     """Everything fitted anew, but the ids of clusters that go on."""
     catalog = run.catalog()
     check_budget(run.config.select.budget, catalog.counts["kept"])
     clusters = run.clusters(catalog, run.workspace.child(f"clusters/{parent.content['clusters']}"))
     manifest = run.manifest(catalog, clusters, refit_of=parent.id)
     content = json.loads(run.workspace.read(f"{manifest.folder}/{HEADER_FILE}"))["content"]
-    result = finish(run, catalog, manifest, run.report(catalog, clusters, manifest))
+    result = finish(run, catalog, manifest, run.report(catalog, clusters, manifest), latest)
     return {**result, **_told(parent, content, changes), "changed": True}
 
 

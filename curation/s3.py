@@ -15,7 +15,7 @@ from fsspec.asyn import sync_wrapper
 from s3fs import S3FileSystem
 from s3fs.core import S3_RETRYABLE_ERRORS
 
-from curation.errors import AccessError
+from curation.errors import AccessError, RequestError
 from curation.storage import TRIES, pause
 
 _RETRIED = {409, 429, 500, 502, 503, 504}  # 409: another create of the same name is under way
@@ -34,6 +34,7 @@ class S3(S3FileSystem):  # type: ignore[misc] # s3fs has no types
     def __init__(self, config_kwargs: dict[str, Any] | None = None, **options: Any) -> None:
         config = {"max_pool_connections": _CONNECTIONS, "retries": {"total_max_attempts": 1}, **(config_kwargs or {})}
         super().__init__(config_kwargs=config, **options)
+        self.swaps: set[str] = set()  # buckets that were seen to compare before they swap
         inspect.signature(AioSession).bind(
             **self.kwargs
         )  # what s3fs does not know goes there, but only when it connects
@@ -73,6 +74,33 @@ class S3(S3FileSystem):  # type: ignore[misc] # s3fs has no types
             return await body.read(), answer.get("ETag", "").strip('"')
 
     fetch = sync_wrapper(_fetch)
+
+    async def _put_if(self, path: str, data: bytes, version: str | None) -> bool:
+        """Write a file by one PUT if it has this ETag (None: if there is none); whether the store took it.
+
+        A 409 (another such PUT is under way) is asked again, as always: then there is an answer.
+
+        Raises:
+            RequestError: the store knows no such PUT.
+        """
+        bucket, key, _ = self.split_path(path)
+        match = {"IfNoneMatch": "*"} if version is None else {"IfMatch": f'"{version}"'}
+        try:
+            await self._call_s3("put_object", Bucket=bucket, Key=key, Body=data, **match)
+        except OSError as error:
+            if _status(error) == 501:
+                raise RequestError(
+                    f"s3://{bucket}: this store has no PUT with If-Match: update it, or put the workspace elsewhere"
+                ) from error
+            if isinstance(error, FileExistsError) or _status(error) == 412:
+                return False
+            if isinstance(error, FileNotFoundError) and version is not None:  # it was removed
+                return False
+            raise
+        self.invalidate_cache(path)
+        return True
+
+    put_if = sync_wrapper(_put_if)
 
 
 def _passes(error: BaseException) -> bool:

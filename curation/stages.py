@@ -24,10 +24,11 @@ from curation.clustering.build import build_clusters
 from curation.clustering.kmeans import default_k
 from curation.config import ClusterConfig, Config, load_config, to_dict
 from curation.encoders import QUALITY
-from curation.errors import CurationError, RequestError
+from curation.errors import ConflictError, CurationError, RequestError
 from curation.manifests.access import LOCAL, OBJECT_STORE, reads_of_manifest
 from curation.manifests.again import Again
 from curation.manifests.build import check_budget, read_list, select
+from curation.manifests.latest import Latest, publish_latest, read_latest
 from curation.manifests.schema import Manifest
 from curation.report.page import write_report
 from curation.runtime import Resources, start_ray, versions
@@ -53,6 +54,15 @@ class Run:
     tables: tuple[Table, ...] = ()
     filter: TableFilter | None = None
     begun: float = field(default_factory=time.time)
+
+    def latest(self) -> Latest:
+        """The manifest in force, to be swapped for this run's in the end.
+
+        Raises:
+            RequestError: the workspace's store cannot swap.
+        """
+        self.workspace.check_swaps()
+        return read_latest(self.workspace, self.config.name)
 
     def catalog(self, encode: bool = True) -> Catalog:
         """The complete catalog; ``encode=False`` only checks that it is there.
@@ -196,23 +206,37 @@ def open_run(arguments: Sequence[str]) -> Iterator[Run]:
             ray.shutdown()
 
 
-def complete(run: Run, catalog: Catalog) -> dict[str, Any]:
-    """From the catalog to the result line: cluster, select, report.
+def complete(run: Run, catalog: Catalog, latest: Latest) -> dict[str, Any]:
+    """From the catalog to the result line: cluster, select, report, put in force.
+
+    Args:
+        run: the job.
+        catalog: complete.
+        latest: what was in force when the job began.
 
     Raises:
         RequestError: the archive has fewer samples than the budget.
+        ConflictError: another manifest was put in force meanwhile; this one is published all the same.
     """
     check_budget(run.config.select.budget, catalog.counts["kept"])
     clusters = run.clusters(catalog)
     manifest = run.manifest(catalog, clusters)
-    return finish(run, catalog, manifest, run.report(catalog, clusters, manifest))
+    return finish(run, catalog, manifest, run.report(catalog, clusters, manifest), latest)
 
 
-def finish(run: Run, catalog: Catalog, manifest: Manifest, report: str) -> dict[str, Any]:
+def finish(run: Run, catalog: Catalog, manifest: Manifest, report: str, latest: Latest | None = None) -> dict[str, Any]:
     """The result line, and a short table for people.
+
+    Args:
+        run: the job.
+        catalog: complete.
+        manifest: published.
+        report: URL of its page.
+        latest: what was in force when the job began, to be swapped for the manifest; None: it stays in force.
 
     Raises:
         CurationError: too many samples are quarantined; everything was written.
+        ConflictError: another manifest was put in force meanwhile; everything was written.
     """
     bad = catalog.counts["quarantined"]
     result = {
@@ -230,6 +254,12 @@ def finish(run: Run, catalog: Catalog, manifest: Manifest, report: str) -> dict[
     width = max(len(name) for name, _ in rows)
     log.info("\n%s\n", "\n".join(f"  {name:{width}}  {count:>12,}" for name, count in rows))
     log.info("manifest  %s\nreport    %s", result["manifest"], result["report"])
+    if latest is not None:
+        try:
+            publish_latest(run.workspace, run.config.name, latest, manifest.folder.rpartition("/")[2])
+        except ConflictError as error:
+            error.result = result
+            raise
     check_bad_fraction(run.config, catalog, result)
     return result
 
@@ -250,7 +280,7 @@ def config_without_urls(config: Config, tables: Sequence[Table]) -> dict[str, An
     content = to_dict(config)
     # a manifest that uses scores names their id
     for name in (
-        *("workspace", "runtime", "plan", "score", "consistency", "compare", "choose", "pretrain"),
+        *("workspace", "name", "runtime", "plan", "score", "consistency", "compare", "choose", "pretrain"),
         "recurate",
     ):
         del content[name]

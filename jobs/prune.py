@@ -11,7 +11,8 @@ from curation.stages import complete, open_run
 def run(arguments: Sequence[str]) -> dict[str, Any]:
     """Catalog, cluster, select, report."""
     with open_run(arguments) as job:
-        return complete(job, job.catalog())
+        latest = job.latest()
+        return complete(job, job.catalog(), latest)
 
 
 if __name__ == "__main__":

@@ -7,17 +7,17 @@ from typing import Any
 
 from curation.cli import execute
 from curation.errors import RequestError
-from curation.manifests.schema import LATEST, Manifest
+from curation.manifests.latest import read_latest
+from curation.manifests.schema import Manifest
 from curation.stages import finish, open_run
 
 
 def run(arguments: Sequence[str]) -> dict[str, Any]:
-    """Find the manifest that ``manifests/latest.json`` names, and write its page."""
+    """Find the manifest that is in force, and write its page."""
     with open_run(arguments) as job:
-        try:
-            name = json.loads(job.workspace.read(LATEST))["id"]
-        except FileNotFoundError:
-            raise RequestError(f"no manifest in {job.workspace.public()}: run curate prune first") from None
+        name = read_latest(job.workspace, job.config.name).id
+        if name is None:
+            raise RequestError(f"no manifest in {job.workspace.public()}: run curate prune first")
         catalog = job.catalog(encode=False)
         folder = f"manifests/{name}"
         content = json.loads(job.workspace.read(f"{folder}/manifest.json"))["content"]

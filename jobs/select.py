@@ -11,7 +11,8 @@ from curation.stages import complete, open_run
 def run(arguments: Sequence[str]) -> dict[str, Any]:
     """Cluster where that is not done yet, then select and report."""
     with open_run(arguments) as job:
-        return complete(job, job.catalog(encode=False))
+        latest = job.latest()
+        return complete(job, job.catalog(encode=False), latest)
 
 
 if __name__ == "__main__":

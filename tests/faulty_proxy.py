@@ -10,7 +10,7 @@ import itertools
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 from aiohttp import ClientSession, web
@@ -18,6 +18,7 @@ from aiohttp import ClientSession, web
 from tests.s3 import S3
 
 CLIENT = web.AppKey("client", ClientSession)
+CONDITIONS = ("if-match", "if-none-match")
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,8 @@ class Seen:
     size: int = 0
 
 
-Fault = Callable[[Seen], str | None]  # unavailable, internal, reset, short, understated, or none
+# unavailable, internal, reset, short, understated, unimplemented, unconditional (conditions are ignored), or none
+Fault = Callable[[Seen], str | None]
 
 
 @dataclass
@@ -59,7 +61,11 @@ class Watched:
 
 
 def make_app(backend: str, fault: Fault, seen: list[Seen] | None = None) -> web.Application:
-    """The proxy's application."""
+    """The proxy's application.
+
+    Conditional PUTs go on one after the other, as S3 has it: moto compares in one step and writes in another.
+    """
+    conditional = asyncio.Lock()
 
     async def handle(request: web.Request) -> web.StreamResponse:
         body = await request.read()
@@ -71,10 +77,18 @@ def make_app(backend: str, fault: Fault, seen: list[Seen] | None = None) -> web.
         status, keep, data = 503, {}, b"<Error><Code>SlowDown</Code></Error>"
         if wrong == "internal":
             status, data = 500, b"<Error><Code>InternalError</Code></Error>"
+        elif wrong == "unimplemented":
+            status, data = 501, b"<Error><Code>NotImplemented</Code></Error>"
         elif wrong != "unavailable":
-            async with request.app[CLIENT].request(
-                request.method, backend + request.raw_path, data=body, headers=headers, allow_redirects=False
-            ) as answer:
+            if wrong == "unconditional":
+                headers = {name: value for name, value in headers.items() if name.lower() not in CONDITIONS}
+            alone = conditional if request.method == "PUT" and lower.keys() & CONDITIONS else nullcontext()
+            async with (
+                alone,
+                request.app[CLIENT].request(
+                    request.method, backend + request.raw_path, data=body, headers=headers, allow_redirects=False
+                ) as answer,
+            ):
                 status, data = answer.status, await answer.read()
                 dropped = ("transfer-encoding", "connection", "date", "server")  # moto closes, stores do not
                 keep = {name: value for name, value in answer.headers.items() if name.lower() not in dropped}

@@ -1,7 +1,7 @@
-"""Selections of several budgets, seeds and settings, by the code of ``curate prune``, but published nowhere as its own.
+"""Selections of several budgets, seeds and settings, by the code of ``curate prune``, but never put in force.
 
-They go to a folder below the comparison's or the choice's, so that ``manifests/latest.json`` stays what it is; clusters
-are the workspace's own and shared. With a seed, a selection keeps what ``curate prune`` with that seed keeps.
+They go to a folder below the comparison's or the choice's; clusters are the workspace's own and shared. With a seed, a
+selection keeps what ``curate prune`` with that seed keeps.
 """
 
 import hashlib

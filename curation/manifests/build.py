@@ -43,7 +43,6 @@ from curation.manifests.schema import (
     FILES_SCHEMA,
     HEADER_FILE,
     KEPT,
-    LATEST,
     ROW_GROUP,
     SKETCHES,
     File,
@@ -90,7 +89,7 @@ def select(
     sources: pa.Table | None = None,
     parent: Again | None = None,
 ) -> Manifest:
-    """Decide over every sample, and publish the manifest.
+    """Decide over every sample, and publish the manifest under its id; `manifests.latest` puts it in force.
 
     Args:
         store: the complete catalog.
@@ -621,7 +620,6 @@ class _Selection:
         if self.sources is not None:
             self.workspace.publish(f"{folder}/{SOURCES_FILE}", catalog_bytes(self.sources))
         self.workspace.publish(f"{folder}/{HEADER_FILE}", json_bytes({**header, "content": content}))
-        self.workspace.publish(LATEST, json_bytes({"id": content_id(content)}))
         return Manifest(
             folder=folder,
             url=self.workspace.public(f"{folder}/{HEADER_FILE}"),

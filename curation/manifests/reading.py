@@ -24,6 +24,7 @@ from omegaconf import OmegaConf
 from curation.catalog.store import CatalogStore
 from curation.config import ArchiveConfig
 from curation.errors import RequestError
+from curation.manifests.latest import POINTER
 from curation.manifests.schema import HEADER_FILE, MANIFEST_SCHEMA, ROWS_FILE, content_id
 from curation.storage import Folder, check_storage_names, is_local, local_path
 
@@ -56,7 +57,8 @@ class ManifestReader:
     """A pruned manifest, opened for reading.
 
     Args:
-        url: of its ``manifest.json``, its ``manifest.parquet``, the folder of both, or of ``latest.json``.
+        url: of its ``manifest.json``, its ``manifest.parquet``, the folder of both, or of a pointer (``latest.json``,
+            ``latest-<name>.json``).
         storage: fsspec options per protocol, root or place, as ``runtime.storage``.
 
     Attributes:
@@ -72,7 +74,7 @@ class ManifestReader:
 
     def __init__(self, url: str, storage: dict[str, dict[str, Any]] | None = None) -> None:
         self.storage = storage
-        self.url = _folder_url(url, storage)  # not latest.json: other processes must open the same manifest
+        self.url = _folder_url(url, storage)  # not a pointer's: other processes must open the same manifest
         self.folder = Folder(self.url, storage, "workspace")
         self._process = -1
         self._opened: Any = None
@@ -221,7 +223,7 @@ def _folder_url(url: str, storage: dict[str, dict[str, Any]] | None) -> str:
     head, _, tail = (local_path(url) if is_local(url) else url.rstrip("/")).rpartition("/")
     if tail in (HEADER_FILE, ROWS_FILE):
         return head
-    if tail != "latest.json":
+    if not POINTER.fullmatch(tail):
         return f"{head}/{tail}"
     try:
         return f"{head}/{json.loads(Folder(head, storage, 'workspace').read(tail))['id']}"

@@ -26,7 +26,6 @@ ROWS_FILE = "manifest.parquet"
 FILES_FILE = "files.parquet"
 DECISIONS = "decisions"  # folder of their parts
 SKETCHES = "sketches"  # and of those of the rows that nothing stands for
-LATEST = "manifests/latest.json"  # below the workspace
 
 MANIFEST_SCHEMA = pa.schema(
     [

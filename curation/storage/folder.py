@@ -1,6 +1,7 @@
 """Folders under fsspec URLs: atomic writes, and reads of files, streams and ranges that never drop or mix bytes."""
 
 import bisect
+import fcntl
 import hashlib
 import io
 import json
@@ -9,7 +10,7 @@ import stat
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -334,6 +335,100 @@ class Folder:
             return False
         return True
 
+    # compare-and-swap
+
+    def versioned(self, path: str) -> tuple[bytes, str] | None:
+        """A small file's bytes, and the token of them that :meth:`swap` compares; None where there is no file."""
+        try:
+            if self.local:
+                data = self.read(path)
+                return data, _content_token(data)
+            return retry(lambda: self._fetch(path), self.public(path))
+        except FileNotFoundError:
+            return None
+
+    def swap(self, path: str, data: bytes, version: str | None) -> bool:
+        """Replace a small file whole if it still has the content that was read; whether it was replaced.
+
+        Of several writers that read the same, one wins; a killed one leaves nothing that the next must wait for.
+        A local file is swapped under a lock that the kernel frees with its process, one in S3 by a conditional PUT.
+        Where a remote store's answer was lost, the file is read: one with these very bytes counts as ours.
+
+        Args:
+            path: of the file.
+            data: the new bytes.
+            version: as :meth:`versioned` gave it; None: there was no file.
+
+        Raises:
+            RequestError: this store cannot swap.
+        """
+        if not self.local:
+            self.check_swaps()
+            return self._swap_remote(path, data, version)
+        with self._lock(path):
+            now = self.versioned(path)
+            if (now and now[1]) != version:
+                return False
+            self.publish(path, data)
+        return True
+
+    def check_swaps(self) -> None:
+        """See that the store compares before it swaps, by a small file of our own; once a process and bucket.
+
+        Raises:
+            RequestError: it does not, or says nothing of it.
+        """
+        if self.local:
+            return
+        if not hasattr(self.fs, "put_if"):
+            raise RequestError(
+                f"{self.public()}: no compare-and-swap is known of this store: put the workspace on a disk or S3"
+            )
+        bucket = self.base.partition("/")[0]
+        if bucket in self.fs.swaps:
+            return
+        probe = f".probe-{uuid.uuid4().hex}.tmp"
+        try:
+            compares = (
+                self._swap_remote(probe, b"1", None)
+                and not self._swap_remote(probe, b"2", None)
+                and not self._swap_remote(probe, b"3", hashlib.md5(probe.encode(), usedforsecurity=False).hexdigest())
+                and self._swap_remote(probe, b"4", self.info(probe).version)
+            )
+        finally:
+            self.remove(probe)
+        if not compares:
+            raise RequestError(
+                f"s3://{bucket}: this store ignores If-Match or If-None-Match of a PUT, so that two runs at once would "
+                "undo each other: update it, or put the workspace elsewhere"
+            )
+        self.fs.swaps.add(bucket)
+
+    def _swap_remote(self, path: str, data: bytes, version: str | None) -> bool:
+        if retry(lambda: self.fs.put_if(self.full(path), data, version), self.public(path)):
+            return True
+        now = self.versioned(path)
+        return now is not None and now[0] == data
+
+    @contextmanager
+    def _lock(self, path: str) -> Iterator[None]:
+        """Hold the lock of a local file; the lock's own file stays, for whoever waits for it has it open.
+
+        Raises:
+            RequestError: the file system has no locks, or this user may not write there.
+        """
+        folder, _, name = self.full(path).rpartition("/")
+        os.makedirs(folder, exist_ok=True)
+        with ExitStack() as held:
+            try:
+                file = held.enter_context(open(f"{folder}/.{name}.lock", "ab"))
+                fcntl.flock(file, fcntl.LOCK_EX)
+            except OSError as error:
+                raise RequestError(
+                    f"cannot lock {self.public(path)}: {error.strerror}: put the workspace where locks work"
+                ) from error
+            yield
+
     @contextmanager
     def writer(self, path: str) -> Iterator[BinaryIO]:
         """Write a file piece by piece; it is there, whole, once the block has ended without an error."""
@@ -452,7 +547,12 @@ def _file_info(path: str, info: dict[str, Any]) -> FileInfo:
 
 def _temporary(name: str) -> bool:
     base = name.rpartition("/")[2]
-    return base.startswith(".") and base.endswith(".tmp")
+    return base.startswith(".") and base.endswith((".tmp", ".lock"))
+
+
+def _content_token(data: bytes) -> str:
+    """What changes when a local file's bytes do: its time of modification may not."""
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
 def _sync_folder(path: str) -> None:

@@ -1,0 +1,42 @@
+"""``curate rollback workspace=W [--to ID]``: put the parent of the manifest in force, or another one, in force.
+
+``curate rollback MANIFEST`` puts that one in force; with the URL of a pointer (``…/latest-<name>.json``), the parent of
+what it names.
+"""
+
+import re
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from curation.cli import execute, take_option
+from curation.config import load_config
+from curation.errors import RequestError
+from curation.manifests.latest import POINTER
+from curation.manifests.reading import ManifestReader
+from curation.manifests.rollback import rollback
+from curation.storage import Folder
+
+
+def run(arguments: Sequence[str]) -> dict[str, Any]:
+    """Move a pointer back, or forward again."""
+    rest = list(arguments)
+    to = take_option(rest, "--to", "the id of a manifest")
+    named = rest.pop(0) if rest and not re.match(r"[a-z_.]+=", rest[0]) else None
+    config = load_config(rest)
+    name, url, storage = config.name, config.workspace, config.runtime.storage
+    if named is not None:
+        manifest = ManifestReader(named, storage)
+        around, found, id = manifest.url.rpartition("/manifests/")
+        if not found or url is not None:
+            raise RequestError("rollback takes workspace=W, or a manifest that lies in its workspace")
+        pointer = POINTER.fullmatch(named.rpartition("/")[2])
+        url, name = around or "/", pointer[1] if pointer else name
+        to = to if pointer else id
+    if url is None:
+        raise RequestError("rollback takes a workspace: curate rollback workspace=W [--to ID]")
+    return rollback(Folder(url, storage, "workspace"), name, to)
+
+
+if __name__ == "__main__":
+    sys.exit(execute(run))
