@@ -1,8 +1,8 @@
 """What a night costs: `curate recurate` of 1 % new shards against the first `curate prune`, at several sizes.
 
 Vectors are precomputed and shards are Parquet of images that nothing decodes, so that the time is the pipeline's own.
-``ratio`` is the largest, over the sizes and stores, of (seconds of taking in 1 % new shards - start-up) / seconds of the first run.
-Start-up is the same command taking in one shard of one sample, where the archive is one of 100 shards: whatever must be
+``ratio`` is the largest, over the sizes and stores, of (seconds of taking in 1 % new shards - start-up) / seconds of
+the first run. Start-up is the same command taking in one shard of one sample, where the archive is one of 100 shards: whatever must be
 started (Ray, workers, an encoder) has been.
 
 ``--listing N``: instead, seconds to tell the new shards among N on S3 over those of a bare paginated listing of them.
