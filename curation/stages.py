@@ -29,6 +29,7 @@ from curation.manifests.access import LOCAL, OBJECT_STORE, reads_of_manifest
 from curation.manifests.build import check_budget, select
 from curation.manifests.schema import Manifest
 from curation.report.page import write_report
+from curation.runs import record_in, stage
 from curation.runtime import Resources, start_ray, versions
 from curation.scoring.build import build_scores
 from curation.scoring.consistent import build_consistency
@@ -53,6 +54,7 @@ class Run:
     filter: TableFilter | None = None
     begun: float = field(default_factory=time.time)
 
+    @stage("catalog")
     def catalog(self, encode: bool = True) -> Catalog:
         """The complete catalog; ``encode=False`` only checks that it is there.
 
@@ -70,6 +72,7 @@ class Run:
             log.info("%s", summary(measured))
         return catalog
 
+    @stage("cluster")
     def clusters(self, catalog: Catalog) -> Folder:
         """Centroids and assignments, fitted unless they are there."""
         mode, settings, seed = self.config.references_mode(), self._cluster_settings(catalog), self.config.seed
@@ -87,14 +90,17 @@ class Run:
             settings = replace(settings, levels=[round(k**0.5), k] if k > 1 else [k])
         return settings
 
+    @stage("score")
     def scores(self, catalog: Catalog) -> Folder:
         """What models trained on the labels say of each sample, made unless it is there."""
         return build_scores(self.config, self.roots, catalog, self.resources, self.tables)
 
+    @stage("consistency")
     def consistency(self, catalog: Catalog) -> Folder:
         """How far each sample's image and what is said of it agree, judged unless that is there."""
         return build_consistency(self.config, catalog, self.resources, self.tables)
 
+    @stage("select")
     def manifest(self, catalog: Catalog, clusters: Folder) -> Manifest:
         """The drawn manifest, published."""
         settings, seed = self.config.select, self.config.seed
@@ -106,6 +112,7 @@ class Run:
         label = self.config.score.label
         return select(catalog.store, clusters, settings, seed, self.workspace, header, self.tables, scores, label)
 
+    @stage("report")
     def report(self, catalog: Catalog, clusters: Folder, manifest: Manifest) -> str:
         """The page's URL."""
         folder = self.workspace.child(manifest.folder)
@@ -163,6 +170,7 @@ def open_run(arguments: Sequence[str]) -> Iterator[Run]:
     assert config.workspace
     workspace = Folder(config.workspace, config.runtime.storage, "workspace")
     workspace.check_writable()
+    record_in(workspace, config.runtime.log_json)
     roots = list_archive(config.archive.url, config.runtime.storage, config.archive)
     tables = open_tables(config.archive.tables, config.runtime.storage)
     only = open_filter(tables, config.archive.filter)

@@ -6,7 +6,7 @@ local disk and an object store behave alike: a file is complete or absent.
 
 from curation.storage.copies import local_copy
 from curation.storage.folder import GAP, IN_FLIGHT, FileInfo, Folder, listing_digest
-from curation.storage.options import Options, check_storage_names, check_storage_options, options_for
+from curation.storage.options import Options, check_storage_names, check_storage_options, options_for, public_arguments
 from curation.storage.ranges import AHEAD, BLOCK, CHUNK, RangeReader, bundled, coalesce
 from curation.storage.retries import TRIES, pause, retry
 from curation.storage.urls import file_name, is_local, local_path, public_url, without_secrets
@@ -33,6 +33,7 @@ __all__ = [
     "local_path",
     "options_for",
     "pause",
+    "public_arguments",
     "public_url",
     "retry",
     "without_secrets",

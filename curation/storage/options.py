@@ -1,13 +1,13 @@
 """The options that stores are opened with: whose they are, and that there is no secret among them."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import fsspec
 
 from curation.errors import RequestError
-from curation.storage.urls import USER_INFO, is_local
+from curation.storage.urls import USER_INFO, is_local, without_secrets
 
 Options = dict[str, dict[str, Any]]
 
@@ -17,6 +17,13 @@ _SECRET_NAMES = {"key", "username"}
 _SECRET_PARTS = re.compile(
     "secret|password|passwd|token|credential|connection_string|access_key|account_key|sas|authorization"
 )
+_KEY = re.compile(r"[-+~]*[A-Za-z_][\w.@/-]*")  # of an override, or an option's name
+_NAMED = re.compile(  # a secret in a mapping, a query or a header
+    rf"({_SECRET_PARTS.pattern}|storage|key|username|pass|pwd|auth|sig)[\w-]*['\"]?\s*[:=]", re.IGNORECASE
+)
+_ACCOUNT = re.compile(r"://\S*@\S*")
+_QUERY = re.compile(r"[?#]\S*=\S*")
+HIDDEN = "…"
 
 
 def check_storage_options(options: dict[str, Any]) -> None:
@@ -93,3 +100,23 @@ def _refuse_secrets(where: str, value: Any) -> None:
 def _names_secret(name: str) -> bool:
     plain = name.lower().replace("-", "_")
     return plain in _SECRET_NAMES or _SECRET_PARTS.search(plain) is not None
+
+
+def public_arguments(arguments: Sequence[str]) -> list[str]:
+    """A command line as it may be kept: storage options and whatever looks like a credential are hidden.
+
+    More is hidden than must be: of a URL with a user all of it, of one with a query the query.
+    """
+    shown, secret = [], False
+    for text in arguments:
+        key, equals, value = text.partition("=")
+        if not equals or not _KEY.fullmatch(key):
+            key, equals, value = "", "", text
+        named = "storage" in key.lower() or any(map(_names_secret, re.split("[./@]", key.lstrip("-+~"))))
+        if named or secret or _NAMED.search(value):
+            value = HIDDEN
+        else:
+            value = without_secrets(_QUERY.sub("?" + HIDDEN, _ACCOUNT.sub("://" + HIDDEN, value)))
+        shown.append(key + equals + value)
+        secret = text.startswith("-") and _names_secret(text.lstrip("-"))  # then the next is what it takes
+    return shown
