@@ -349,7 +349,7 @@ class _JsonLines(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         with self.run.lock:
             stage = self.run.stages[-1].name if self.run.stages else None
-        told = {
+        told: dict[str, Any] = {
             "time": utc(record.created)[:-1] + f".{int(record.msecs):03}Z",
             "level": record.levelname.lower(),
             "run": self.run.id,
@@ -357,6 +357,8 @@ class _JsonLines(logging.Formatter):
             "stage": stage,
             "message": without_secrets(record.getMessage()),
         }
+        if record.exc_info:
+            told["traceback"] = [without_secrets(line) for line in self.formatException(record.exc_info).splitlines()]
         return json.dumps(told | _plain(getattr(record, "figures", {})) | told, ensure_ascii=False)
 
 

@@ -106,7 +106,7 @@ def _manifests(workspace: Folder) -> list[dict[str, Any]]:
         except (FileNotFoundError, ValueError, KeyError, TypeError):
             row["broken"] = True
         found.append(row)
-    return found
+    return sorted(found, key=lambda row: row["name"] or "")
 
 
 def _catalogs(workspace: Folder, files: bool) -> list[dict[str, Any]]:

@@ -113,10 +113,12 @@ def public_arguments(arguments: Sequence[str]) -> list[str]:
         if not equals or not _KEY.fullmatch(key):
             key, equals, value = "", "", text
         named = "storage" in key.lower() or any(map(_names_secret, re.split("[./@]", key.lstrip("-+~"))))
-        if named or secret or _NAMED.search(value):
+        if secret:
+            key, equals, value = "", "", HIDDEN
+        elif named or _NAMED.search(value):
             value = HIDDEN
         else:
             value = without_secrets(_QUERY.sub("?" + HIDDEN, _ACCOUNT.sub("://" + HIDDEN, value)))
         shown.append(key + equals + value)
-        secret = text.startswith("-") and _names_secret(text.lstrip("-"))  # then the next is what it takes
+        secret = text.startswith("-") and not equals and _names_secret(text.lstrip("-"))  # then it takes the next
     return shown
