@@ -312,15 +312,16 @@ def count(
         _current.metrics.add("curation_encoder_seconds", seconds, doing=doing)
 
 
-def observe_drift(**measures: float) -> None:
+def observe_drift(**measures: float | None) -> None:
     """Tell how far newcomers are from what the clusters know: ``far_share``, ``share_shift``, ``entropy_shift``."""
     if _current is None:
         return
-    told = {measure: float(value) for measure, value in measures.items()}
+    told = {measure: None if value is None else float(value) for measure, value in measures.items()}
     with _current.lock:
         _current.state["drift"] = _plain(told)
     for measure, value in told.items():
-        _current.metrics.set("curation_drift", value, measure=measure)
+        if value is not None:
+            _current.metrics.set("curation_drift", value, measure=measure)
     log.debug("drift", extra={"figures": told})
 
 

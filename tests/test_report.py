@@ -91,6 +91,10 @@ class Workspace:
         for part in range(parts):
             mine = rows.filter(pa.array([number == part for number in shards]))
             self.manifest.publish(f"decisions/part-{part:05d}.parquet", parquet_bytes(mine))
+        files = [
+            {"path": f"decisions/part-{part:05d}.parquet", "size": 0, "sha256": "", "rows": 0} for part in range(parts)
+        ]
+        self.manifest.publish("files.parquet", parquet_bytes(pa.Table.from_pylist(files)))
 
     def gather(self) -> Figures:
         return gather(self.store, self.shards, self.clusters, self.manifest)

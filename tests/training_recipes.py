@@ -11,7 +11,7 @@ import safetensors.numpy
 from torch.utils.data import Dataset
 
 from curation.catalog.tiles import Tiles
-from curation.manifests.schema import DECISIONS_SCHEMA, decisions_path
+from curation.manifests.schema import DECISIONS_SCHEMA, FILES_FILE, FILES_SCHEMA, decisions_path
 from curation.storage import Folder
 from tests.kept import Archive
 
@@ -49,6 +49,8 @@ def write_decisions(archive: Archive) -> list[str]:
     for number, rows in enumerate(parts):
         table = pa.Table.from_pylist(rows, DECISIONS_SCHEMA)
         pq.write_table(table, archive.manifest / decisions_path(number), row_group_size=29)
+    files = [{"path": decisions_path(number), "size": 0, "sha256": "", "rows": 0} for number in range(len(parts))]
+    pq.write_table(pa.Table.from_pylist(files, FILES_SCHEMA), archive.manifest / FILES_FILE)
     return ids
 
 

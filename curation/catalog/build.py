@@ -3,7 +3,6 @@
 The driver holds the listing and counts; footers are read and checked in tasks.
 """
 
-import hashlib
 import logging
 import pickle
 import sys
@@ -15,6 +14,8 @@ from dataclasses import dataclass, replace
 from threading import Event, Thread
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 from ray.data import ActorPoolStrategy
 from ray.exceptions import RayActorError
@@ -25,6 +26,7 @@ from curation.archive.tables import TableFilter
 from curation.catalog.artefact import Artefact, catalog_id, encoder_config, needs_pixels
 from curation.catalog.encode import EncodeSpec, Ledger, ShardEncoder
 from curation.catalog.fit import check_bank, load_or_fit, other_resolution
+from curation.catalog.sources import SOURCES_SCHEMA, counts_of, digest_of, merged, source_row
 from curation.catalog.store import CatalogStore, chunks
 from curation.config import Config
 from curation.encoders import precomputed
@@ -38,7 +40,6 @@ log = logging.getLogger("curation")
 
 BANK = "references"  # the bank's root name
 FOOTERS = 500  # footers read in one task
-COUNTS = ("read", "kept", "quarantined", "filtered", "empty")  # of a footer
 BLOCKS = 10_000  # blocks that Ray Data is handed at most
 LOOK = 5.0  # seconds between two looks at what the encoders have done
 
@@ -53,6 +54,7 @@ class Catalog:
         counts: samples read, kept and quarantined; those that a filter refused, and tiles without a valid pixel, which
             do not count as read; over the archive (not the bank).
         digest: hash over the shards' names and content digests.
+        sources: the archive's ledger, `catalog.sources.SOURCES_SCHEMA`.
         profile: the numeric profile, or several where mixing was allowed.
     """
 
@@ -64,6 +66,7 @@ class Catalog:
     digest: str
     bank_digest: str | None
     profiles: tuple[dict[str, str], ...]
+    sources: pa.Table
     warnings: tuple[str, ...] = ()
 
 
@@ -109,8 +112,10 @@ def build_catalog(
     if state.pending:
         raise IncompleteError(f"{sorted(state.pending)[0]} and {len(state.pending) - 1} more are not in the catalog")
     _check_profiles(config, state.profiles)
-    refused = state.counts[("archive", "filtered")]
-    if refused and not state.counts[("archive", "read")]:
+    of_bank = pc.starts_with(state.sources["shard"], f"{BANK}/")
+    sources, of_bank = state.sources.filter(pc.invert(of_bank)), state.sources.filter(of_bank)
+    counts = counts_of(sources)
+    if (refused := counts["filtered"]) and not counts["read"]:
         raise RequestError(f"archive.filter={config.archive.filter} allows none of the {refused} samples: widen it")
     names = tuple(sorted(shard.name for shard in bank.shards)) if bank else ()
     return Catalog(
@@ -118,10 +123,11 @@ def build_catalog(
         artefact=artefact,
         shards=tuple(sorted(shard.name for root in roots for shard in root.shards)),
         bank=names,
-        counts={name: state.counts[("archive", name)] for name in COUNTS},
-        digest=_digest(state.digests, bank=False) or "",
-        bank_digest=_digest(state.digests, bank=True),
+        counts=counts,
+        digest=digest_of(sources),
+        bank_digest=digest_of(of_bank) if names else None,
         profiles=tuple(state.profiles),
+        sources=sources,
         warnings=_warnings(store, artefact, names),
     )
 
@@ -172,30 +178,29 @@ def check_bad_fraction(config: Config, catalog: Catalog, result: dict[str, Any])
 @dataclass
 class _State:
     pending: set[str]
-    counts: Counter[tuple[str, str]]
-    digests: list[tuple[str, str]]
+    sources: pa.Table
     profiles: list[dict[str, str]]
 
 
 def _reckon(store: CatalogStore, artefact: Artefact, shards: Sequence[Shard]) -> _State:
-    """Which shards are wanting, and the sums over the others' footers."""
-    state = _State(set(), Counter(), [], [])
+    """Which shards are wanting, and the ledger of the others."""
     sha256 = artefact.sha256
-    for part in ray.get([_footers.remote(store, sha256, list(chunk)) for chunk in chunks(shards, FOOTERS)]):
-        state.pending |= part.pending
-        state.counts += part.counts
-        state.digests += part.digests
-        state.profiles += [profile for profile in part.profiles if profile not in state.profiles]
-    return state
+    parts = ray.get([_footers.remote(store, sha256, list(chunk)) for chunk in chunks(shards, FOOTERS)])
+    pending = {name for part in parts for name in part.pending}
+    profiles = [profile for part in parts for profile in part.profiles]
+    profiles = [profile for i, profile in enumerate(profiles) if profile not in profiles[:i]]
+    return _State(pending, merged([part.sources for part in parts]), profiles)
 
 
 @ray.remote(num_cpus=1)
 def _footers(store: CatalogStore, artefact: str, shards: list[Shard]) -> _State:
-    state = _State(set(), Counter(), [], [])
+    pending: set[str] = set()
+    rows: list[dict[str, Any]] = []
+    profiles: list[dict[str, str]] = []
     for shard in shards:
         footer = store.footer(shard.name)
         if footer is None or footer["fingerprint"] != shard.fingerprint:
-            state.pending.add(shard.name)
+            pending.add(shard.name)
             continue
         if footer["artefact"] != artefact:
             raise RequestError(
@@ -204,20 +209,10 @@ def _footers(store: CatalogStore, artefact: str, shards: list[Shard]) -> _State:
             )
         if footer["read"] != footer["kept"] + footer["quarantined"]:
             raise CurationError(f"the counts of {shard.name} do not add up: {footer}")
-        part = "bank" if shard.root == BANK else "archive"
-        for name in COUNTS:
-            state.counts[(part, name)] += footer[name]
-        state.digests.append((shard.name, footer["digest"]))
-        if footer["profile"] not in state.profiles:
-            state.profiles.append(footer["profile"])
-    return state
-
-
-def _digest(digests: Sequence[tuple[str, str]], bank: bool) -> str | None:
-    chosen = sorted(item for item in digests if item[0].startswith(f"{BANK}/") == bank)
-    if not chosen:
-        return None
-    return hashlib.sha256("".join(f"{name}\0{digest}\n" for name, digest in chosen).encode()).hexdigest()
+        rows.append(source_row(shard.name, footer))
+        if footer["profile"] not in profiles:
+            profiles.append(footer["profile"])
+    return _State(pending, pa.Table.from_pylist(rows, SOURCES_SCHEMA), profiles)
 
 
 def _check_profiles(config: Config, profiles: Sequence[dict[str, str]]) -> None:

@@ -30,10 +30,9 @@ from curation.evaluation.selections import Selected, select_budgets
 from curation.evaluation.stability import kinds_agreement, overlap, recommend
 from curation.evaluation.verdicts import plain, share
 from curation.manifests.build import check_budget
-from curation.manifests.duplicates import sortable
 from curation.manifests.exchange import submit
 from curation.manifests.schema import HEADER_FILE, ROWS_FILE, json_bytes
-from curation.selection.sampling import split_ids
+from curation.selection.sampling import sortable, split_ids
 from curation.stages import Run, config_without_urls
 from curation.storage import Folder
 

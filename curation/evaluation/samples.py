@@ -16,11 +16,10 @@ from curation.catalog.store import CatalogStore, chunks
 from curation.catalog.tiles import Tiles
 from curation.clustering.assign import embeddings
 from curation.errors import CurationError, RequestError
-from curation.manifests.duplicates import sortable
 from curation.manifests.exchange import submit
 from curation.manifests.schema import ROWS_FILE
 from curation.selection.groups import group_texts
-from curation.selection.sampling import split_ids
+from curation.selection.sampling import sortable, split_ids
 from curation.storage import Folder
 
 MOST = 1_000_000  # samples; their features are held in memory

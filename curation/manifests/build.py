@@ -24,15 +24,20 @@ from numpy.typing import NDArray
 
 from curation.archive.tables import Table, columns_by_table
 from curation.catalog.schema import catalog_schema
+from curation.catalog.sources import SOURCES_FILE
 from curation.catalog.store import CatalogStore
+from curation.catalog.store import parquet_bytes as catalog_bytes
 from curation.clustering.classifier import CLASSIFIER, Classifier
 from curation.config import SelectConfig
 from curation.errors import CurationError, RequestError
-from curation.manifests import guided, order, steps
-from curation.manifests.duplicates import RANGES, find_duplicates, mark
+from curation.manifests import again, grown, guided, order, steps
+from curation.manifests.again import Again
+from curation.manifests.drift import Drift, Spread, entropy_shift, far_share, share_shift
+from curation.manifests.duplicates import RANGES, find_duplicates, find_near, mark
 from curation.manifests.exchange import Layers, exchange, submit
 from curation.manifests.places import Found, find_places, unite
 from curation.manifests.schema import (
+    DECISIONS,
     DROPPED,
     FILES_FILE,
     FILES_SCHEMA,
@@ -40,9 +45,11 @@ from curation.manifests.schema import (
     KEPT,
     LATEST,
     ROW_GROUP,
+    SKETCHES,
     File,
     Manifest,
     content_id,
+    decisions_path,
     json_bytes,
     parquet_bytes,
 )
@@ -80,6 +87,8 @@ def select(
     tables: Sequence[Table] = (),
     scores: Folder | None = None,
     label: str = "label",
+    sources: pa.Table | None = None,
+    parent: Again | None = None,
 ) -> Manifest:
     """Decide over every sample, and publish the manifest.
 
@@ -93,11 +102,13 @@ def select(
         tables: beside the archive.
         scores: ``scores/<id>``, where the strategy goes by a score.
         label: the column of the catalog or a table that has the classes, where it goes by them.
+        sources: the archive's ledger, to lie beside the manifest.
+        parent: what it goes on from.
 
     Raises:
         RequestError: the archive cannot give what is asked for.
     """
-    selection = _Selection(store, clusters, settings, seed, workspace, tables, scores, label)
+    selection = _Selection(store, clusters, settings, seed, workspace, tables, scores, label, sources, parent)
     selection.warnings += header["content"].get("warnings", [])
     selection.load()
     if settings.by:
@@ -126,6 +137,8 @@ def select(
             selection.settle_units()
         selection.check("the near-duplicate stage leaves")
     selection.draw()
+    if parent is not None and parent.grow:
+        selection.grow()
     return selection.publish(header)
 
 
@@ -142,8 +155,12 @@ class _Selection:
         tables: Sequence[Table],
         scores: Folder | None,
         label: str,
+        sources: pa.Table | None,
+        parent: Again | None,
     ) -> None:
-        self.settings, self.workspace = settings, workspace
+        self.settings, self.workspace, self.sources, self.again = settings, workspace, sources, parent
+        self.folder = workspace.child(_unfinished(workspace))
+        self.sketches: list[File] = []
         self.paths = [file.path for file in clusters.list("assignments") if file.path.endswith(".parquet")]
         names = ["scene", "size", "distance_mean", "distance_std", "neighbours"]
         self.centroids = pq.read_table(pa.BufferReader(clusters.read("centroids.parquet")), columns=names)
@@ -216,7 +233,15 @@ class _Selection:
         Raises:
             RequestError: the budget, the lists or the entropies do not fit the archive.
         """
-        loaded = [submit(steps.load, self.shared, path, returns=4) for path in self.paths]
+        if self.again is None:
+            loaded = [submit(steps.load, self.shared, path, returns=4) for path in self.paths]
+        else:
+            befores = [self.again.before(number) for number in range(len(self.again.pieces))]
+            lost = submit(_lost, *(submit(again.gone_ids, before) for before in befores))
+            loaded = [
+                submit(again.load, self.shared, before, assigned, lost, returns=4)
+                for before, assigned in zip(befores, self.again.assigned, strict=True)
+            ]
         self.parts: list[Layers] = [[part[0]] for part in loaded]
         self.shards = [part[1] for part in loaded]
         self.surveys: list[Survey] = ray.get([part[2] for part in loaded])
@@ -303,7 +328,12 @@ class _Selection:
         self.parts, _ = exchange(self.parts, partitions, self.shared, order.send_to_unit, order.settle_units)
 
     def cut_entropy(self, keep: float) -> None:
-        """Keep the top share of what is left, by one exact threshold."""
+        """Keep the top share of what is left, by one exact threshold; of fresh rows those above the parent's."""
+        if self.again is not None:
+            least = self.again.content["selection"]["least_entropy"]
+            self.parts = [[*part, submit(steps.cut_below, least, *part)] for part in self.parts]
+            self.tell_least_entropy(least)
+            return
         self.tell_least_entropy(-self.cut("entropy", -1, int(keep * self.left + 0.5), "entropy"))
 
     def cut(self, column: str, sign: int, keep: int, reason: str) -> float:
@@ -363,7 +393,15 @@ class _Selection:
         own = np.arange(len(lengths), dtype=np.int32)[:, None]
         neighbours = np.repeat(own, width, axis=1)  # itself, where few others are known
         neighbours[np.arange(width) < lengths[:, None]] = listed.flatten().to_numpy()
-        groups, self.told["duplicates"] = find_duplicates(self.parts, self.shards, self.shared, self.sizes, neighbours)
+        sizes = self.sizes
+        if self.again is not None:
+            files = [file.path.removeprefix("../") for file in self.again.files(SKETCHES)]
+            around = self.again.parent.parent
+            self.parts = find_near(self.parts, self.shards, self.shared, neighbours, around, files)
+            sizes = self.total(steps.count_compared, len(sizes))
+        groups, self.told["duplicates"], self.sketches = find_duplicates(
+            self.parts, self.shards, self.shared, sizes, neighbours, self.folder
+        )
         self.mark(groups, "duplicate")
 
     def draw(self) -> None:
@@ -394,7 +432,9 @@ class _Selection:
         rows = int(self.total(guided.count, self.shared)[0])
         guide = dataclasses.replace(guide, rows=rows, required=self.required, sampled=min(1.0, SAMPLE / max(rows, 1)))
         self.learn(dataclasses.replace(self.plan, guide=guide))
-        _, [learnt] = exchange(self.parts, 1, self.shared, guided.send_to_sample, guided.learn, self.shards)
+        learnt = self.learnt_before()
+        if learnt is None:
+            _, [learnt] = exchange(self.parts, 1, self.shared, guided.send_to_sample, guided.learn, self.shards)
         share = self.settings.guided
         if share is None:
             share = learnt.share if learnt.share >= LEAST else 0.0
@@ -416,6 +456,13 @@ class _Selection:
             "class_shares": learnt.class_shares.tolist(),
         }
         return share > 0
+
+    def learnt_before(self) -> guided.Learnt | None:
+        """What the parent had learnt of the archive, which stays with the clusters."""
+        told = self.again.content["selection"].get("guided", {}) if self.again is not None else {}
+        if "explained" not in told:
+            return None
+        return guided.Learnt(told["explained"], np.array(told["class_shares"]))
 
     def guide(self, sizes: NDArray[np.int64], required: NDArray[np.int64]) -> None:
         """Merge the draw's order with that of the bank's classes; the draw refuses from where its part ends."""
@@ -538,8 +585,8 @@ class _Selection:
 
     def publish(self, header: dict[str, Any]) -> Manifest:
         """Write everything; the header last, since its presence means that the rest is there."""
-        name = _unfinished(self.workspace)
-        written, file = self._write(self.workspace.child(name))
+        name = f"unfinished/{self.folder.base.rpartition('/')[2]}"
+        written, file = self._write(self.folder)
         reasons = sum((part.reasons for part in written), Counter())
         kept = self.samples - sum(reasons[reason] for reason in DROPPED)
         self._warn_of_classes(written)
@@ -548,7 +595,12 @@ class _Selection:
             self.told["splits"] = {name: held_out[name] for name in self.plan.splits}
         if self.settings.grouped:
             self.told["left_free"] = self.plan.budget - kept  # the next unit did not fit
-        files = [file, *(part.file for part in written)]
+        if self.again is None:
+            self.told["frozen"] = sum((part.spread for part in written), Spread()).frozen()
+        else:
+            self.tell_of_parent(self.again)
+        own = [file, *(part.file for part in written if part.file is not None), *self.sketches]
+        files = self._with_parents(file, written)
         listing = parquet_bytes(pa.Table.from_pylist([dataclasses.asdict(file) for file in files], schema=FILES_SCHEMA))
         content = {
             **header["content"],
@@ -562,10 +614,12 @@ class _Selection:
             "files": hashlib.sha256(listing).hexdigest(),
         }
         folder = f"manifests/{content_id(content)}"
-        for file in files:
+        for file in own:
             self.workspace.move(f"{name}/{file.path}", f"{folder}/{file.path}")
         self.workspace.discard(name)
         self.workspace.publish(f"{folder}/{FILES_FILE}", listing)
+        if self.sources is not None:
+            self.workspace.publish(f"{folder}/{SOURCES_FILE}", catalog_bytes(self.sources))
         self.workspace.publish(f"{folder}/{HEADER_FILE}", json_bytes({**header, "content": content}))
         self.workspace.publish(LATEST, json_bytes({"id": content_id(content)}))
         return Manifest(
@@ -584,8 +638,12 @@ class _Selection:
             CurationError: samples were lost on the way.
         """
         splits = _splits(self.surveys, self.plan.budget)
+        befores = [None if self.again is None else self.again.before(number) for number in range(len(self.parts))]
         parts = [
-            submit(write_part, self.shared, number, folder, splits, shards, *layers, returns=len(splits) + 2)
+            submit(
+                *(write_part, self.shared, number, folder, splits, befores[number], shards, *layers),
+                returns=len(splits) + 2,
+            )
             for number, (shards, layers) in enumerate(zip(self.shards, self.parts, strict=True))
         ]
         written: list[Written] = ray.get([part[0] for part in parts])
@@ -597,6 +655,44 @@ class _Selection:
             counts = f"{decided.total()} decisions, {rows.rows} of {kept} kept rows"
             raise CurationError(f"of {self.samples} samples there are {counts}: this is a fault of the program")
         return written, rows
+
+    def _with_parents(self, rows: File, written: list[Written]) -> list[File]:
+        """All files that make the manifest up: of each part those of the parent that still hold, then its own."""
+        files = [rows]
+        kept: dict[str, list[File]] = {}
+        if self.again is not None:
+            for file in self.again.files(DECISIONS):
+                kept.setdefault(file.path.rpartition("/")[2], []).append(file)
+        for number, part in enumerate(written):
+            if self.again is not None and not self.again.pieces[number].whole:
+                files += kept.get(decisions_path(number).rpartition("/")[2], [])
+            files += [part.file] if part.file is not None else []
+        return files + (self.again.files(SKETCHES) if self.again is not None else []) + self.sketches
+
+    def tell_of_parent(self, before: Again) -> None:
+        """What drift there is, held against what was frozen with the first draw."""
+        self.told["frozen"] = before.frozen
+        now = self.total(steps.count_clusters, len(self.sizes))
+        drift = Drift(
+            samples=int(before.spread.distances.sum()),
+            far_share=far_share(before.spread, before.frozen["reach"]),
+            share_shift=share_shift(now, self.sizes),
+            entropy_shift=entropy_shift(before.spread, before.frozen),
+        )
+        self.told["recurate"] = {**before.told, "drift": drift.figures()}
+
+    def grow(self) -> None:
+        """Keep all that the parent kept and that is still there; newcomers take what the draw leaves in each cluster."""
+        partitions = int(self.plan.partition.max()) + 1
+        self.learn(dataclasses.replace(self.plan, grown=True))
+        self.parts, _ = exchange(self.parts, partitions, self.shared, grown.send_to_cluster, grown.grow)
+        kept = int(self.total(grown.count)[0])
+        if kept != self.plan.budget:
+            self.warn(f"recurate.mode=grow: {kept} samples are kept where select.budget comes to {self.plan.budget}")
+        self.told["draw"] = self.plan.budget
+        self.learn(dataclasses.replace(self.plan, budget=kept))
+        self.told["nested"] = False
+        self.order_all()
 
     def check(self, stage: str) -> None:
         """Count what is left, and refuse a budget that a stage leaves too little for.
@@ -640,6 +736,10 @@ class _Selection:
             named = ", ".join(f"{name} ({fell[name]} of {before[name]})" for name in lost[:NAMED])
             more = f" and {len(lost) - NAMED} more" if len(lost) > NAMED else ""
             self.warn(f"the entropy stage takes more than {LOSS:.0%} of: {named}{more}")
+
+
+def _lost(*ids: NDArray[np.bytes_]) -> NDArray[np.bytes_]:
+    return np.unique(np.concatenate([np.zeros(0, "S16"), *ids]))
 
 
 def _read_list(name: str, url: str | None, workspace: Folder) -> SampleList | None:

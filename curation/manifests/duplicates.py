@@ -1,30 +1,47 @@
 """Near-duplicates of the whole archive: `selection.duplicates` over ranges of clusters, in Ray tasks."""
 
+import hashlib
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import ray
 from numpy.typing import NDArray
 
 from curation.catalog.schema import catalog_schema
+from curation.clustering.nearest import one_thread
 from curation.manifests.exchange import Columns, Layers, merge, submit
+from curation.manifests.schema import SKETCHES, File, sketch_bytes
 from curation.manifests.steps import CODE, OPEN, Plan, Shards, running
 from curation.selection.duplicates import COLUMNS, across_clusters, groups_from_pairs, halo, within_clusters
-from curation.selection.sampling import split_ids
+from curation.selection.sampling import sortable, split_ids
+from curation.selection.sketches import SKETCH_SCHEMA, propose, sketch
+from curation.storage import Folder
 
 ROWS_A_RANGE = 1 << 16  # rows with their patches; several times as many lie in the neighbouring clusters
 RANGES = 1024  # at most
+SKETCH_TASKS = 256  # at most
+SKETCHED = ("sample_id", "signature", "patch", "embedding")  # catalog columns that a sketch is made of
 
 Ranges = list[tuple[int, int]]  # of clusters: first, and the one after the last
 
 
 def find_duplicates(
-    parts: list[Layers], shards: list[Any], plan: Any, sizes: NDArray[np.int64], neighbours: NDArray[np.int32]
-) -> tuple[Any, dict[str, int]]:
-    """Find every duplicate and its representative.
+    parts: list[Layers],
+    shards: list[Any],
+    plan: Any,
+    sizes: NDArray[np.int64],
+    neighbours: NDArray[np.int32],
+    folder: Folder,
+) -> tuple[Any, dict[str, int], list[File]]:
+    """Find every duplicate and its representative, and write sketches of all rows that nothing stands for.
+
+    Where the parts have the columns ``fresh`` and ``near``, only rows of either are compared, those of ``near`` go
+    before all others and none of them falls.
 
     Args:
         parts: references to each part's rows.
@@ -32,9 +49,11 @@ def find_duplicates(
         plan: reference to the `Plan`.
         sizes: (K,) samples of each cluster.
         neighbours: (K, n) of each cluster.
+        folder: of the manifest that is being made.
 
     Returns:
-        a reference to what `mark` takes, and how many duplicates there are and how many an embedding decided.
+        a reference to what `mark` takes, how many duplicates there are and how many an embedding decided, and the
+        files of sketches.
     """
     ranges = cluster_ranges(sizes)
     split = [
@@ -46,8 +65,35 @@ def find_duplicates(
     within = submit(_concatenated, *(submit(within_clusters, table) for table in rows))
     near = ray.put(neighbours)
     across = [submit(_across, near, number, within, ranges, rows) for number in range(len(ranges))]
-    groups, found = submit(_groups, within, *across, returns=2)
-    return groups, ray.get(found)
+    known = [submit(_known, table) for table in rows]
+    groups, found = submit(_groups, len(known), *known, within, *across, returns=2)
+    files = [submit(_write_sketches, folder, number, table, groups) for number, table in enumerate(rows)]
+    return groups, ray.get(found), [file for file in ray.get(files) if file is not None]
+
+
+def find_near(
+    parts: list[Layers],
+    shards: list[Any],
+    plan: Any,
+    neighbours: NDArray[np.int32],
+    around: Folder,
+    files: Sequence[str],
+) -> list[Layers]:
+    """Add the column ``near``: rows of the parent that a fresh row might be a copy of, by their sketches.
+
+    Args:
+        parts: references to each part's rows, with the column ``fresh``.
+        shards: references to each part's `Shards`.
+        plan: reference to the `Plan`.
+        neighbours: (K, n) of each cluster.
+        around: the folder of all manifests.
+        files: of sketches, below it.
+    """
+    sketches = [submit(_fresh_sketches, plan, names, *part) for names, part in zip(shards, parts, strict=True)]
+    fresh, beside = submit(_sorted_sketches, *sketches), ray.put(neighbours)
+    groups = np.array_split(np.array(files, object), min(len(files), SKETCH_TASKS)) if files else []
+    found = submit(_sorted_ids, *(submit(_propose, around, list(some), fresh, beside) for some in groups))
+    return [[*part, submit(_mark_near, found, *part)] for part in parts]
 
 
 def cluster_ranges(sizes: NDArray[np.int64]) -> Ranges:
@@ -61,14 +107,18 @@ def _split(plan: Plan, ranges: Ranges, shards: Shards, *layers: Columns) -> list
     """The rows of each range out of one part (and nothing, so that there are always several results)."""
     rows = merge(layers)
     there, first = running(rows), 0
+    if "fresh" in rows:
+        there &= rows["fresh"] | rows["near"]
     nothing = _candidates(catalog_schema(1).empty_table().select(COLUMNS), rows, slice(0, 0))
     found = [[nothing] for _ in ranges]
     for name, count in zip(shards.names, shards.rows, strict=True):
         here = slice(first, first + count)
+        first += count
+        if not there[here].any():
+            continue
         table = _candidates(plan.store.read(name, COLUMNS), rows, here).filter(pa.array(there[here]))
         for pieces, limits in zip(found, ranges, strict=True):
             pieces.append(table.filter(_in_range(table, *limits)))
-        first += count
     return [*(pa.concat_tables(pieces, promote_options="permissive").combine_chunks() for pieces in found), None]
 
 
@@ -79,7 +129,9 @@ def _candidates(table: pa.Table, rows: Columns, here: slice) -> pa.Table:
     vectors = pc.if_else(decided, pa.scalar(None, vectors.type), vectors)  # null takes no room
     table = table.set_column(table.schema.get_field_index("embedding"), "embedding", vectors)
     table = table.append_column("cluster", pa.array(rows["cluster"][here]))
-    return table.append_column("first", pa.array(rows["reason"][here] == CODE["required"]))
+    known = rows["near"][here] & ~rows["fresh"][here] if "near" in rows else np.zeros(table.num_rows, bool)
+    first = known | (rows["reason"][here] == CODE["required"])
+    return table.append_column("first", pa.array(first)).append_column("known", pa.array(known))
 
 
 def _in_range(table: pa.Table, first: int, stop: int) -> pa.Array:
@@ -103,12 +155,76 @@ def _concatenated(*tables: pa.Table) -> pa.Table:
     return pa.concat_tables(tables)
 
 
-def _groups(*pairs: pa.Table) -> tuple[Columns, dict[str, int]]:
-    """Duplicates and their representatives, sorted by id, and counts."""
-    groups = groups_from_pairs(pa.concat_tables(pairs))
+def _known(table: pa.Table) -> NDArray[np.bytes_]:
+    """Ids of the rows that were there before."""
+    return sortable(*split_ids(table["sample_id"].filter(table["known"])))
+
+
+def _groups(ranges: int, *found: Any) -> tuple[Columns, dict[str, int]]:
+    """Duplicates and their representatives, sorted by id, and counts; ``found``: `_known` of the ranges, then pairs."""
+    pairs = pa.concat_tables(found[ranges:])
+    stays = np.isin(sortable(*split_ids(pairs["worse"])), np.concatenate(found[:ranges]))
+    groups = groups_from_pairs(pairs.filter(pa.array(~stays)))
     of_upper, of_lower = split_ids(groups["duplicate_of"])
     counts = {"found": groups.num_rows, "by_embedding": int(np.asarray(groups["by_embedding"]).sum())}
     return {"id": sortable(*split_ids(groups["sample_id"])), "of_upper": of_upper, "of_lower": of_lower}, counts
+
+
+# sketches
+
+
+def _write_sketches(folder: Folder, number: int, rows: pa.Table, groups: Columns) -> File | None:
+    """A range's rows that are new and that nothing stands for."""
+    alone = ~np.isin(sortable(*split_ids(rows["sample_id"])), groups["id"])
+    rows = rows.filter(pa.array(alone & ~np.asarray(rows["known"])))
+    if not rows.num_rows:
+        return None
+    data = sketch_bytes(sketch(rows))
+    path = f"{SKETCHES}/part-{number:05d}.parquet"
+    folder.publish(path, data)
+    return File(path, len(data), hashlib.sha256(data).hexdigest(), rows.num_rows)
+
+
+def _fresh_sketches(plan: Plan, shards: Shards, *layers: Columns) -> pa.Table:
+    """Sketches of the fresh rows of a part that are in the running."""
+    rows = merge(layers)
+    there, first, found = running(rows) & rows["fresh"], 0, [SKETCH_SCHEMA.empty_table()]
+    for name, count in zip(shards.names, shards.rows.tolist(), strict=True):
+        here = slice(first, first + count)
+        first += count
+        if there[here].any():
+            table = plan.store.read(name, SKETCHED).filter(pa.array(there[here]))
+            found.append(sketch(table.append_column("cluster", pa.array(rows["cluster"][here][there[here]]))))
+    return pa.concat_tables(found)
+
+
+def _sorted_sketches(*tables: pa.Table) -> pa.Table:
+    return pa.concat_tables(tables).sort_by([("cluster", "ascending"), ("id", "ascending")]).combine_chunks()
+
+
+def _propose(
+    around: Folder, files: Sequence[str], fresh: pa.Table, neighbours: NDArray[np.int32]
+) -> NDArray[np.bytes_]:
+    found = [np.zeros(0, "S16")]
+    with one_thread():
+        for path in files:
+            known = pq.read_table(pa.BufferReader(around.read(path)), schema=SKETCH_SCHEMA).combine_chunks()
+            found.append(_fixed(propose(known, fresh, neighbours)))
+    return np.concatenate(found)
+
+
+def _sorted_ids(*some: NDArray[np.bytes_]) -> NDArray[np.bytes_]:
+    return np.unique(np.concatenate([np.zeros(0, "S16"), *some]))
+
+
+def _mark_near(ids: NDArray[np.bytes_], *layers: Columns) -> Columns:
+    rows = merge(layers)
+    there, _ = find(ids, rows)
+    return {"near": there & ~rows["fresh"] & running(rows)}
+
+
+def _fixed(ids: pa.Array) -> NDArray[np.bytes_]:
+    return np.frombuffer(b"".join(ids.to_pylist()), "S16")
 
 
 def mark(groups: Columns, reason: str, *layers: Columns) -> Columns:
@@ -121,6 +237,8 @@ def mark(groups: Columns, reason: str, *layers: Columns) -> Columns:
     """
     rows = merge(layers)
     copy, place = find(groups["id"], rows)
+    if "fresh" in rows:  # what a parent kept standing stays so
+        copy &= rows["fresh"]
     marked = {"reason": np.where(copy & (rows["reason"] == OPEN), CODE[reason], rows["reason"])}
     for name in ("of_upper", "of_lower"):
         marked[name] = rows[name].copy() if name in rows else np.zeros(len(copy), np.uint64)
@@ -133,8 +251,3 @@ def find(ids: NDArray[np.bytes_], rows: Columns) -> tuple[NDArray[np.bool_], NDA
     own = sortable(rows["upper"], rows["lower"])
     place = np.minimum(np.searchsorted(ids, own), max(len(ids) - 1, 0))
     return (ids[place] == own if len(ids) else np.zeros(len(own), bool)), place
-
-
-def sortable(upper: NDArray[np.uint64], lower: NDArray[np.uint64]) -> NDArray[np.bytes_]:
-    """Ids as bytes, which NumPy can search."""
-    return np.ascontiguousarray(np.stack([upper, lower], 1).astype(">u8")).view("S16").ravel()

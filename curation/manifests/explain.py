@@ -13,8 +13,9 @@ from curation.archive.sample import sample_id
 from curation.catalog.schema import catalog_schema
 from curation.catalog.store import CatalogStore
 from curation.errors import AccessError, RequestError
+from curation.manifests.chain import decision_parts, read_part
 from curation.manifests.reading import ManifestReader, open_catalog
-from curation.manifests.schema import open_parquet
+from curation.manifests.schema import DECISIONS_SCHEMA, GUIDED_SCHEMA, open_parquet
 from curation.selection.strategies import STRATEGIES
 from curation.storage import Folder
 
@@ -83,6 +84,8 @@ def explain(url: str, sample: str, storage: dict[str, Any] | None = None) -> dic
     if not found:
         return _quarantined(store, sample) or _unknown(manifest, sample)
     row = found[0]
+    if row["decision"] == "kept":  # its row of the decisions may be of an ancestor
+        row |= _kept_row(manifest, row["sample_id"])
     stands = _stand_in(manifest, store, row) if row["decision"] == "dropped" else None
     settings = manifest.header["content"]["config"].get("select", {})
     return {**row, "why": _why(row, settings), "stands_for_it": stands}
@@ -116,12 +119,10 @@ def _why(row: dict[str, Any], settings: dict[str, Any]) -> str:
 def _rows(folder: Folder, column: str, value: str) -> list[dict[str, Any]]:
     """The decisions with that value; other columns are read only where there is one."""
     found: list[dict[str, Any]] = []
-    for part in folder.list("decisions"):
-        with open_parquet(folder, part.path) as file:
-            for number in range(file.num_row_groups):
-                there = pc.equal(file.read_row_group(number, [column])[column], value)
-                if pc.any(there).as_py():
-                    found += file.read_row_group(number).filter(there).to_pylist()
+    for files in decision_parts(folder):
+        if pc.any(pc.equal(read_part(folder, files, [column])[column], value)).as_py():
+            rows = read_part(folder, files, [*DECISIONS_SCHEMA.names, *GUIDED_SCHEMA.names])
+            found += rows.filter(pc.equal(rows[column], value)).to_pylist()
     return found
 
 
@@ -149,10 +150,18 @@ def _stand_in(manifest: ManifestReader, store: CatalogStore, row: dict[str, Any]
     return {"by": "embedding", "embedding_distance": float(distance[nearest]), **kept.slice(nearest, 1).to_pylist()[0]}
 
 
+def _kept_row(manifest: ManifestReader, name: str) -> dict[str, Any]:
+    """The sample's rank and weight, as the manifest has them."""
+    for group in _groups(manifest):
+        for row in group.filter(pc.equal(group["sample_id"], name)).select(["rank", "weight"]).to_pylist():
+            return dict(row)
+    return {}
+
+
 def _groups(manifest: ManifestReader) -> Iterator[pa.Table]:
     with open_parquet(manifest.folder, "manifest.parquet") as file:
         for number in range(file.num_row_groups):
-            yield file.read_row_group(number, [*FIGURES, "cluster", "scene", "rank"])
+            yield file.read_row_group(number, [*FIGURES, "cluster", "scene", "rank", "weight"])
 
 
 def catalog_rows(store: CatalogStore, rows: pa.Table, columns: Sequence[str]) -> pa.Table:

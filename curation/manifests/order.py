@@ -276,6 +276,8 @@ def _prototypes(plan: Plan, rows: Columns) -> tuple[NDArray[np.float64], NDArray
 
 def score(plan: Plan, rows: Columns) -> NDArray[np.float64]:
     """The smallest are kept; NaN where a row is no longer in the running."""
+    if plan.grown:
+        return rows["grown"]
     value = row_priority(plan, rows) if plan.strategy.strata is None else rows["score"]
     return np.where(rows["reason"] == CODE["required"], -np.inf, np.where(running(rows), value, np.nan))
 
@@ -326,5 +328,8 @@ def final_reason(plan: Plan, rows: Columns) -> NDArray[np.uint8]:
     kept = rows["rank"] >= 0
     chosen = np.where(rows.get("near", np.zeros(len(kept), bool)), CODE["nearest"], CODE["sampled"])
     chosen = np.where(rows.get("guided", np.zeros(len(kept), bool)), CODE["guided"], chosen)
+    if plan.grown:
+        stays = (rows["was"] >= 0) & (rows["before"] != CODE["required"])
+        chosen = np.where(stays, rows["before"], chosen)
     refused = CODE["entropy" if plan.strategy.order == "entropy" else "quota"]
     return np.where(rows["reason"] == OPEN, np.where(kept, chosen, refused), rows["reason"])

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import ray
 from numpy.typing import NDArray
 
-from curation.manifests.duplicates import find, sortable
+from curation.manifests.duplicates import find
 from curation.manifests.exchange import Columns, Layers, merge, submit
 from curation.manifests.steps import CODE, PARTITIONS, ROWS_A_PARTITION, Plan, Shards, running
 from curation.selection.duplicates import COLUMNS, quality
@@ -31,6 +31,7 @@ from curation.selection.places import (
     settle,
     touched,
 )
+from curation.selection.sampling import sortable
 
 KEYS = 256  # that a part tells of itself, at most
 CATALOG = tuple(name for name in COLUMNS if name not in ("sample_id", "signature", "patch", "embedding"))
@@ -95,12 +96,14 @@ def _located(plan: Plan, shards: Shards, *layers: Columns) -> tuple[Tiles, Surve
     """A part's rows that are in the running and have a footprint."""
     rows = merge(layers)
     there, first = running(rows), 0
-    required = rows["reason"] == CODE["required"]
+    before_others = rows["reason"] == CODE["required"]
+    if "fresh" in rows:
+        before_others |= ~rows["fresh"]
     found = [Tiles(*(np.empty(0, np.uint64),) * 2, np.empty((0, 4)), *(np.empty(0, np.int64),) * 2)]
     for name, count in zip(shards.names, shards.rows, strict=True):
         at = first + np.flatnonzero(there[first : first + count])
         table = plan.store.read(name, CATALOG).take(pa.array(at - first))
-        table = table.append_column("first", pa.array(required[at]))
+        table = table.append_column("first", pa.array(before_others[at]))
         time = table["time"].cast(pa.timestamp("us", tz="UTC")).cast(pa.int64())
         tiles = Tiles(
             upper=rows["upper"][at],

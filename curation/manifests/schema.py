@@ -24,6 +24,8 @@ REASONS = KEPT + DROPPED
 HEADER_FILE = "manifest.json"  # written last: its presence means that the rest is there
 ROWS_FILE = "manifest.parquet"
 FILES_FILE = "files.parquet"
+DECISIONS = "decisions"  # folder of their parts
+SKETCHES = "sketches"  # and of those of the rows that nothing stands for
 LATEST = "manifests/latest.json"  # below the workspace
 
 MANIFEST_SCHEMA = pa.schema(
@@ -69,6 +71,13 @@ DECISIONS_SCHEMA = pa.schema(
         pa.field("duplicate_of", pa.string()),  # sample_id of the representative of its group
         pa.field("rank", pa.int64()),
         pa.field("weight", pa.float64()),
+        pa.field("source_id", pa.string()),  # these as in the manifest
+        pa.field("label", pa.string()),
+        pa.field("offset", pa.int64()),
+        pa.field("size", pa.int64()),
+        pa.field("position", pa.list_(pa.int64())),
+        pa.field("window", WINDOW),
+        pa.field("radiometry", pa.string()),
     ]
 )
 
@@ -145,13 +154,20 @@ class File:
 
 def decisions_path(number: int) -> str:
     """Where the decisions of a part lie in a manifest's folder."""
-    return f"decisions/part-{number:05d}.parquet"
+    return f"{DECISIONS}/part-{number:05d}.parquet"
 
 
 def parquet_bytes(table: pa.Table) -> bytes:
     """A table as a Parquet file."""
     sink = io.BytesIO()
     pq.write_table(table, sink, row_group_size=ROW_GROUP, **WRITING)
+    return sink.getvalue()
+
+
+def sketch_bytes(table: pa.Table) -> bytes:
+    """Sketches as a Parquet file; they do not compress."""
+    sink = io.BytesIO()
+    pq.write_table(table, sink, row_group_size=ROW_GROUP, compression="none", use_dictionary=False)
     return sink.getvalue()
 
 

@@ -12,6 +12,7 @@ once something stands for others; of its unit, if there are units:
 where a bank guides, those of `guided`.
 """
 
+import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -40,6 +41,13 @@ from curation.storage import Folder
 
 CODE = {reason: np.uint8(code) for code, reason in enumerate(REASONS)}
 OPEN = np.uint8(len(REASONS))  # no rule has decided yet
+
+CATALOG = (
+    *("index", "key", "offset", "size", "position", "window", "source_id", "label"),
+    *("valid_fraction", "cloud_fraction", "entropy", "radiometry"),
+)
+"""What a manifest takes from the catalog; decisions have it too, so that a later run need not open catalog files."""
+
 
 ROWS_A_PARTITION = 1 << 19
 PARTITIONS = 128  # at most: pieces must not become so small that the driver would hold them
@@ -121,6 +129,7 @@ class Plan:
         least_entropy: of what was kept for its entropy.
         hardest: score of what was kept though `select.ccs.beta` of the hardest fell.
         threshold: the first refused priority where one order decides; NaN where nothing was refused.
+        grown: whether the order of all goes by `grown`.
     """
 
     store: CatalogStore
@@ -151,6 +160,7 @@ class Plan:
     least_entropy: float = np.nan
     hardest: float = np.nan
     threshold: float = np.nan
+    grown: bool = False
 
     @property
     def strategy(self) -> Strategy:
@@ -191,7 +201,7 @@ class Survey:
     without_entropy: int
     matched: dict[str, int]
     both: int
-    shards: list[tuple[str, int]]
+    shards: list[tuple[str, int]] = field(default_factory=list)
     unscored: int = 0
     clouded: int = 0
     states: frozenset[str] = frozenset()
@@ -208,44 +218,70 @@ def load(plan: Plan, path: str) -> tuple[Columns, Shards, Survey, dict[str, list
     """
     columns = ["sample_id", "shard", "cluster", "distance"]
     table = pq.read_table(pa.BufferReader(plan.clusters.read(path)), columns=columns, read_dictionary=["shard"])
+    shards = runs(table["shard"])
+    rows = start(plan, table)
+    del table
+    if plan.scores is not None:
+        rows |= _scores(plan, path, len(rows["upper"]))
+    catalog = with_tables(plan, read_catalog(plan.store, shards, plan.columns)) if plan.columns else None
+    names, survey = judge(plan, rows, catalog)
+    return rows, shards, dataclasses.replace(survey, shards=some_shards(shards)), names
+
+
+def start(plan: Plan, table: pa.Table) -> Columns:
+    """Rows by ``sample_id``, ``cluster`` and ``distance``, as long as no rule but that of the clusters has spoken."""
     upper, lower = split_ids(table["sample_id"])
-    shards = _runs(table["shard"])
     rows = {"upper": upper, "lower": lower, **{name: table[name].to_numpy() for name in ("cluster", "distance")}}
     rows["reason"] = np.where(plan.excluded[rows["cluster"]], CODE["cluster_excluded"], OPEN)
-    del table
-    named = {name: np.zeros(len(upper), bool) for name in ("require", "exclude")}
+    return rows
+
+
+def judge(
+    plan: Plan, rows: Columns, catalog: pa.Table | None, carried: pa.Table | None = None
+) -> tuple[dict[str, list[str]], Survey]:
+    """Add to rows what the rules for single rows say of them.
+
+    Args:
+        plan: of the selection.
+        rows: as `start` has them, and what the scores say.
+        catalog: their catalog columns, where any are asked for.
+        carried: a parent's decisions over them, whose groups and splits stay.
+
+    Returns:
+        the names of ``group``s and ``label``s, in the order of their codes here; what the driver learns.
+    """
+    number = len(rows["upper"])
+    named = {name: np.zeros(number, bool) for name in ("require", "exclude")}
     told: dict[str, Any] = {}
     names: dict[str, list[str]] = {}
-    lacking = np.zeros(len(upper), bool)
-    if plan.scores is not None:
-        rows |= _scores(plan, path, len(upper))
-        lacking |= np.isnan(rows["value"])
-    if plan.columns:
-        catalog = _with_tables(plan, read_catalog(plan.store, shards, plan.columns))
+    lacking = np.isnan(rows["value"]) if "value" in rows else np.zeros(number, bool)
+    if catalog is not None:
         if "entropy" in plan.columns:
             rows["entropy"] = catalog["entropy"].to_numpy()
         if plan.settings.unit:
-            rows["unit_upper"], rows["unit_lower"] = units.unit_ids(catalog[plan.settings.unit], upper, lower)
+            rows["unit_upper"], rows["unit_lower"] = units.unit_ids(
+                catalog[plan.settings.unit], rows["upper"], rows["lower"]
+            )
         named |= {name: listed.match(catalog) for name, listed in plan.lists.items()}
         rows["reason"][named["require"]] = CODE["required"]
         rows["reason"][named["exclude"]] = CODE["excluded"]
         if plan.settings.by:
-            rows["group"], names["group"] = _groups(plan.settings, catalog)
+            texts = _group_texts(plan, catalog) if carried is None else carried["group"]
+            rows["group"], names["group"] = _codes(plan.settings, "group", texts)
         if plan.strategy.labelled:
             lacking |= catalog[plan.label].is_null().to_numpy()
-            rows["label"], names["label"] = _labels(plan.settings, catalog[plan.label])
-        told = _judge(plan, catalog, rows)
+            texts = pc.fill_null(catalog[plan.label].cast(pa.string()), "")
+            rows["label"], names["label"] = _codes(plan.settings, "label", texts)
+        told = _judge_place_and_sky(plan, catalog, rows, carried)
     rows["reason"][lacking & (rows["reason"] == OPEN)] = CODE["unscored"]
-    survey = Survey(
-        rows=len(upper),
+    return names, Survey(
+        rows=number,
         without_entropy=int(np.isnan(rows["entropy"]).sum()) if "entropy" in rows else 0,
         matched={name: int(named[name].sum()) for name in plan.lists},
         both=int((named["require"] & named["exclude"]).sum()),
         unscored=int(lacking.sum()),
-        shards=_some(shards),
         **told,
     )
-    return rows, shards, survey, names
 
 
 def _scores(plan: Plan, path: str, rows: int) -> Columns:
@@ -265,31 +301,30 @@ def _scores(plan: Plan, path: str, rows: int) -> Columns:
     return {name: table[column].to_numpy().astype(np.float32) for name, column in columns.items()}
 
 
-def _labels(settings: SelectConfig, column: pa.ChunkedArray) -> tuple[NDArray[np.int32], list[str]]:
-    """The label of every row as a code, and what the codes stand for; without a label it is the empty one."""
-    encoded = pc.dictionary_encode(pc.fill_null(column.cast(pa.string()), "")).combine_chunks()
-    check_names(settings, "label", len(encoded.dictionary))
+def _codes(settings: SelectConfig, column: str, texts: pa.ChunkedArray) -> tuple[NDArray[np.int32], list[str]]:
+    """Texts, none null, as codes, and what the codes stand for.
+
+    Raises:
+        RequestError: there are too many.
+    """
+    encoded = texts.combine_chunks().dictionary_encode()
+    check_names(settings, column, len(encoded.dictionary))
     return encoded.indices.to_numpy(), encoded.dictionary.to_pylist()
 
 
-def _with_tables(plan: Plan, catalog: pa.Table) -> pa.Table:
+def _group_texts(plan: Plan, catalog: pa.Table) -> pa.ChunkedArray:
+    """The group of every row."""
+    texts = group_texts(plan.settings.by, catalog, plan.settings.region_km)
+    return pa.chunked_array([texts.cast(pa.string())])
+
+
+def with_tables(plan: Plan, catalog: pa.Table) -> pa.Table:
     """The rows with what the tables say of them."""
     for table, columns in plan.joined.items():
         found = lookup(table, columns, catalog[table.on])
         for name in columns:
             catalog = catalog.append_column(name, found[name])
     return catalog
-
-
-def _groups(settings: SelectConfig, catalog: pa.Table) -> tuple[NDArray[np.int32], list[str]]:
-    """The group of every row, as a code, and the names that the codes stand for.
-
-    Raises:
-        RequestError: there are too many.
-    """
-    texts = group_texts(settings.by, catalog, settings.region_km)
-    check_names(settings, "group", len(texts.dictionary))
-    return texts.indices.to_numpy(), texts.dictionary.to_pylist()
 
 
 def check_names(settings: SelectConfig, column: str, number: int) -> None:
@@ -311,12 +346,17 @@ def code_names(plan: Plan, column: str, names: dict[str, list[str]], *layers: Co
     return {column: np.array([codes[name] for name in names[column]], np.int32)[merge(layers)[column]]}
 
 
-def _judge(plan: Plan, catalog: pa.Table, rows: Columns) -> dict[str, Any]:
+def _judge_place_and_sky(plan: Plan, catalog: pa.Table, rows: Columns, carried: pa.Table | None) -> dict[str, Any]:
     """Give the rows their split, and the reason that the validity and cloud stage would have; tell what was seen."""
     told: dict[str, Any] = {}
     settings = plan.settings
     if plan.splits:
-        if settings.split_by:
+        if carried is not None:
+            said = pc.index_in(carried["split"].cast(pa.string()), pa.array(plan.splits)).fill_null(len(plan.splits))
+            edge = np.asarray(pc.equal(carried["reason"], "split_edge"))
+            rows["split"] = np.where(edge, EDGE, said.to_numpy()).astype(np.uint8)
+            told["footprints"] = len(edge)
+        elif settings.split_by:
             said = catalog[settings.split_by].cast(pa.string())
             rows["split"] = pc.index_in(said, pa.array(plan.splits)).fill_null(len(plan.splits)).to_numpy()
             rows["split"] = rows["split"].astype(np.uint8)
@@ -363,7 +403,12 @@ def read_catalog(store: CatalogStore, shards: Shards, columns: tuple[str, ...]) 
     return pa.concat_tables(tables, promote_options="permissive")  # columns may or may not be marked nullable
 
 
-def _runs(column: pa.ChunkedArray) -> Shards:
+def runs(column: pa.ChunkedArray) -> Shards:
+    """The shards of a sorted dictionary column.
+
+    Raises:
+        CurationError: it is not sorted.
+    """
     column = column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
     codes = np.asarray(column.indices)
     first = np.flatnonzero(np.diff(codes, prepend=-1))
@@ -373,7 +418,7 @@ def _runs(column: pa.ChunkedArray) -> Shards:
     return Shards(names, np.diff(np.append(first, len(codes))))
 
 
-def _some(shards: Shards) -> list[tuple[str, int]]:
+def some_shards(shards: Shards) -> list[tuple[str, int]]:
     """Every so many-th shard with the rows up to the next."""
     if not shards.names:
         return []
@@ -417,3 +462,22 @@ def cut(column: str, sign: int, prefix: tuple[int, ...], reason: str, *layers: C
     reasons = rows["reason"].copy()
     reasons[(reasons == OPEN) & ~passed] = CODE[reason]
     return {"reason": reasons}, float((sign * rows[column][passed]).max(initial=-np.inf))
+
+
+def cut_below(least: float, *layers: Columns) -> Columns:
+    """Reasons after a cut of fresh rows at a frozen entropy, which required rows pass."""
+    rows = merge(layers)
+    calm = rows["fresh"] & (rows["reason"] == OPEN) & (rows["entropy"] < np.float32(least))
+    return {"reason": np.where(calm, CODE["entropy"], rows["reason"])}
+
+
+def count_clusters(number: int, *layers: Columns) -> NDArray[np.int64]:
+    """Rows of each cluster, whether they are still in the running or not."""
+    return np.bincount(merge(layers)["cluster"], minlength=number)
+
+
+def count_compared(number: int, *layers: Columns) -> NDArray[np.int64]:
+    """Rows of each cluster that near-duplicates are looked for among."""
+    rows = merge(layers)
+    there = running(rows) & (rows["fresh"] | rows["near"])
+    return np.bincount(rows["cluster"][there], minlength=number)

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from curation.errors import AccessError, BadSample
+from curation.manifests.chain import decision_parts, listed, read_part, referenced
 from curation.manifests.loaders.decoded import Decoder
 from curation.manifests.loaders.fetch import Fetcher
 from curation.manifests.reading import ManifestReader
@@ -76,9 +77,9 @@ def _check_files(manifest: ManifestReader) -> Iterator[str]:
     except FileNotFoundError:
         yield f"{FILES_FILE} is missing"
         return
-    for file in _files(folder):
+    for file, path in zip(_files(folder), listed(folder), strict=True):
         try:
-            size, digest = _digest(folder, file["path"])
+            size, digest = _digest(folder.parent, path)
         except FileNotFoundError:
             yield f"{file['path']} is missing"
             continue
@@ -109,19 +110,18 @@ def _check_rows(manifest: ManifestReader) -> Iterator[str]:
     yield from kept.problems(ROWS_FILE)
     reasons: Counter[str] = Counter()
     decided = _Seen(counts["kept"])
-    for file in _files(manifest.folder):
-        if file["path"] == ROWS_FILE:
-            continue
-        for batch in batches(manifest.folder, file["path"], ["sample_id", "decision", "reason", "rank"]):
-            stays = pc.equal(batch["decision"], "kept")
-            found = Counter({pair["values"]: pair["counts"] for pair in batch["reason"].value_counts().to_pylist()})
-            reasons += found
-            of_kept = pc.is_in(batch["reason"], value_set=pa.array(KEPT))
-            if set(found) - set(REASONS) or not of_kept.equals(stays):
-                yield f"{file['path']}: a decision does not follow from its reason"
-            decided.add(batch.filter(stays))
-    yield from decided.problems("decisions")
-    if decided.mark != kept.mark:
+    for files in decision_parts(manifest.folder):
+        part = read_part(manifest.folder, files, ["sample_id", "decision", "reason", "rank"])
+        stays = pc.equal(part["decision"], "kept")
+        found = Counter({pair["values"]: pair["counts"] for pair in part["reason"].value_counts().to_pylist()})
+        reasons += found
+        of_kept = pc.is_in(part["reason"], value_set=pa.array(KEPT))
+        if set(found) - set(REASONS) or not of_kept.equals(stays):
+            yield f"{files[-1]}: a decision does not follow from its reason"
+        decided.add(part.filter(stays))
+    own = not referenced(manifest.folder)  # an ancestor's decisions have the ranks of their day
+    yield from decided.problems("decisions", ranked=own)
+    if decided.ids != kept.ids or (own and decided.mark != kept.mark):
         yield "the kept samples of the decisions are not those of the manifest"
     if dict(reasons) != counts["reasons"] or reasons.total() != counts["samples"]:
         yield f"the decisions count {dict(reasons)}, the header {counts['reasons']} of {counts['samples']}"
@@ -130,26 +130,26 @@ def _check_rows(manifest: ManifestReader) -> Iterator[str]:
 
 
 class _Seen:
-    """Ids and ranks that went by: a mark that does not depend on their order, and which ranks there were."""
+    """Ids and ranks that went by: marks that do not depend on their order, of ids alone and with ranks; the ranks."""
 
     def __init__(self, number: int) -> None:
-        self.number, self.rows, self.mark = number, 0, 0
+        self.number, self.rows, self.ids, self.mark = number, 0, 0, 0
         self.ranks = np.zeros(number, bool)
 
-    def add(self, batch: pa.RecordBatch) -> None:
-        """Take note of a batch."""
+    def add(self, batch: pa.RecordBatch | pa.Table) -> None:
+        """Take note of some rows."""
         rank: NDArray[np.int64] = batch["rank"].fill_null(-1).to_numpy(zero_copy_only=False)
         upper, lower = split_ids(batch["sample_id"])
-        words = mix(upper ^ mix(lower ^ mix(rank.astype(np.uint64))))
-        self.mark = (self.mark + int(words.sum())) % 2**64
+        self.ids = (self.ids + int(mix(upper ^ mix(lower)).sum())) % 2**64
+        self.mark = (self.mark + int(mix(upper ^ mix(lower ^ mix(rank.astype(np.uint64)))).sum())) % 2**64
         self.rows += len(rank)
         self.ranks[rank[(rank >= 0) & (rank < self.number)]] = True
 
-    def problems(self, name: str) -> Iterator[str]:
-        """What does not hold once all went by."""
+    def problems(self, name: str, ranked: bool = True) -> Iterator[str]:
+        """What does not hold once all went by; ``ranked``: whether their ranks must be all there are."""
         if self.rows != self.number:
             yield f"{name}: {self.rows} kept samples, {self.number} by the header"
-        elif not self.ranks.all():
+        elif ranked and not self.ranks.all():
             yield f"{name}: no sample has rank {int(np.argmin(self.ranks))}"
 
 

@@ -21,6 +21,8 @@ from numpy.typing import NDArray
 
 from curation.archive.sample import sample_id
 from curation.errors import CurationError
+from curation.manifests.again import Before
+from curation.manifests.drift import Spread
 from curation.manifests.exchange import Columns, merge
 from curation.manifests.order import final_reason, row_priority, sampling_weight
 from curation.manifests.schema import (
@@ -36,14 +38,9 @@ from curation.manifests.schema import (
     decisions_path,
     parquet_bytes,
 )
-from curation.manifests.steps import CODE, Guide, Plan, Shards, read_catalog
+from curation.manifests.steps import CATALOG, CODE, Guide, Plan, Shards, read_catalog
 from curation.selection.sampling import estimate_weight, join_ids
 from curation.storage import Folder
-
-CATALOG = (
-    *("index", "key", "offset", "size", "position", "window", "source_id", "label"),
-    *("valid_fraction", "cloud_fraction", "entropy", "radiometry"),
-)
 
 
 @dataclass(frozen=True)
@@ -51,29 +48,39 @@ class Written:
     """What the driver learns of a part when its decisions are written.
 
     Attributes:
+        file: of the decisions; None where none is other than the parent's.
         reasons: rows by reason.
         classes: rows of each class (the label, else the scene of the cluster), where entropy decides.
         calm: of these, rows that fell for their entropy.
         held_out: rows of each split.
+        spread: how distances and entropies lie.
     """
 
-    file: File
+    file: File | None
     reasons: Counter[str]
     classes: Counter[str]
     calm: Counter[str]
     held_out: Counter[str]
+    spread: Spread
 
 
 def write_part(
-    plan: Plan, number: int, folder: Folder, splits: Sequence[str], shards: Shards, *layers: Columns
+    plan: Plan,
+    number: int,
+    folder: Folder,
+    splits: Sequence[str],
+    before: Before | None,
+    shards: Shards,
+    *layers: Columns,
 ) -> list[Any]:
-    """Write a part's decisions.
+    """Write a part's decisions, or where there is a parent those that are other than the parent's.
 
     Args:
         plan: what was decided for all.
         number: of the part.
         folder: where files go.
         splits: shard names, sorted, that the kept rows are divided at.
+        before: of the parent, what it has of the part.
         shards: of the part.
         layers: the part's rows.
 
@@ -81,16 +88,44 @@ def write_part(
         a `Written`, then the part's manifest rows of each range of shards.
     """
     rows = merge(layers)
-    catalog = read_catalog(plan.store, shards, CATALOG)
-    ids = join_ids(rows["upper"], rows["lower"])
-    _check_ids(ids, shards, catalog["key"])
     reason = final_reason(plan, rows)
     kept = reason < len(KEPT)
+    other = np.ones(len(reason), bool) if before is None or before.whole else rows["fresh"] | (reason != rows["before"])
+    known = (
+        read_catalog(plan.store, shards, CATALOG) if before is None else before.rows(plan, shards, rows, kept | other)
+    )
+    if before is None:
+        _check_ids(join_ids(rows["upper"], rows["lower"]), shards, known["key"])
+    wanted = np.flatnonzero(kept | other)
+    table = _decided(
+        plan, {name: column[wanted] for name, column in rows.items()}, reason[wanted], known, shards, wanted
+    )
+    file = None
+    if other.any() or before is None:
+        schema = DECISIONS_SCHEMA if plan.guide is None else pa.unify_schemas([DECISIONS_SCHEMA, GUIDED_SCHEMA])
+        data = parquet_bytes(_table(table, schema, other[wanted]))
+        file = File(decisions_path(number), len(data), hashlib.sha256(data).hexdigest(), int(other.sum()))
+        folder.publish(file.path, data)
+    counts = Counter({name: int((reason == code).sum()) for name, code in CODE.items()})
+    judged = "entropy" in plan.columns and before is None
+    classes = _classes(table, np.full(len(wanted), judged))
+    calm = _classes(table, judged & (reason[wanted] == CODE["entropy"]))
+    held_out = Counter({name: int((rows["split"] == code).sum()) for code, name in enumerate(plan.splits)})
+    spread = Spread.of(rows["distance"], known["entropy"].to_numpy()) if before is None else Spread()
+    written = Written(file, counts, classes, calm, held_out, spread)
+    return [written, *_ranges(_table(table, MANIFEST_SCHEMA, kept[wanted]), np.flatnonzero(kept), shards, splits)]
+
+
+def _decided(
+    plan: Plan, rows: Columns, reason: NDArray[np.uint8], known: pa.Table, shards: Shards, at: NDArray[np.int64]
+) -> dict[str, Any]:
+    """Columns of decisions and manifest; ``at``: where in the part the rows stand."""
+    kept = reason < len(KEPT)
     columns = {
-        **{name: catalog[name] for name in CATALOG},
+        **{name: known[name] for name in CATALOG},
         **{name: pa.array(values, from_pandas=True) for name, values in _figures(plan, rows, reason).items()},
-        "sample_id": ids,
-        "shard": _texts(np.repeat(np.arange(len(shards.names)), shards.rows), shards.names),
+        "sample_id": join_ids(rows["upper"], rows["lower"]),
+        "shard": _texts(np.repeat(np.arange(len(shards.names)), shards.rows)[at], shards.names),
         "cluster": pa.array(rows["cluster"]),
         "distance": pa.array(rows["distance"]),
         "scene": plan.scene.take(pa.array(rows["cluster"])),
@@ -101,20 +136,7 @@ def write_part(
         "split": _names(rows.get("split"), plan.splits, len(reason)),
         "group": _names(rows.get("group"), plan.names.get("group", ()), len(reason)),
     }
-    schema = DECISIONS_SCHEMA
-    if plan.guide is not None:
-        columns |= _guided(plan.guide, rows)
-        schema = pa.unify_schemas([schema, GUIDED_SCHEMA])
-    data = parquet_bytes(_table(columns, schema))
-    file = File(decisions_path(number), len(data), hashlib.sha256(data).hexdigest(), len(reason))
-    folder.publish(file.path, data)
-    counts = Counter({name: int((reason == code).sum()) for name, code in CODE.items()})
-    judged = "entropy" in plan.columns
-    classes = _classes(columns, np.full(len(reason), judged))
-    calm = _classes(columns, judged & (reason == CODE["entropy"]))
-    held_out = Counter({name: int(pc.sum(pc.equal(columns["split"], name)).as_py() or 0) for name in plan.splits})
-    written = Written(file, counts, classes, calm, held_out)
-    return [written, *_ranges(_table(columns, MANIFEST_SCHEMA), np.flatnonzero(kept), shards, splits)]
+    return columns | (_guided(plan.guide, rows) if plan.guide is not None else {})
 
 
 def write_rows(folder: Folder, ranges: Sequence[Sequence[Any]]) -> File:
@@ -161,6 +183,8 @@ def _figures(plan: Plan, rows: Columns, reason: NDArray[np.uint8]) -> dict[str, 
         figures["weight"] = np.where(np.isin(reason, [CODE["required"], CODE["guided"]]), 1.0, weight)
     figures["threshold"][reason == CODE["entropy"]] = plan.least_entropy
     figures["threshold"][reason == CODE["hard"]] = plan.hardest
+    if plan.grown:  # rows of several draws stand side by side
+        figures |= {"weight": nothing, "threshold": np.where(ordered, np.nan, figures["threshold"])}
     for name, demanded in (("invalid", plan.settings.min_valid), ("cloud", plan.settings.max_cloud)):
         figures["threshold"][reason == CODE[name]] = demanded
     return figures
@@ -203,15 +227,16 @@ def _names(codes: NDArray[Any] | None, names: Sequence[str], rows: int) -> pa.Ar
     return pa.array(names, pa.string()).take(pa.array(codes.astype(np.int32), mask=codes >= len(names)))
 
 
-def _table(columns: dict[str, Any], schema: pa.Schema) -> pa.Table:
-    return pa.table([columns[name] for name in schema.names], schema=schema)
+def _table(columns: dict[str, Any], schema: pa.Schema, rows: NDArray[np.bool_]) -> pa.Table:
+    return pa.table([columns[name] for name in schema.names], schema=schema).filter(pa.array(rows))
 
 
 def _ranges(table: pa.Table, kept: NDArray[np.int64], shards: Shards, splits: Sequence[str]) -> list[pa.Table]:
-    """The kept rows up to each split, and after the last."""
-    ends = np.append(np.cumsum([0, *shards.rows])[[bisect_left(shards.names, split) for split in splits]], len(table))
+    """The kept rows up to each split, and after the last; ``kept``: where in the part they stand."""
+    edges = np.cumsum([0, *shards.rows])
+    ends = [*edges[[bisect_left(shards.names, split) for split in splits]], edges[-1]]
     bounds = np.searchsorted(kept, [0, *ends])
-    return [table.take(pa.array(kept[a:b])) for a, b in pairwise(bounds)]
+    return [table.slice(a, b - a) for a, b in pairwise(bounds.tolist())]
 
 
 def _by_shard(tables: Sequence[pa.Table]) -> pa.Table:

@@ -23,7 +23,8 @@ from curation.catalog.artefact import load_audit
 from curation.catalog.calibration import load_calibration
 from curation.catalog.store import CatalogStore, chunks
 from curation.errors import CurationError
-from curation.manifests.schema import KEPT, REASONS, batches
+from curation.manifests.chain import decision_parts, read_part
+from curation.manifests.schema import BATCH, KEPT, REASONS
 from curation.scoring.thumbnail import in_share
 from curation.selection.sampling import hash01
 from curation.storage import Folder
@@ -162,7 +163,7 @@ def gather(store: CatalogStore, shards: Sequence[str], clusters: Folder, manifes
     header = json.loads(manifest.read("manifest.json"))
     fit = json.loads(clusters.read("fit.json"))
     centroids = _centroids(clusters)
-    parts = [file.path for file in manifest.list("decisions") if file.path.endswith(".parquet")]
+    parts = decision_parts(manifest)
     counting = [_count.remote(manifest, part, store, centroids.num_rows) for part in parts]
     reading = [_readings.remote(store, list(chunk)) for chunk in chunks(shards, SHARDS_A_TASK)]
     counts: Counts = _merged(counting, _merge_counts)
@@ -216,12 +217,12 @@ def _merged(results: list[Any], merge: Callable[..., Any]) -> Any:
 
 
 @ray.remote(num_cpus=1)
-def _count(manifest: Folder, part: str, store: CatalogStore, clusters: int) -> Counts:
+def _count(manifest: Folder, part: list[str], store: CatalogStore, clusters: int) -> Counts:
     """Count one part's decisions."""
     counts = Counts(np.zeros((clusters + 1, len(REASONS)), np.int64))
     labels = _Labels(store)
     columns = ["shard", "index", "reason", "cluster", "entropy", "threshold", "duplicate_of", "group"]
-    for batch in batches(manifest, part, columns):
+    for batch in read_part(manifest, part, columns).to_batches(BATCH):
         reason = _reasons(batch["reason"])
         cluster = np.asarray(batch["cluster"].fill_null(clusters)).astype(np.int64)
         counts.clusters += _table(cluster, reason, clusters + 1)
@@ -418,11 +419,11 @@ class Picks:
 
 
 @ray.remote(num_cpus=1)
-def _pick(manifest: Folder, part: str, wanted: Wanted) -> Picks:
+def _pick(manifest: Folder, part: list[str], wanted: Wanted) -> Picks:
     """The best rows of one part."""
     best: list[pa.Table] = []
     copies = np.zeros(len(wanted.groups), np.int64)
-    for batch in batches(manifest, part, ROW):
+    for batch in read_part(manifest, part, ROW).to_batches(BATCH):
         rows, found = _candidates(batch, wanted)
         best = [_best(pa.concat_tables([*best, rows]))]
         copies += found

@@ -63,6 +63,11 @@ def mix(words: Words) -> Words:
     return words ^ (words >> np.uint64(31))
 
 
+def sortable(upper: NDArray[np.uint64], lower: NDArray[np.uint64]) -> NDArray[np.bytes_]:
+    """Ids as bytes, which NumPy can search."""
+    return np.ascontiguousarray(np.stack([upper, lower], 1).astype(">u8")).view("S16").ravel()
+
+
 def distance_weight(distance: ArrayLike, mean: ArrayLike, std: ArrayLike, representativeness: float) -> Floats:
     """exp(-representativeness z) with z = (distance - mean) / std, clipped to three: above 0 favours the near.
 

@@ -1,7 +1,7 @@
 """A manifest of ``curate prune`` as a keep-index."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,8 +10,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from curation.errors import RequestError
+from curation.manifests.chain import decision_parts, read_part
 from curation.manifests.reading import ManifestReader
-from curation.manifests.schema import batches
 from curation.selection.sampling import split_ids
 from curation.training.index import KeepIndex
 
@@ -65,28 +65,41 @@ def _by_keys(reader: ManifestReader, budget: int | None, keys: Sequence[str]) ->
 
 
 def _by_decisions(reader: ManifestReader, budget: int | None) -> tuple[int, Kept]:
-    counts: dict[str, int] = defaultdict(int)  # rows of each shard so far
-    found: dict[str, list[Kept]] = defaultdict(list)
-    parts = [file.path for file in reader.folder.list("decisions")]
-    if not parts:
-        raise RequestError(f"{reader.folder.public()} has no decisions, which number the archive's rows: give keys")
-    most = reader.num_rows if budget is None else budget
-    for part in parts:
-        for batch in batches(reader.folder, part, ["shard", "rank", "weight", "sample_id"]):
-            shard = pc.run_end_encode(batch["shard"])
-            start = 0
-            for name, stop in zip(shard.values.to_pylist(), shard.run_ends.to_pylist(), strict=True):
-                rows = batch.slice(start, stop - start)
-                kept = rows.filter(pc.less(rows["rank"], most))  # a dropped one has none
-                places = np.flatnonzero(pc.fill_null(pc.less(rows["rank"], most), False)) + counts[name]
-                found[name].append((places, _weights(kept["weight"]), _ids(kept["sample_id"])))
-                counts[name] += len(rows)
-                start = stop
+    kept = reader.table(["sample_id", "weight"], budget)
+    ids = _ids(kept["sample_id"])
+    order = np.argsort(ids)
+    ids, weights = ids[order], _weights(kept["weight"])[order]
+    counts: dict[str, int] = defaultdict(int)  # rows of each shard
+    found: dict[str, list[tuple[NDArray[np.int64], NDArray[np.int64]]]] = defaultdict(list)
+    for rows in _decided(reader):
+        own = _ids(rows["sample_id"])
+        place = np.minimum(np.searchsorted(ids, own), len(ids) - 1)
+        there = ids[place] == own
+        shard = pc.run_end_encode(rows["shard"].combine_chunks())
+        start = 0
+        for name, stop in zip(shard.values.to_pylist(), shard.run_ends.to_pylist(), strict=True):
+            own_kept = np.flatnonzero(there[start:stop])
+            found[name].append((own_kept, place[start:stop][own_kept]))
+            counts[name] = stop - start
+            start = stop
     names = sorted(counts)
     starts = dict(zip(names, np.cumsum([0, *(counts[name] for name in names)]).tolist(), strict=False))
-    kept_rows = [(starts[name] + places, weights, ids) for name in names for places, weights, ids in found[name]]
-    rows, weights, ids = (np.concatenate(column) for column in zip(*kept_rows, strict=True))
-    return sum(counts.values()), (rows, weights, ids)
+    rows, places = (
+        np.concatenate(column)
+        for column in zip(*((starts[name] + row, place) for name in names for row, place in found[name]), strict=True)
+    )
+    return sum(counts.values()), (rows, weights[places], ids[places])
+
+
+def _decided(reader: ManifestReader) -> Iterator[pa.Table]:
+    """Every sample's id and shard, a part at a time; a shard's rows lie in one part, in their order."""
+    try:
+        for files in decision_parts(reader.folder):
+            yield read_part(reader.folder, files, ["shard", "sample_id"])
+    except (FileNotFoundError, RequestError):
+        raise RequestError(
+            f"{reader.folder.public()} has no decisions, which number the archive's rows (a copy?): give keys"
+        ) from None
 
 
 def _weights(column: Any) -> NDArray[np.float64]:
