@@ -24,7 +24,7 @@ from typing import Any
 import curation
 from curation.errors import RequestError
 from curation.metrics import Metrics
-from curation.storage import Folder, public_arguments, without_secrets
+from curation.storage import Folder, public_arguments, without_credentials
 
 log = logging.getLogger("curation")
 
@@ -188,7 +188,7 @@ class RunRecord:
         except Exception as error:  # noqa: BLE001 - whatever it is: the run goes on
             if not self.failing:
                 self.failing = True
-                said = without_secrets(str(error))
+                said = without_credentials(str(error))
                 log.warning("%s cannot be written; the run goes on: %s", self.folder.public(path), said)
 
     def begin_stage(self, stage: _Stage) -> None:
@@ -224,7 +224,7 @@ class RunRecord:
             self.thread.join()  # an older record must not come after this one
         state = STATES.get(status, "failed")
         if error is not None:
-            self.state["error"] = {"class": type(error).__name__, "message": without_secrets(str(error))}
+            self.state["error"] = {"class": type(error).__name__, "message": without_credentials(str(error))}
         self.state |= {"state": state, "exit_status": status, "result": _plain(result), "ended": utc()}
         self._write()
         figures = {"state": state, "exit_status": status, "error": self.state["error"], "result": _plain(result)}
@@ -356,10 +356,10 @@ class _JsonLines(logging.Formatter):
             "run": self.run.id,
             "job": self.run.job,
             "stage": stage,
-            "message": without_secrets(record.getMessage()),
+            "message": without_credentials(record.getMessage()),
         }
         if record.exc_info:
-            told["traceback"] = [without_secrets(line) for line in self.formatException(record.exc_info).splitlines()]
+            told["traceback"] = without_credentials(self.formatException(record.exc_info))
         return json.dumps(told | _plain(getattr(record, "figures", {})) | told, ensure_ascii=False)
 
 
@@ -375,7 +375,7 @@ class _Warnings(logging.Handler):
             with self.run.lock:
                 self.run.warned += 1
                 if len(self.run.warnings) < WARNINGS:
-                    self.run.warnings.append(without_secrets(record.getMessage()))
+                    self.run.warnings.append(without_credentials(record.getMessage()))
 
 
 def _figures(stage: dict[str, Any]) -> dict[str, Any]:
@@ -393,4 +393,4 @@ def _plain(value: Any) -> Any:
         return value
     if isinstance(value, float):
         return value if math.isfinite(value) else None
-    return without_secrets(str(value))
+    return without_credentials(str(value))

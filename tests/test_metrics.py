@@ -9,11 +9,14 @@ import urllib.request
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from curation.catalog.encode import Meter, ShardRows
 from curation.metrics import COUNTERS, GAUGES, Metrics
 from tests.command import start
 from tests.recipes import write_rgb_archive
@@ -129,3 +132,24 @@ def test_the_docs_tell_every_metric_and_their_yaml_is_some() -> None:
     blocks = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
     loaded = [yaml.safe_load(block) for block in blocks]
     assert any("scrape_configs" in block for block in loaded) and any("groups" in block for block in loaded)
+
+
+def test_how_long_an_encoder_waits() -> None:
+    told: Counter[str] = Counter()
+    ledger = SimpleNamespace(advance=SimpleNamespace(remote=lambda root, figures: told.update(figures)))
+    rows = SimpleNamespace(counts=(0, 0))
+
+    def decoded() -> Iterator[list[Any]]:
+        for _ in range(5):
+            time.sleep(0.03)
+            yield []
+
+    meter = Meter(ledger, "root0", cast(ShardRows, rows))
+    for number, _ in enumerate(meter.waiting(decoded())):
+        time.sleep(0.01)
+        rows.counts = (32 * (number + 1), number)
+    time.sleep(0.05)  # the last batch is encoded when the chunks are over
+    rows.counts = (150, 5)
+    meter.tell()
+    assert (told["samples"], told["quarantined"]) == (150, 5)
+    assert told["waiting"] >= 0.15 and told["encoding"] >= 0.1

@@ -9,7 +9,7 @@ from curation.storage.folder import GAP, IN_FLIGHT, FileInfo, Folder, listing_di
 from curation.storage.options import Options, check_storage_names, check_storage_options, options_for, public_arguments
 from curation.storage.ranges import AHEAD, BLOCK, CHUNK, RangeReader, bundled, coalesce
 from curation.storage.retries import TRIES, pause, retry
-from curation.storage.urls import file_name, is_local, local_path, public_url, without_secrets
+from curation.storage.urls import file_name, is_local, local_path, public_url, without_credentials, without_secrets
 
 __all__ = [
     "AHEAD",
@@ -36,5 +36,6 @@ __all__ = [
     "public_arguments",
     "public_url",
     "retry",
+    "without_credentials",
     "without_secrets",
 ]

@@ -7,7 +7,7 @@ from typing import Any
 import fsspec
 
 from curation.errors import RequestError
-from curation.storage.urls import USER_INFO, is_local, without_secrets
+from curation.storage.urls import USER_INFO, is_local, without_credentials
 
 Options = dict[str, dict[str, Any]]
 
@@ -118,7 +118,7 @@ def public_arguments(arguments: Sequence[str]) -> list[str]:
         elif named or _NAMED.search(value):
             value = HIDDEN
         else:
-            value = without_secrets(_QUERY.sub("?" + HIDDEN, _ACCOUNT.sub("://" + HIDDEN, value)))
+            value = without_credentials(_QUERY.sub("?" + HIDDEN, _ACCOUNT.sub("://" + HIDDEN, value)))
         shown.append(key + equals + value)
         secret = text.startswith("-") and not equals and _names_secret(text.lstrip("-"))  # then it takes the next
     return shown
