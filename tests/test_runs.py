@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from curation import runs
 from curation.errors import AccessError
 from curation.storage import Folder, public_arguments
+from tests.command import curate
 
 
 def begin(workspace: Path, how: str, *more: str) -> "subprocess.Popen[str]":
@@ -76,6 +77,18 @@ def test_how_a_run_ended(tmp_path: Path, how: str, status: int, state: str, erro
     assert set(record["stages"]) == {"work", "part"}
     assert record["begun"] <= record["ended"] == record["heartbeat"]
     assert record["run"] in stderr
+
+
+def test_a_real_job_that_is_refused(tmp_path: Path) -> None:
+    given = [f"archive.url={tmp_path / 'none'}", "runtime.storage={s3: {profile: me}}"]
+    outcome = curate("prune", f"workspace={tmp_path}", *given)
+    assert outcome.status == 2, outcome.stderr
+    (record,) = records(tmp_path)
+    assert (record["job"], record["state"], record["error"]["class"]) == ("prune", "refused", "RequestError")
+    assert record["overrides"] == [f"workspace={tmp_path}", given[0], "runtime.storage=…"]
+    assert record["error"]["message"] in outcome.stderr
+    assert curate("prune", f"workspace={tmp_path}", "nothing=1").status == 2
+    assert len(records(tmp_path)) == 1, "nobody knew where it would have belonged"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
