@@ -24,7 +24,7 @@ from typing import Any
 import curation
 from curation.errors import RequestError
 from curation.metrics import Metrics
-from curation.storage import Folder, public_arguments, without_credentials
+from curation.storage import HIDDEN, Folder, hidden_parts, public_arguments, without_credentials
 
 log = logging.getLogger("curation")
 
@@ -78,6 +78,7 @@ class RunRecord:
         stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(begun))
         self.id, self.job = f"{stamp}-{job}-{secrets.token_hex(2)}", job
         self.metrics = Metrics(job, self.id)
+        self.hidden = hidden_parts(arguments)
         self.state: dict[str, Any] = {
             "run": self.id,
             "job": job,
@@ -108,6 +109,12 @@ class RunRecord:
         self.thread: Thread | None = None
         self.handlers: list[tuple[logging.Logger, logging.Handler]] = []
         self._listen(log, _Warnings(self))
+
+    def masked(self, text: str) -> str:
+        """What an error or a warning says; it may quote the arguments."""
+        for part in self.hidden:
+            text = text.replace(part, HIDDEN)
+        return without_credentials(text)
 
     def _listen(self, to: logging.Logger, handler: logging.Handler) -> None:
         to.addHandler(handler)
@@ -188,7 +195,7 @@ class RunRecord:
         except Exception as error:  # noqa: BLE001 - whatever it is: the run goes on
             if not self.failing:
                 self.failing = True
-                said = without_credentials(str(error))
+                said = self.masked(str(error))
                 log.warning("%s cannot be written; the run goes on: %s", self.folder.public(path), said)
 
     def begin_stage(self, stage: _Stage) -> None:
@@ -224,10 +231,10 @@ class RunRecord:
             self.thread.join()  # an older record must not come after this one
         state = STATES.get(status, "failed")
         if error is not None:
-            self.state["error"] = {"class": type(error).__name__, "message": without_credentials(str(error))}
-        self.state |= {"state": state, "exit_status": status, "result": _plain(result), "ended": utc()}
+            self.state["error"] = {"class": type(error).__name__, "message": self.masked(str(error))}
+        self.state |= {"state": state, "exit_status": status, "result": plain(result), "ended": utc()}
         self._write()
-        figures = {"state": state, "exit_status": status, "error": self.state["error"], "result": _plain(result)}
+        figures = {"state": state, "exit_status": status, "error": self.state["error"], "result": plain(result)}
         log.debug("the run ends: %s", state, extra={"figures": figures})
         for logger, handler in self.handlers:
             logger.removeHandler(handler)
@@ -318,7 +325,7 @@ def observe_drift(**measures: float | None) -> None:
         return
     told = {measure: None if value is None else float(value) for measure, value in measures.items()}
     with _current.lock:
-        _current.state["drift"] = _plain(told)
+        _current.state["drift"] = plain(told)
     for measure, value in told.items():
         if value is not None:
             _current.metrics.set("curation_drift", value, measure=measure)
@@ -350,17 +357,18 @@ class _JsonLines(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         with self.run.lock:
             stage = self.run.stages[-1].name if self.run.stages else None
+        message = without_credentials(record.getMessage())
         told: dict[str, Any] = {
             "time": utc(record.created)[:-1] + f".{int(record.msecs):03}Z",
             "level": record.levelname.lower(),
             "run": self.run.id,
             "job": self.run.job,
             "stage": stage,
-            "message": without_credentials(record.getMessage()),
+            "message": message if record.levelno < logging.WARNING else self.run.masked(message),
         }
         if record.exc_info:
-            told["traceback"] = without_credentials(self.formatException(record.exc_info))
-        return json.dumps(told | _plain(getattr(record, "figures", {})) | told, ensure_ascii=False)
+            told["traceback"] = self.run.masked(self.formatException(record.exc_info))
+        return json.dumps(told | plain(getattr(record, "figures", {})) | told, ensure_ascii=False)
 
 
 class _Warnings(logging.Handler):
@@ -375,7 +383,7 @@ class _Warnings(logging.Handler):
             with self.run.lock:
                 self.run.warned += 1
                 if len(self.run.warnings) < WARNINGS:
-                    self.run.warnings.append(without_credentials(record.getMessage()))
+                    self.run.warnings.append(self.run.masked(record.getMessage()))
 
 
 def _figures(stage: dict[str, Any]) -> dict[str, Any]:
@@ -383,12 +391,12 @@ def _figures(stage: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in stage.items() if isinstance(value, int | float)}
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """``value`` as JSON can hold it, without credentials in URLs; what is no finite number is null."""
     if isinstance(value, dict):
-        return {str(name): _plain(below) for name, below in value.items()}
+        return {str(name): plain(below) for name, below in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(below) for below in value]
+        return [plain(below) for below in value]
     if isinstance(value, bool | int | None):
         return value
     if isinstance(value, float):

@@ -1,5 +1,6 @@
 """A job that does nothing but tell how far it is: what tests of run records start, wait for and kill."""
 
+import json
 import logging
 import sys
 import time
@@ -13,10 +14,11 @@ from curation.storage import Folder
 
 
 def run(arguments: Sequence[str]) -> dict[str, Any]:
-    """``workspace=URL how=END``; a hundred heartbeats in ten seconds."""
+    """``workspace=URL how=END``; a hundred heartbeats in ten seconds; says that it waits when its record says so."""
     runs.HEARTBEAT = 0.1
     given = dict(text.split("=", 1) for text in arguments)
-    runs.record_in(Folder(given["workspace"]))
+    workspace = Folder(given["workspace"])
+    runs.record_in(workspace)
     log = logging.getLogger("curation")
     with runs.stage("work"), runs.stage("part", total=10, unit="parts") as done:
         done(4)
@@ -35,7 +37,9 @@ def run(arguments: Sequence[str]) -> dict[str, Any]:
                 raise error
             case "fault":
                 raise ValueError("a fault of ours")
-        time.sleep(3 * runs.HEARTBEAT)
+        assert runs._current
+        while not json.loads(workspace.read(f"runs/{runs._current.id}.json"))["warned"]:
+            time.sleep(0.05)
         log.info("waiting")
         time.sleep(60)
     raise AssertionError("nobody stopped it")

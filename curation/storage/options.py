@@ -1,5 +1,6 @@
 """The options that stores are opened with: whose they are, and that there is no secret among them."""
 
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -23,6 +24,7 @@ _NAMED = re.compile(  # a secret in a mapping, a query or a header
 )
 _ACCOUNT = re.compile(r"://\S*@\S*")
 _QUERY = re.compile(r"[?#]\S*=\S*")
+_WORD = re.compile(r"[^\s,;:/@?&={}\[\]'\"]{6,}+(?!\s*['\"]?[:=])")  # but for names in a mapping
 HIDDEN = "…"
 
 
@@ -122,3 +124,14 @@ def public_arguments(arguments: Sequence[str]) -> list[str]:
         shown.append(key + equals + value)
         secret = text.startswith("-") and not equals and _names_secret(text.lstrip("-"))  # then it takes the next
     return shown
+
+
+def hidden_parts(arguments: Sequence[str]) -> list[str]:
+    """What :func:`public_arguments` hides, and the words in it, the longest first: messages may quote a part."""
+    found: set[str] = set()
+    for text, shown in zip(arguments, public_arguments(arguments), strict=True):
+        if text != shown:
+            hidden = text[len(os.path.commonprefix([text, shown])) :]
+            account = shown.endswith("://" + HIDDEN)
+            found |= {hidden, *_WORD.findall(hidden.rpartition("@")[0] if account else hidden)}
+    return sorted((part for part in found if len(part) >= 6), key=lambda part: (-len(part), part))  # not every "me"
