@@ -19,6 +19,7 @@ JOBS = {
     "catalog": "encode and score the shards that have no catalog file yet",
     "cluster": "fit centroids over the catalog and assign every sample",
     "select": "draw the manifest from a catalog and its clusters",
+    "recurate": "take in what is new since the last manifest, and draw one that goes on from it",
     "report": "write the page of a manifest again",
     "consistency": "how far each sample's image agrees with its caption, its label or another modality",
     "compare": "strategies, budgets and seeds trained and judged: which way of pruning is worth it, if any",

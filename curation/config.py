@@ -460,6 +460,25 @@ class RuntimeConfig:
 
 
 @dataclass
+class RecurateConfig:
+    """How ``curate recurate`` goes on from the last manifest."""
+
+    mode: str = "rebalance"
+    free_at: float | None = 0.05
+    share_shift: float | None = 0.2
+    entropy_shift: float | None = 1.0
+
+    def __post_init__(self) -> None:
+        ok = self.mode in ("grow", "rebalance", "refit")
+        require(ok, f"recurate.mode={self.mode}: choose grow, rebalance or refit")
+        ok = self.free_at is None or 0 < self.free_at <= 1
+        require(ok, f"recurate.free_at={self.free_at}: give a share of the new samples, or null")
+        for name in ("share_shift", "entropy_shift"):
+            limit = getattr(self, name)
+            require(limit is None or limit > 0, f"recurate.{name}={limit}: give a positive limit, or null")
+
+
+@dataclass
 class PlanConfig:
     """Prices for ``curate plan``, in the user's currency."""
 
@@ -556,6 +575,7 @@ class Config:
     score: ScoreConfig = field(default_factory=ScoreConfig)
     consistency: ConsistencyConfig = field(default_factory=ConsistencyConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    recurate: RecurateConfig = field(default_factory=RecurateConfig)
     plan: PlanConfig = field(default_factory=PlanConfig)
     compare: CompareConfig = field(default_factory=CompareConfig)
     choose: ChooseConfig = field(default_factory=ChooseConfig)

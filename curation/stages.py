@@ -26,7 +26,8 @@ from curation.config import ClusterConfig, Config, load_config, to_dict
 from curation.encoders import QUALITY
 from curation.errors import CurationError, RequestError
 from curation.manifests.access import LOCAL, OBJECT_STORE, reads_of_manifest
-from curation.manifests.build import check_budget, select
+from curation.manifests.again import Again
+from curation.manifests.build import check_budget, read_list, select
 from curation.manifests.schema import Manifest
 from curation.report.page import write_report
 from curation.runs import record_in, stage
@@ -73,13 +74,15 @@ class Run:
         return catalog
 
     @stage("cluster")
-    def clusters(self, catalog: Catalog) -> Folder:
-        """Centroids and assignments, fitted unless they are there."""
+    def clusters(self, catalog: Catalog, carried: Folder | None = None) -> Folder:
+        """Centroids and assignments, fitted unless they are there; ``carried``: clusters whose ids go on."""
         mode, settings, seed = self.config.references_mode(), self._cluster_settings(catalog), self.config.seed
         made_of = [catalog.store.catalog_id, catalog.artefact.sha256, catalog.digest, catalog.bank_digest]
+        if carried is not None:
+            made_of.append(carried.base.rpartition("/")[2])
         name = hashlib.sha256(json.dumps([made_of, mode, to_dict(settings), seed]).encode()).hexdigest()[:16]
         folder = self.workspace.child(f"clusters/{name}")
-        build_clusters(catalog, mode, settings, seed, folder, self.resources)
+        build_clusters(catalog, mode, settings, seed, folder, self.resources, carried)
         return folder
 
     def _cluster_settings(self, catalog: Catalog) -> ClusterConfig:
@@ -101,16 +104,26 @@ class Run:
         return build_consistency(self.config, catalog, self.resources, self.tables)
 
     @stage("select")
-    def manifest(self, catalog: Catalog, clusters: Folder) -> Manifest:
-        """The drawn manifest, published."""
+    def manifest(
+        self, catalog: Catalog, clusters: Folder, again: Again | None = None, refit_of: str | None = None
+    ) -> Manifest:
+        """The drawn manifest, published; ``again``: what it goes on from, ``refit_of``: the parent of a refit."""
         settings, seed = self.config.select, self.config.seed
         content, scores = self._content(catalog, clusters), None
         if STRATEGIES[settings.strategy].scored:
             scores = self.scores(catalog)
             content["scores"] = scores.base.rpartition("/")[2]
+        content["parent"] = refit_of if again is None else again.parent.base.rpartition("/")[2]
+        if refit_of:
+            content["refit"] = True
         header = {"content": content, "provenance": self._provenance()}
-        label = self.config.score.label
-        return select(catalog.store, clusters, settings, seed, self.workspace, header, self.tables, scores, label)
+        told = self.config.score.label, catalog.sources, again
+        return select(catalog.store, clusters, settings, seed, self.workspace, header, self.tables, scores, *told)
+
+    def list_digest(self, name: str) -> str | None:
+        """Hash of the list ``select.exclude`` or ``select.require``, where there is one."""
+        listed = read_list(name, getattr(self.config.select, name), self.workspace)
+        return listed.digest if listed else None
 
     @stage("report")
     def report(self, catalog: Catalog, clusters: Folder, manifest: Manifest) -> str:
@@ -139,6 +152,7 @@ class Run:
                 replace(self.config, archive=catalog.artefact.settled(self.config.archive)), self.tables
             ),
             "counts": catalog.counts,
+            "lists": {name: digest for name in ("exclude", "require") if (digest := self.list_digest(name))},
             "warnings": list(catalog.warnings),
             "parent": None,
         }
@@ -243,7 +257,10 @@ def config_without_urls(config: Config, tables: Sequence[Table]) -> dict[str, An
     """The resolved config without where anything lies or runs; of a list, table or checkpoint, its file's name."""
     content = to_dict(config)
     # a manifest that uses scores names their id
-    for name in ("workspace", "runtime", "plan", "score", "consistency", "compare", "choose", "pretrain"):
+    for name in (
+        *("workspace", "runtime", "plan", "score", "consistency", "compare", "choose", "pretrain"),
+        "recurate",
+    ):
         del content[name]
     del content["archive"]["url"], content["references"], content["catalog"]["url"]
     content["cluster"]["references"] = config.references_mode()

@@ -97,13 +97,13 @@ def build_catalog(
     shared = Folder(config.catalog.url, config.runtime.storage, "catalog") if config.catalog.url else None
     artefact = load_or_fit(config, roots, workspace, shared, filter)
     store = CatalogStore(workspace, catalog_id(config), shared)
-    listed = _sources(config, (*roots, *([bank] if bank else [])), filter)
+    listed = sources_of(config, (*roots, *([bank] if bank else [])), filter)
     state = _reckon(store, artefact, [shard for _, shard in listed])
     pending = [(folder, shard) for folder, shard in listed if shard.name in state.pending]
     if pending and not encode:
         raise RequestError(f"{len(pending)} of {len(listed)} shards have no catalog file: run curate catalog first")
     if pending:
-        _check_profiles(config, [*state.profiles, ray.get(_worker_profile(config, resources))])
+        check_profiles(config, [*state.profiles, ray.get(_worker_profile(config, resources))])
         if bank and any(shard.root == BANK for _, shard in pending):
             check_bank(config, bank, artefact)
         log.info("catalog: %d of %d shards to encode", len(pending), len(listed))
@@ -111,7 +111,7 @@ def build_catalog(
         state = _reckon(store, artefact, [shard for _, shard in listed])
     if state.pending:
         raise IncompleteError(f"{sorted(state.pending)[0]} and {len(state.pending) - 1} more are not in the catalog")
-    _check_profiles(config, state.profiles)
+    check_profiles(config, state.profiles)
     of_bank = pc.starts_with(state.sources["shard"], f"{BANK}/")
     sources, of_bank = state.sources.filter(pc.invert(of_bank)), state.sources.filter(of_bank)
     counts = counts_of(sources)
@@ -132,7 +132,7 @@ def build_catalog(
     )
 
 
-def _sources(config: Config, roots: Sequence[Root], filter: TableFilter | None) -> list[tuple[Folder, Shard]]:
+def sources_of(config: Config, roots: Sequence[Root], filter: TableFilter | None) -> list[tuple[Folder, Shard]]:
     """Every shard with its root's folder; its fingerprint has the vectors' version and the filter too."""
     listed = [(root.folder, shard) for root in roots for shard in root.shards]
     if not needs_pixels(config):
@@ -215,7 +215,12 @@ def _footers(store: CatalogStore, artefact: str, shards: list[Shard]) -> _State:
     return _State(pending, pa.Table.from_pylist(rows, SOURCES_SCHEMA), profiles)
 
 
-def _check_profiles(config: Config, profiles: Sequence[dict[str, str]]) -> None:
+def check_profiles(config: Config, profiles: Sequence[dict[str, str]]) -> None:
+    """Refuse to mix numeric profiles.
+
+    Raises:
+        RequestError: there are several, and ``runtime.mix_profiles`` does not allow it.
+    """
     first = profiles[0]
     for other in profiles[1:]:
         differing = sorted(name for name in first if first[name] != other.get(name))

@@ -65,6 +65,7 @@ def assign(
     centroids: Floats,
     folder: Folder,
     *,
+    used: NDArray[np.int64] | None = None,
     coarse: Floats | None = None,
     device: str = "cpu",
 ) -> Spread:
@@ -78,11 +79,12 @@ def assign(
         rows: how many there are in all, which sets the number of parts.
         centroids: ``(k, d)`` float32.
         folder: ``clusters/<id>``.
+        used: which of the centroids may have members; None: all.
         coarse: see :class:`Nearest`.
         device: ``cpu`` or ``cuda``.
     """
     parts = parts_of(shards, rows)
-    shared = ray.put((centroids, coarse))
+    shared = ray.put((centroids, np.arange(len(centroids)) if used is None else used, coarse))
     task = _assign_part.options(num_gpus=int(device == "cuda"))
     jobs = [
         task.remote(store, members, shared, folder, f"assignments/part-{number:05}.parquet", device)
@@ -98,8 +100,13 @@ def parts_of(shards: Sequence[str], rows: int) -> list[list[str]]:
     """Which shards' rows lie in each part, sorted: by a hash of their names, whatever they are clustered with."""
     parts: list[list[str]] = [[] for _ in range(-(-rows // ROWS))]
     for shard in sorted(shards):
-        parts[_hash(shard) % len(parts)].append(shard)
+        parts[part_of(shard, len(parts))].append(shard)
     return parts
+
+
+def part_of(shard: str, parts: int) -> int:
+    """Which of so many parts a shard's rows lie in."""
+    return _hash(shard) % parts
 
 
 def embeddings(table: pa.Table) -> NDArray[np.float16]:
@@ -113,16 +120,16 @@ def embeddings(table: pa.Table) -> NDArray[np.float16]:
 def _assign_part(
     store: CatalogStore,
     shards: list[str],
-    shared: tuple[Floats, Floats | None],
+    shared: tuple[Floats, NDArray[np.int64], Floats | None],
     folder: Folder,
     path: str,
     device: str,
 ) -> Spread:
-    centroids, coarse = shared
+    centroids, used, coarse = shared
     if not folder.exists(path):
-        search = Nearest(centroids, device, coarse)
+        search = Nearest(centroids[used], device, coarse)
         with one_thread():
-            pieces = [_assign_shard(store.read(shard, COLUMNS), search) for shard in shards]
+            pieces = [assign_rows(store.read(shard, COLUMNS), search, used) for shard in shards]
         folder.publish(path, parquet_bytes(pa.concat_tables([SCHEMA.empty_table(), *pieces])))
     table = pq.read_table(pa.BufferReader(folder.read(path)), columns=["cluster", "distance"])
     clusters, distances = table["cluster"].to_numpy(), table["distance"].to_numpy().astype(np.float64)
@@ -130,9 +137,11 @@ def _assign_part(
     return Spread(total(), total(distances), total(distances**2))
 
 
-def _assign_shard(table: pa.Table, search: Nearest) -> pa.Table:
+def assign_rows(table: pa.Table, search: Nearest, ids: NDArray[np.integer]) -> pa.Table:
+    """Rows of the catalog, `COLUMNS`, with their cluster; ``ids``: of the centroids that are searched."""
     clusters, distances = search(embeddings(table))
-    return pa.table([*(table[name] for name in COLUMNS[:3]), pa.array(clusters), pa.array(distances)], schema=SCHEMA)
+    own = pa.array(ids[clusters].astype(np.int32))
+    return pa.table([*(table[name] for name in COLUMNS[:3]), own, pa.array(distances)], schema=SCHEMA)
 
 
 def _hash(shard: str) -> int:

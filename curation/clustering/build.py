@@ -24,6 +24,7 @@ from curation.clustering.actors import ActorRows
 from curation.clustering.assign import assign, embeddings
 from curation.clustering.classifier import CLASSIFIER, fit_classifier
 from curation.clustering.classifier import ROWS as BANK_ROWS
+from curation.clustering.extend import RETIRED, renumbered
 from curation.clustering.hierarchy import FLAT, build_levels, fit_in_cells
 from curation.clustering.kmeans import KMeans, default_k, fit_kmeans
 from curation.clustering.nearest import Floats, Labels, Nearest, Vectors, nearest
@@ -42,7 +43,13 @@ PROBED = 2000  # points on which the search in cells is held against the exact o
 
 
 def build_clusters(
-    catalog: Catalog, mode: str, settings: ClusterConfig, seed: int, folder: Folder, resources: Resources
+    catalog: Catalog,
+    mode: str,
+    settings: ClusterConfig,
+    seed: int,
+    folder: Folder,
+    resources: Resources,
+    carried: Folder | None = None,
 ) -> dict[str, Any]:
     """Fit centroids, assign every row, and write ``centroids.parquet``, ``fit.json`` and ``assignments/…``.
 
@@ -55,6 +62,7 @@ def build_clusters(
         seed: of everything drawn.
         folder: ``clusters/<id>``.
         resources: one actor a CPU, or a GPU, holds the sample; no result depends on how many.
+        carried: earlier clusters, whose ids go on where their centroids do.
 
     Returns:
         What ``fit.json`` says.
@@ -64,11 +72,14 @@ def build_clusters(
     """
     if not folder.exists("centroids.parquet"):
         if not folder.exists("fitted.parquet"):
-            _Fit(catalog, settings, seed, resources).publish(mode, folder)
+            _Fit(catalog, settings, seed, resources).publish(mode, folder, carried)
         fitted = pq.read_table(pa.BufferReader(folder.read("fitted.parquet")))
         cells = np.load(io.BytesIO(folder.read("cells.npy"))) if folder.exists("cells.npy") else None
-        rows, centroids = catalog.counts["kept"], np.stack(fitted["centroid"].to_numpy())
-        spread = assign(catalog.store, catalog.shards, rows, centroids, folder, coarse=cells, device=resources.device)
+        rows, used = catalog.counts["kept"], np.flatnonzero(fitted["kind"].to_numpy() != RETIRED)
+        centroids = np.stack(fitted["centroid"].to_numpy())
+        spread = assign(
+            catalog.store, catalog.shards, rows, centroids, folder, used=used, coarse=cells, device=resources.device
+        )
         if spread.sizes.sum() != rows:
             raise CurationError(f"{spread.sizes.sum()} rows were assigned where the catalog counts {rows}")
         fitted = fitted.append_column("size", pa.array(spread.sizes, pa.int64()))
@@ -131,7 +142,7 @@ class _Fit:
         self.report: dict[str, Any] = {"rows": self.rows, "sample_share": share, "seed": seed, **self.how}
         self.cells: Floats | None = None
 
-    def publish(self, mode: str, folder: Folder) -> None:
+    def publish(self, mode: str, folder: Folder, carried: Folder | None) -> None:
         """Fit, and write ``cells.npy`` if there are cells, ``fit.json``, and last ``fitted.parquet``."""
         centroids, reference = self.fit(mode)
         k = len(centroids)
@@ -151,11 +162,13 @@ class _Fit:
                 "centroid": pa.array(list(centroids), pa.list_(pa.float32())),
             }
         )
+        if carried is not None:
+            table, self.report["carried"] = renumbered(table, carried)
         if self.cells is not None:
             buffer = io.BytesIO()
             np.save(buffer, self.cells)
             folder.publish("cells.npy", buffer.getvalue())
-        report = {**self.report, "k": k, "levels": self.levels}
+        report = {**self.report, "k": table.num_rows, "levels": self.levels}
         folder.publish("fit.json", json.dumps(report, indent=1, sort_keys=True).encode())
         folder.publish("fitted.parquet", parquet_bytes(table))
 

@@ -138,10 +138,10 @@ def load(
     Returns:
         as `steps.load`.
     """
-    new_shards = steps.runs(assigned["shard"].combine_chunks().dictionary_encode())
+    new_shards = steps.runs(assigned["shard"].dictionary_encode())
     rows, names, survey = _new(plan, assigned, new_shards)
     old = before.read([*DECIDED, *(name for name in KNOWN if name in plan.columns)])
-    old_shards = steps.runs(old["shard"].unify_dictionaries())
+    old_shards = steps.runs(old["shard"])
     was, was_names, was_survey = _carried(plan, old, old_shards, lost)
     shards, order = _woven(old_shards, new_shards)
     for name in names:  # codes of the second block go on from those of the first

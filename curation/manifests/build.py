@@ -165,7 +165,7 @@ class _Selection:
         names = ["scene", "size", "distance_mean", "distance_std", "neighbours"]
         self.centroids = pq.read_table(pa.BufferReader(clusters.read("centroids.parquet")), columns=names)
         self.sizes = self.centroids["size"].to_numpy()
-        lists = {name: _read_list(name, getattr(settings, name), workspace) for name in ("exclude", "require")}
+        lists = {name: read_list(name, getattr(settings, name), workspace) for name in ("exclude", "require")}
         self.told: dict[str, Any] = {}
         self.warnings: list[str] = []
         guide = self.find_guide(clusters)
@@ -598,7 +598,7 @@ class _Selection:
         if self.again is None:
             self.told["frozen"] = sum((part.spread for part in written), Spread()).frozen()
         else:
-            self.tell_of_parent(self.again)
+            self.tell_of_parent(self.again, kept, sum(part.came for part in written))
         own = [file, *(part.file for part in written if part.file is not None), *self.sketches]
         files = self._with_parents(file, written)
         listing = parquet_bytes(pa.Table.from_pylist([dataclasses.asdict(file) for file in files], schema=FILES_SCHEMA))
@@ -669,8 +669,8 @@ class _Selection:
             files += [part.file] if part.file is not None else []
         return files + (self.again.files(SKETCHES) if self.again is not None else []) + self.sketches
 
-    def tell_of_parent(self, before: Again) -> None:
-        """What drift there is, held against what was frozen with the first draw."""
+    def tell_of_parent(self, before: Again, kept: int, came: int) -> None:
+        """What drift there is, held against what was frozen with the first draw; what came and went of the kept."""
         self.told["frozen"] = before.frozen
         now = self.total(steps.count_clusters, len(self.sizes))
         drift = Drift(
@@ -679,10 +679,11 @@ class _Selection:
             share_shift=share_shift(now, self.sizes),
             entropy_shift=entropy_shift(before.spread, before.frozen),
         )
-        self.told["recurate"] = {**before.told, "drift": drift.figures()}
+        went = before.content["counts"]["kept"] - (kept - came)
+        self.told["recurate"] = {**before.told, "drift": drift.figures(), "came": came, "went": went}
 
     def grow(self) -> None:
-        """Keep all that the parent kept and that is still there; newcomers take what the draw leaves in each cluster."""
+        """Keep what the parent kept and is still there; newcomers take what the draw leaves in each cluster."""
         partitions = int(self.plan.partition.max()) + 1
         self.learn(dataclasses.replace(self.plan, grown=True))
         self.parts, _ = exchange(self.parts, partitions, self.shared, grown.send_to_cluster, grown.grow)
@@ -742,7 +743,12 @@ def _lost(*ids: NDArray[np.bytes_]) -> NDArray[np.bytes_]:
     return np.unique(np.concatenate([np.zeros(0, "S16"), *ids]))
 
 
-def _read_list(name: str, url: str | None, workspace: Folder) -> SampleList | None:
+def read_list(name: str, url: str | None, workspace: Folder) -> SampleList | None:
+    """The list that ``select.<name>`` names, if it names one.
+
+    Raises:
+        RequestError: there is no such file.
+    """
     if url is None:
         return None
     folder, _, file = url.rpartition("/")

@@ -70,7 +70,7 @@ def read_part(manifest: Folder, files: Sequence[str], columns: Sequence[str], en
         rows = _sorted(rows)
     if not encoded:
         rows = rows.set_column(rows.schema.get_field_index("shard"), "shard", rows["shard"].cast(pa.string()))
-    return rows.select([name for name in columns if name in rows.column_names])
+    return rows.select([name for name in dict.fromkeys(columns) if name in rows.column_names])
 
 
 def _read(around: Folder, path: str, columns: Sequence[str]) -> pa.Table:

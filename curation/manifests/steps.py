@@ -409,6 +409,7 @@ def runs(column: pa.ChunkedArray) -> Shards:
     Raises:
         CurationError: it is not sorted.
     """
+    column = column.unify_dictionaries()
     column = column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
     codes = np.asarray(column.indices)
     first = np.flatnonzero(np.diff(codes, prepend=-1))

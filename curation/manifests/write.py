@@ -54,6 +54,7 @@ class Written:
         calm: of these, rows that fell for their entropy.
         held_out: rows of each split.
         spread: how distances and entropies lie.
+        came: kept rows that the parent did not keep.
     """
 
     file: File | None
@@ -62,6 +63,7 @@ class Written:
     calm: Counter[str]
     held_out: Counter[str]
     spread: Spread
+    came: int = 0
 
 
 def write_part(
@@ -112,7 +114,8 @@ def write_part(
     calm = _classes(table, judged & (reason[wanted] == CODE["entropy"]))
     held_out = Counter({name: int((rows["split"] == code).sum()) for code, name in enumerate(plan.splits)})
     spread = Spread.of(rows["distance"], known["entropy"].to_numpy()) if before is None else Spread()
-    written = Written(file, counts, classes, calm, held_out, spread)
+    came = 0 if before is None else int((kept & (rows["was"] < 0)).sum())
+    written = Written(file, counts, classes, calm, held_out, spread, came)
     return [written, *_ranges(_table(table, MANIFEST_SCHEMA, kept[wanted]), np.flatnonzero(kept), shards, splits)]
 
 

@@ -1,5 +1,6 @@
 """Lists of samples that must be kept or must not be: keys, ids, or areas with times."""
 
+import hashlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,6 +36,14 @@ class SampleList:
     def columns(self) -> tuple[str, ...]:
         """The catalog columns that `match` needs."""
         return (self.column,) if self.column else ("footprint", "time")
+
+    @property
+    def digest(self) -> str:
+        """A hash over what it names."""
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, self.values.schema) as writer:
+            writer.write_table(self.values.combine_chunks())
+        return hashlib.sha256(sink.getvalue()).hexdigest()
 
     def match(self, catalog: pa.Table) -> NDArray[np.bool_]:
         """Which rows of the catalog the list names.
