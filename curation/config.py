@@ -51,6 +51,7 @@ LITERAL = {
     "compare.test.url",
     "pretrain.test.url",
     "pretrain.cache",
+    "runtime.log_json",
 }
 GROUPS = ("encoder", "select", "cluster", "runtime")
 NAME = re.compile(r"[A-Za-z0-9_-]{1,60}")  # of a strategy: it becomes part of file names
@@ -438,6 +439,7 @@ class RuntimeConfig:
     decode_ahead: int | None = None
     max_hours: float | None = None
     mix_profiles: bool = False
+    log_json: str | None = None
     storage: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:

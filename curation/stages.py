@@ -31,6 +31,7 @@ from curation.manifests.build import check_budget, read_list, select
 from curation.manifests.latest import Latest, publish_latest, read_latest
 from curation.manifests.schema import Manifest
 from curation.report.page import write_report
+from curation.runs import record_in, stage
 from curation.runtime import Resources, start_ray, versions
 from curation.scoring.build import build_scores
 from curation.scoring.consistent import build_consistency
@@ -64,6 +65,7 @@ class Run:
         self.workspace.check_swaps()
         return read_latest(self.workspace, self.config.name)
 
+    @stage("catalog")
     def catalog(self, encode: bool = True) -> Catalog:
         """The complete catalog; ``encode=False`` only checks that it is there.
 
@@ -81,6 +83,7 @@ class Run:
             log.info("%s", summary(measured))
         return catalog
 
+    @stage("cluster")
     def clusters(self, catalog: Catalog, carried: Folder | None = None) -> Folder:
         """Centroids and assignments, fitted unless they are there; ``carried``: clusters whose ids go on."""
         mode, settings, seed = self.config.references_mode(), self._cluster_settings(catalog), self.config.seed
@@ -100,14 +103,17 @@ class Run:
             settings = replace(settings, levels=[round(k**0.5), k] if k > 1 else [k])
         return settings
 
+    @stage("score")
     def scores(self, catalog: Catalog) -> Folder:
         """What models trained on the labels say of each sample, made unless it is there."""
         return build_scores(self.config, self.roots, catalog, self.resources, self.tables)
 
+    @stage("consistency")
     def consistency(self, catalog: Catalog) -> Folder:
         """How far each sample's image and what is said of it agree, judged unless that is there."""
         return build_consistency(self.config, catalog, self.resources, self.tables)
 
+    @stage("select")
     def manifest(
         self, catalog: Catalog, clusters: Folder, again: Again | None = None, refit_of: str | None = None
     ) -> Manifest:
@@ -129,6 +135,7 @@ class Run:
         listed = read_list(name, getattr(self.config.select, name), self.workspace)
         return listed.digest if listed else None
 
+    @stage("report")
     def report(self, catalog: Catalog, clusters: Folder, manifest: Manifest) -> str:
         """The page's URL."""
         folder = self.workspace.child(manifest.folder)
@@ -187,6 +194,7 @@ def open_run(arguments: Sequence[str]) -> Iterator[Run]:
     assert config.workspace
     workspace = Folder(config.workspace, config.runtime.storage, "workspace")
     workspace.check_writable()
+    record_in(workspace, config.runtime.log_json)
     roots = list_archive(config.archive.url, config.runtime.storage, config.archive)
     tables = open_tables(config.archive.tables, config.runtime.storage)
     only = open_filter(tables, config.archive.filter)

@@ -28,6 +28,7 @@ SLOW = (
     "test_compare",
     "test_choose",
     "test_catalog",
+    "test_metrics",
     "test_filter",
     "test_radiometry_catalog",
     "test_prune_containers",
