@@ -27,6 +27,8 @@ JOBS = {
     "explain": "MANIFEST SAMPLE: which rule decided, and which kept sample stands for it",
     "verify": "MANIFEST [--deep]: hashes and counts; --deep: every kept sample is still readable",
     "leakage": "MANIFEST --against TABLE: kept samples that a benchmark has too, by footprint and by embedding",
+    "publish": "MANIFEST [DEST]: what may be shared: samples, licences, how it was made, nothing of where it lies",
+    "apply": "PUBLISHED archive.url=COPY: a published manifest over another copy of the data; lists what is missing",
 }
 HELP = "usage: curate JOB [key=value ...]\n\njobs:\n" + "\n".join(f"  {n:11} {what}" for n, what in JOBS.items())
 
