@@ -360,6 +360,7 @@ def test_another_copy_gives_training_the_same_pixels(
     result = applied(published, tmp_path / "copy", tmp_path / "workspace", root="mirror")
     rows = samples_of(published)
     assert result["found"] == result["samples"] == len(rows)
+    assert result["published"] == open_publication(str(published)).id
     assert result["missing_list"] is None
     assert result["by"] == {
         "sample_id": 0,

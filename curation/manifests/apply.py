@@ -344,7 +344,7 @@ def _settle(
             "the data that the publication is of, and archive.* keys where they are stored otherwise"
         )
     counts = {
-        "published": len(samples),
+        "samples": len(samples),
         "found": len(rows),
         "by": {name: int(np.isin(told, rows["sample"].to_numpy()).sum()) for name, told in by.items()},
         "missing": dict(sorted(reasons.items())),
