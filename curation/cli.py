@@ -34,6 +34,8 @@ JOBS = {
     "gc": "workspace=W [--keep N] [--yes]: remove the manifests that nobody needs, and what only they need",
     "status": "WORKSPACE [--all] [--files]: its runs, what is under way and how far, its manifests and catalogs",
     "leakage": "MANIFEST --against TABLE: kept samples that a benchmark has too, by footprint and by embedding",
+    "publish": "MANIFEST [DEST]: what may be shared: samples, licences, how it was made, nothing of where it lies",
+    "apply": "PUBLISHED archive.url=COPY: a published manifest over another copy of the data; lists what is missing",
 }
 HELP = "usage: curate JOB [key=value ...]\n\njobs:\n" + "\n".join(f"  {n:11} {what}" for n, what in JOBS.items())
 

@@ -182,6 +182,16 @@ def _image_suffixes(raw: RawSample, settings: ArchiveConfig) -> list[str]:
     return found
 
 
+def image_member(raw: RawSample, settings: ArchiveConfig) -> Member:
+    """The member that a catalog's ``offset`` and ``size`` speak of, by names alone: no file is decoded.
+
+    Raises:
+        BadSample: no member is an image, or one is a pickle.
+    """
+    names = _image_suffixes(raw, settings)
+    return _member(raw, next((name for name in names if not is_mask(name, settings.clouds)), names[0]))
+
+
 def _in_columns(raw: RawSample, settings: ArchiveConfig) -> bool:
     """Whether its files may be cells, whose names are no file names, and which belong together whatever their size."""
     return raw.position is not None or settings.modalities is not None

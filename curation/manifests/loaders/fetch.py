@@ -150,7 +150,7 @@ class Fetcher:
 
 def _catalog(manifest: ManifestReader, storage: dict[str, Any] | None) -> CatalogStore | None:
     """The catalog that the manifest was drawn from, where it is still there."""
-    if "catalog" not in manifest.header["content"]:
+    if manifest.header["content"].get("catalog") is None:
         return None
     store = open_catalog(manifest, storage)
     return store if any(folder.exists() for folder, _ in store.folders) else None
