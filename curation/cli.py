@@ -26,6 +26,7 @@ JOBS = {
     "plan": "shards, bytes, expected time and cost; --pilot N measures N shards first",
     "explain": "MANIFEST SAMPLE: which rule decided, and which kept sample stands for it",
     "verify": "MANIFEST [--deep]: hashes and counts; --deep: every kept sample is still readable",
+    "materialize": "MANIFEST DEST: write the kept samples as shards of their own, WebDataset tars or Parquet",
     "leakage": "MANIFEST --against TABLE: kept samples that a benchmark has too, by footprint and by embedding",
 }
 HELP = "usage: curate JOB [key=value ...]\n\njobs:\n" + "\n".join(f"  {n:11} {what}" for n, what in JOBS.items())
