@@ -29,6 +29,7 @@ CONTEXT: dict[str, Any] = {  # the one that the specification prescribes
     "dct": "http://purl.org/dc/terms/",
     "equivalentProperty": "cr:equivalentProperty",
     "examples": {"@id": "cr:examples", "@type": "@json"},
+    "excludes": "cr:excludes",
     "extract": "cr:extract",
     "field": "cr:field",
     "fileProperty": "cr:fileProperty",
@@ -146,28 +147,37 @@ def _description(plan: Plan, manifest: ManifestReader, unlicensed: int) -> str:
 
 
 def _of_tars(plan: Plan) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The members by suffix, and their records: the manifest's columns, and one set of files for each image suffix."""
+    """The members by suffix, each with its records: key and content.
+
+    The manifest's columns are the content of ``curation.json``, as text: fields by ``jsonPath`` would be neater, but
+    mlcroissant 1.1 cannot read them out of members of an archive.
+    """
     inside = [{"@id": plan.shard(number)} for number in range(plan.shards)]
     sets, records = [], []
-    for suffix in [OWN, *(s for s in plan.suffixes if extension(f".{s}") in IMAGES | SIDECARS and s != OWN)]:
+    for suffix in [OWN, *(s for s in plan.suffixes if extension(f".{s}") in IMAGES | SIDECARS)]:
         media = _MEDIA.get(extension(f".{suffix}"), "application/octet-stream")
         one = {"@type": "cr:FileSet", "@id": _id(suffix), "name": suffix, "containedIn": inside}
-        sets.append({**one, "encodingFormat": media, "includes": f"*.{suffix}"})
-    records.append(_record("samples", "The manifest's columns of each sample.", _columns({"fileSet": {"@id": OWN}})))
-    for suffix in plan.suffixes:
-        if extension(f".{suffix}") in IMAGES - {"zip", "npy"}:
-            name, source = f"members/{suffix}", {"fileSet": {"@id": _id(suffix)}}
-            key = {**source, "extract": {"fileProperty": "filename"}, "transform": {"regex": _key_of(suffix)}}
-            content = {**source, "extract": {"fileProperty": "content"}}
-            fields = [_field(f"{name}/key", "sc:Text", key), _field(f"{name}/image", "sc:ImageObject", content)]
-            records.append(_record(name, f"The member {suffix} of each sample.", fields))
+        longer = [f"*.{other}" for other in (OWN, *plan.suffixes) if other.endswith(f".{suffix}")]
+        globs = {"includes": f"*.{suffix}", **({"excludes": longer} if longer else {})}
+        sets.append({**one, "encodingFormat": media, **globs})
+        if extension(f".{suffix}") in ("zip", "npy"):  # no type of Croissant's
+            continue
+        name, source = f"members/{suffix}", {"fileSet": {"@id": _id(suffix)}}
+        key = {**source, "extract": {"fileProperty": "filename"}, "transform": {"regex": _key_of(suffix)}}
+        content = {**source, "extract": {"fileProperty": "content"}}
+        kind = "sc:ImageObject" if extension(f".{suffix}") in IMAGES else "sc:Text"
+        words = f"The member {suffix} of each sample."
+        if suffix == OWN:
+            words = f"The manifest's columns of each sample, a JSON object: {_listed()}."
+        fields = [_field(f"{name}/key", "sc:Text", key), _field(f"{name}/content", kind, content)]
+        records.append(_record(name, words, fields))
     return sets, records
 
 
 def _of_parquet(plan: Plan) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """All shards as one set of files, and their rows."""
     files = {"@type": "cr:FileSet", "@id": "rows", "name": "rows", "encodingFormat": "application/x-parquet"}
-    fields = _columns({"fileSet": {"@id": "rows"}}, column=True)
+    fields = _columns()
     for suffix in plan.suffixes:
         if suffix not in (*COLUMNS, "others"):
             kind = "sc:ImageObject" if extension(f".{suffix}") in IMAGES - {"zip", "npy"} else "sc:Text"
@@ -178,17 +188,21 @@ def _of_parquet(plan: Plan) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]
     )
 
 
-def _columns(source: dict[str, Any], column: bool = False) -> list[dict[str, Any]]:
+def _columns() -> list[dict[str, Any]]:
     """A field for each of the manifest's columns that is a single value."""
     fields = []
     for name in COLUMNS:
         kind = MANIFEST_SCHEMA.field(name).type
-        if pa.types.is_nested(kind):
-            continue
-        extract = {"column": name} if column else {"jsonPath": f"$.{name}"}
-        number = "sc:Integer" if pa.types.is_integer(kind) else "sc:Float" if pa.types.is_floating(kind) else "sc:Text"
-        fields.append(_field(f"samples/{name}", number, {**source, "extract": extract}, _WORDS.get(name)))
+        if not pa.types.is_nested(kind):
+            number = pa.types.is_integer(kind) and "sc:Integer" or pa.types.is_floating(kind) and "sc:Float"
+            source = {"fileSet": {"@id": "rows"}, "extract": {"column": name}}
+            fields.append(_field(f"samples/{name}", number or "sc:Text", source, _WORDS[name]))
     return fields
+
+
+def _listed() -> str:
+    """The manifest's columns in words."""
+    return "; ".join(f"{name}: {words}" for name, words in _WORDS.items())
 
 
 def _field(name: str, kind: str, source: dict[str, Any], words: str | None = None) -> dict[str, Any]:
