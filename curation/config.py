@@ -548,7 +548,7 @@ class MaterializeConfig:
     bytes: int = 256 << 20
     samples: int | None = None
     shuffle: bool = True
-    name: str = "shard"
+    name: str | None = None
 
     def __post_init__(self) -> None:
         forms = ("webdataset", "parquet")
@@ -556,7 +556,7 @@ class MaterializeConfig:
         require(self.bytes > 0, f"materialize.bytes={self.bytes}: give a positive number of bytes a shard")
         ok = self.samples is None or self.samples > 0
         require(ok, f"materialize.samples={self.samples}: give a positive number of samples a shard")
-        ok = NAME.fullmatch(self.name) is not None
+        ok = self.name is None or NAME.fullmatch(self.name) is not None
         require(ok, f"materialize.name={self.name}: take letters, digits, - and _")
 
 

@@ -96,7 +96,7 @@ def materialize(url: str, dest: str, config: Config, roots: dict[str, str] | Non
     if begun is None:
         begun = _freeze(ray.get(_measure.remote(work)), folder)
     receipts = _write_all(Work(begun, manifest, folder, work.roots, work.storage), max(1, cpus))
-    _finish(begun, manifest, folder, receipts)
+    finish(begun, manifest, folder, receipts)
     return _result(begun, folder, sum(receipt["new"] for receipt in receipts))
 
 
@@ -306,7 +306,7 @@ def _receipt(dest: Folder, name: str) -> dict[str, Any] | None:
 # the end
 
 
-def _finish(plan: Plan, manifest: ManifestReader, dest: Folder, receipts: list[dict[str, Any]]) -> None:
+def finish(plan: Plan, manifest: ManifestReader, dest: Folder, receipts: list[dict[str, Any]]) -> None:
     """Index, description, sums; then nothing is left of what only a run under way needs."""
     index = {
         "__kind__": "wids-shard-index-v1" if plan.format == "webdataset" else "curation-shard-index-v1",

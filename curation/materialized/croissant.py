@@ -160,8 +160,8 @@ def _of_tars(plan: Plan) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         longer = [f"*.{other}" for other in (OWN, *plan.suffixes) if other.endswith(f".{suffix}")]
         globs = {"includes": f"*.{suffix}", **({"excludes": longer} if longer else {})}
         sets.append({**one, "encodingFormat": media, **globs})
-        if extension(f".{suffix}") in ("zip", "npy"):  # no type of Croissant's
-            continue
+        if longer or extension(f".{suffix}") in ("zip", "npy"):
+            continue  # mlcroissant 1.1 does not see what is excluded; Croissant has no type for the others
         name, source = f"members/{suffix}", {"fileSet": {"@id": _id(suffix)}}
         key = {**source, "extract": {"fileProperty": "filename"}, "transform": {"regex": _key_of(suffix)}}
         content = {**source, "extract": {"fileProperty": "content"}}

@@ -1,5 +1,6 @@
 """What a materialised folder will hold, frozen before the first shard is written: so that any run goes on from it."""
 
+import hashlib
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Sequence
@@ -84,15 +85,17 @@ def asked_for(manifest: ManifestReader, options: MaterializeConfig, seed: int) -
     manifest.check_budget(options.budget)
     if not manifest.num_rows:
         raise RequestError(f"{manifest.folder.public()} keeps no sample: there is nothing to write")
-    return Plan(
+    plan = Plan(
         manifest=manifest.id,
         format=options.format,
         samples=options.budget or manifest.num_rows,
         budget=None if options.budget == manifest.num_rows else options.budget,
         asked={"bytes": options.bytes} if options.samples is None else {"samples": options.samples},
         seed=seed if options.shuffle else None,
-        name=options.name,
+        name=options.name or "",
     )
+    told = hashlib.blake2b(json_bytes(plan.request()), digest_size=4).hexdigest()
+    return plan if plan.name else replace(plan, name=f"shard-{told}")
 
 
 def measure(plan: Plan, fetcher: Fetcher) -> Plan:

@@ -55,7 +55,8 @@ def write_tar(sink: Sink, samples: Iterable[Kept]) -> int:
         for suffix, content in sorted({**kept.raw.data, OWN: own_file(kept.row)}.items()):
             info = tarfile.TarInfo(f"{key}.{suffix}")
             info.size = len(content)
-            sink.write(info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape"))
+            short = len(info.name.encode()) <= tarfile.LENGTH_NAME  # wids knows no names in extended headers
+            sink.write(info.tobuf(tarfile.USTAR_FORMAT if short else tarfile.PAX_FORMAT, "utf-8", "surrogateescape"))
             sink.write(content)
             sink.write(bytes(-len(content) % BLOCK))
     end = sink.size + 2 * BLOCK
