@@ -3,6 +3,7 @@
 ``archive.url=URL`` says where the archive lies if it has moved since.
 """
 
+import re
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -16,7 +17,7 @@ from curation.materialized.build import materialize
 
 def run(arguments: Sequence[str]) -> dict[str, Any]:
     """Write what is not there yet."""
-    if len(arguments) < 2 or "=" in arguments[0]:
+    if len(arguments) < 2 or re.match(r"[a-z_.]+=", arguments[1]):
         raise RequestError("materialize takes a manifest and a folder: curate materialize MANIFEST DEST [key=value …]")
     manifest, dest, *overrides = arguments
     config = load_config(overrides)
