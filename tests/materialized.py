@@ -3,7 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from curation.config import load_config
+import yaml
+
+from curation.config import MaterializeConfig
 from curation.manifests.reading import ManifestReader
 from curation.materialized.build import Work, finish, write_shard
 from curation.materialized.plan import Plan, asked_for, freeze, measure, pieces
@@ -13,8 +15,9 @@ from curation.storage import Folder
 def begin(url: str, dest: Path | str, *options: str, roots: dict[str, str] | None = None, storage: Any = None) -> Work:
     """The frozen plan, and what goes with it."""
     manifest, folder = ManifestReader(url, storage), Folder(str(dest), storage)
-    config = load_config([f"materialize.{option}" for option in ("name=shard", *options)])
-    work = Work(asked_for(manifest, config.materialize, config.seed), manifest, folder, roots or {}, storage)
+    told = dict(option.split("=") for option in ("name=shard", *options))
+    config = MaterializeConfig(**{name: yaml.safe_load(value) for name, value in told.items()})
+    work = Work(asked_for(manifest, config, 0), manifest, folder, roots or {}, storage)
     return Work(freeze(measure(work.plan, work.fetcher()), folder), manifest, folder, work.roots, storage)
 
 

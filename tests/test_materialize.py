@@ -424,7 +424,11 @@ def test_a_complete_destination_is_left_alone(tmp_path, caplog):
     plan = write(str(archive.manifest), tmp_path / "dest", "samples=30")
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "dest").rglob("*")}
     with caplog.at_level("INFO", "curation"):
-        result = materialize(str(archive.manifest), str(tmp_path / "dest"), load_config(["materialize.samples=30", "materialize.name=shard"]))
+        result = materialize(
+            str(archive.manifest),
+            str(tmp_path / "dest"),
+            load_config(["materialize.samples=30", "materialize.name=shard"]),
+        )
     assert (result["shards"], result["samples"], result["written"]) == (plan.shards, len(archive.ids), 0)
     assert "is complete: nothing to do" in caplog.text
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "dest").rglob("*")}

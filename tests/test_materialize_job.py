@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from curation.config import load_config
 from curation.errors import AccessError, IncompleteError
 from curation.manifests.reading import ManifestReader
 from curation.materialized.build import materialize
 from curation.materialized.check import verify_materialized
-from curation.config import load_config
 from tests.command import curate, start
 from tests.conftest import Pruned
 from tests.kept import write_archive, write_header
@@ -53,7 +53,12 @@ def test_killed_or_not_on_one_worker_or_more_it_writes_the_same(pruned: Pruned, 
 
 
 def test_a_wrong_request_is_one_line(tmp_path: Path) -> None:
-    wrong = [["manifest"], ["manifest", "materialize.budget=3"], ["nowhere", "dest"], ["a", "b", "materialize.format=zip"]]
+    wrong = [
+        ["manifest"],
+        ["manifest", "materialize.budget=3"],
+        ["nowhere", "dest"],
+        ["a", "b", "materialize.format=zip"],
+    ]
     for arguments in wrong:
         outcome = curate("materialize", *arguments)
         assert outcome.status == 2
@@ -72,7 +77,9 @@ def test_shards_that_cannot_be_written_are_counted_and_the_others_are_there(ray_
     tar.write_bytes(content)
     begin(str(archive.manifest), tmp_path / "dest", *options)
     tar.write_bytes(content[:-60_000] + bytes(60_000))
-    with pytest.raises(IncompleteError, match=r"\d+ of \d+ shards could not be written, \d+ are; the first: sample 's00"):
+    with pytest.raises(
+        IncompleteError, match=r"\d+ of \d+ shards could not be written, \d+ are; the first: sample 's00"
+    ):
         materialize(str(archive.manifest), str(tmp_path / "dest"), config)
     tar.write_bytes(content)
     result = materialize(str(archive.manifest), str(tmp_path / "dest"), config)

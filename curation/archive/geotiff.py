@@ -42,7 +42,7 @@ def encode_geotiff(image: Image) -> bytes:
         tags.append((42113, 2, None, f"{image.nodata:.17g}", True))
     if image.place is not None and has_code(image.place):
         tags += _place_tags(image.place)
-    common = {
+    common: dict[str, Any] = {
         "compression": "adobe_deflate",
         "compressionargs": {"level": _LEVEL},
         "metadata": None,

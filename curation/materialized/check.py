@@ -13,7 +13,7 @@ from curation.archive.shards import Shard
 from curation.config import ArchiveConfig
 from curation.materialized.build import INDEX_FILE, SUMS_FILE
 from curation.materialized.plan import find_plan
-from curation.storage import Folder
+from curation.storage import CHUNK, Folder
 
 SHOWN = 100  # problems listed
 
@@ -35,11 +35,13 @@ def verify_materialized(url: str, storage: dict[str, Any] | None = None) -> dict
     """
     folder = Folder(url, storage, "materialize")
     problems = list(_problems(folder))
+    files: int | None = None
+    samples: int | None = None
     try:
         index = json.loads(folder.read(INDEX_FILE))
         files, samples = len(folder.read(SUMS_FILE).splitlines()), index["nsamples"]
     except (FileNotFoundError, ValueError, KeyError):
-        files = samples = None
+        pass
     result = {"destination": folder.public(), "files": files, "samples": samples}
     return {**result, "ok": not problems, "problems": problems[:SHOWN]}
 
@@ -77,5 +79,7 @@ def count_samples(folder: Folder, path: str) -> int:
 
 def _sha256(folder: Folder, path: str) -> str:
     with folder.open(folder.info(path)) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
+        digest = hashlib.sha256()
+        while data := file.read(CHUNK):
+            digest.update(data)
+        return digest.hexdigest()

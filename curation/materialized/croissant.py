@@ -76,9 +76,7 @@ _WORDS = {
 }
 
 
-def describe(
-    name: str, plan: Plan, manifest: ManifestReader, receipts: Sequence[dict[str, Any]]
-) -> dict[str, Any]:
+def describe(name: str, plan: Plan, manifest: ManifestReader, receipts: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """``croissant.json``.
 
     Args:
@@ -181,7 +179,9 @@ def _of_parquet(plan: Plan) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]
     for suffix in plan.suffixes:
         if suffix not in (*COLUMNS, "others"):
             kind = "sc:ImageObject" if extension(f".{suffix}") in IMAGES - {"zip", "npy"} else "sc:Text"
-            fields.append(_field(f"samples/{suffix}", kind, {"fileSet": {"@id": "rows"}, "extract": {"column": suffix}}))
+            fields.append(
+                _field(f"samples/{suffix}", kind, {"fileSet": {"@id": "rows"}, "extract": {"column": suffix}})
+            )
     return (
         [{**files, "includes": f"{plan.name}-*.parquet"}],
         [_record("samples", "The manifest's columns and the files of each sample.", fields)],

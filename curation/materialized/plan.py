@@ -105,14 +105,17 @@ def measure(plan: Plan, fetcher: Fetcher) -> Plan:
     positions = np.unique(np.linspace(0, plan.samples - 1, PROBED).astype(np.int64))
     straight = Order(0, 0, 0)
     runs = [run for at in positions.tolist() for run in straight.runs(index, at, at + 1)]
-    sizes, suffixes = [], set()
+    sizes: list[int] = []
+    suffixes: set[str] = set()
     for kept in in_order(fetcher, runs, positions, plan.budget):
         with changed(kept):
             written = files.of(kept)
         sizes.append(tar_bytes(written))
         suffixes.update(written.raw.data)
     mean = sum(sizes) / len(sizes)
-    wanted = plan.samples / plan.asked["samples"] if "samples" in plan.asked else plan.samples * mean / plan.asked["bytes"]
+    wanted = (
+        plan.samples / plan.asked["samples"] if "samples" in plan.asked else plan.samples * mean / plan.asked["bytes"]
+    )
     return replace(
         plan,
         shards=min(max(1, int(-(-wanted // 1))), plan.samples),

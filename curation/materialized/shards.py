@@ -51,7 +51,8 @@ def write_tar(sink: Sink, samples: Iterable[Kept]) -> int:
         How many samples there were.
     """
     count = 0
-    for count, (key, kept) in enumerate(_unique((tar_key(kept.row["key"]), kept) for kept in samples), 1):
+    for key, kept in _unique((tar_key(kept.row["key"]), kept) for kept in samples):
+        count += 1
         for suffix, content in sorted({**kept.raw.data, OWN: own_file(kept.row)}.items()):
             info = tarfile.TarInfo(f"{key}.{suffix}")
             info.size = len(content)
@@ -66,7 +67,9 @@ def write_tar(sink: Sink, samples: Iterable[Kept]) -> int:
 
 def tar_bytes(kept: Kept) -> int:
     """About how many bytes a sample takes in a tar."""
-    return sum(BLOCK + len(content) + -len(content) % BLOCK for content in (*kept.raw.data.values(), own_file(kept.row)))
+    return sum(
+        BLOCK + len(content) + -len(content) % BLOCK for content in (*kept.raw.data.values(), own_file(kept.row))
+    )
 
 
 def parquet_schema(suffixes: Sequence[str]) -> pa.Schema:
@@ -92,7 +95,8 @@ def write_parquet(sink: Sink, samples: Iterable[Kept], schema: pa.Schema) -> int
     rows: list[dict[str, Any]] = []
     count = size = 0
     with pq.ParquetWriter(pa.PythonFile(sink, mode="w"), schema, **options) as writer:
-        for count, (key, kept) in enumerate(_unique((kept.row["key"], kept) for kept in samples), 1):
+        for key, kept in _unique((kept.row["key"], kept) for kept in samples):
+            count += 1
             files = kept.raw.data
             others = [{"suffix": suffix, "data": files[suffix]} for suffix in sorted(files) if suffix not in columns]
             own = {name: files[name] for name in columns if name in files}
