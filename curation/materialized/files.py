@@ -8,7 +8,7 @@ place, nodata and mask; mask bands (``SCL``) are files of their own.
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from datetime import date
 from typing import Any
@@ -71,7 +71,7 @@ class Files:
         """A part of a file as files of its own."""
         if kept.raw is not self._raw or self._stored is None:
             image, _, flags, said = stored(kept.raw, self.settings)
-            self._raw, self._stored = kept.raw, (_with_nodata(image, kept.raw), flags, said)
+            self._raw, self._stored = kept.raw, (_with_nodata(image, kept.raw, flags), flags, said)
         image, flags, said = self._stored
         window = window_of(kept.row)
         if window is not None:
@@ -147,9 +147,9 @@ def _json(value: Any) -> Any:
     return value.isoformat() if isinstance(value, date) else str(value)
 
 
-def _with_nodata(image: Image, raw: RawSample) -> Image:
-    """An image of several files with the nodata value that all of them state, where it marks no other pixel."""
-    stated = {one.nodata for one in raw.images.values() if len(raw.images) > 1}
+def _with_nodata(image: Image, raw: RawSample, masks: Collection[str]) -> Image:
+    """An image of several files with the nodata value that they state, where it marks no pixel that is valid."""
+    stated = {one.nodata for name, one in raw.images.items() if name not in masks} - {None}
     if len(stated) != 1 or image.nodata is not None:
         return image
     (nodata,) = stated
