@@ -5,6 +5,7 @@ import io
 import json
 import tarfile
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from curation.materialized.build import materialize, write_shard
 from curation.materialized.check import verify_materialized
 from curation.materialized.files import OWN, tar_key
 from curation.materialized.plan import pieces
+from tests.containers import S2, major_tom_row, terramesh_sample, write_major_tom, write_ssl4eo, write_terramesh
 from tests.kept import Archive, write_archive
 from tests.layouts import keep, write_listed
 from tests.materialized import begin, contents, write
@@ -76,9 +78,57 @@ def own_columns(folder: Path, form: str) -> list[dict[str, Any]]:
 def test_reading_the_shards_gives_what_reading_through_the_manifest_gives(tmp_path, layout, form):
     url, _ = made(tmp_path, layout)
     write(url, tmp_path / "dest", f"format={form}", "samples=7")
+    check_same(url, tmp_path / "dest", form, members=MEMBERS.get(layout), grid=LAYOUTS[layout][1].get("grid"))
+
+
+TWO = ["S2L2A", "S1GRD"]
+PUBLIC: dict[str, tuple[Callable[[Path], Any], dict[str, Any], dict[str, Any]]] = {
+    # how it is written; how it is read there, and from the shards
+    "Major TOM": (
+        lambda folder: write_major_tom(folder / "part_0.parquet", map(major_tom_row, range(4))),
+        {},
+        {"members": [f"{band}.tif" for band in sorted(S2)]},
+    ),
+    "Major TOM, tiled": (
+        lambda folder: write_major_tom(folder / "part_0.parquet", map(major_tom_row, range(2))),
+        {"tile": {"size": 30}},
+        {},
+    ),
+    "SSL4EO": (lambda folder: write_ssl4eo(folder, TWO[:1], 1, 2), {}, {}),
+    "SSL4EO of two sensors, tiled": (
+        lambda folder: write_ssl4eo(folder, TWO, 1, 2),
+        {"modalities": TWO, "tile": {"size": 12}},
+        {},
+    ),
+    "TerraMesh": (
+        lambda folder: write_terramesh(folder, TWO, 1, 4),
+        {"modalities": TWO},
+        {"members": [f"{sensor}.zarr.zip" for sensor in TWO]},
+    ),
+    "several times in a member": (
+        lambda folder: write_tar(
+            folder / "a.tar", [(f"k{i}.zarr.zip", terramesh_sample("S2L2A", i, times=3)) for i in range(3)]
+        ),
+        {},
+        {},
+    ),
+}
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("layout", PUBLIC)
+def test_archives_in_public_layouts(tmp_path, layout, form):
+    lay, settings, there = PUBLIC[layout]
+    lay(tmp_path / "archive")
+    url, _ = keep(tmp_path, settings, share=0.7)
+    write(url, tmp_path / "dest", f"format={form}", "samples=7")
+    check_same(url, tmp_path / "dest", form, **there)
+
+
+def check_same(url: str, dest: Path, form: str, **settings: Any) -> None:
+    """The shards have the samples that the manifest's reader gives, and no others."""
     through = {s["sample_id"]: s for s in TorchSamples(url, decode=True, rank=0, world_size=1)}
-    rows = own_columns(tmp_path / "dest", form)
-    there = read(tmp_path / "dest", members=MEMBERS.get(layout), grid=LAYOUTS[layout][1].get("grid"))
+    rows, there = own_columns(dest, form), read(dest, **settings)
     assert Counter(row["sample_id"] for row in rows) == Counter(through.keys())
     assert len(there) == len(rows)
     for row, sample in zip(rows, there, strict=True):

@@ -1,4 +1,4 @@
-"""A tile of a scene is written as the scene has it: stored numbers, place, nodata, mask bands, and what is said of it."""
+"""A tile of a scene is written as the scene has it: stored numbers, place, nodata, mask bands, what is said of it."""
 
 import json
 from dataclasses import asdict, replace
@@ -107,8 +107,9 @@ def test_a_nodata_value_that_would_hide_valid_pixels_is_left_to_the_mask(tmp_pat
 
 
 def test_a_reference_system_without_a_code_stays_in_the_sidecar():
-    wkt = 'PROJCS["own",GEOGCS["s",DATUM["s",SPHEROID["s",6371007.181,0]],PRIMEM["G",0],UNIT["degree",0.0174532925199433]]'
-    wkt += ',PROJECTION["Sinusoidal"],PARAMETER["longitude_of_center",0],UNIT["metre",1]]'
+    wkt = 'PROJCS["own",GEOGCS["s",DATUM["s",SPHEROID["s",6371007.181,0]],PRIMEM["G",0],'
+    wkt += 'UNIT["degree",0.0174532925199433]],PROJECTION["Sinusoidal"],'
+    wkt += 'PARAMETER["longitude_of_center",0],UNIT["metre",1]]'
     place = Georeference(wkt, (500.0, 0.0, 1e6, 0.0, -500.0, 4e6))
     image = Image(ground(1, 1), ("b1",), place=place)
     raw = RawSample("k", 0, [Member("bands", None, 1)], {}, {"bands": image})
