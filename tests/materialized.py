@@ -25,7 +25,7 @@ def write(url: str, dest: Path | str, *options: str, backwards: bool = False, **
     """A whole folder."""
     work = begin(url, dest, *options, **more)
     jobs = list(pieces(work.plan, work.manifest.shards(work.plan.budget)))
-    receipts = [write_shard(work, number, runs) for number, runs in (reversed(jobs) if backwards else jobs)]
+    receipts = [write_shard(work, piece) for piece in (reversed(jobs) if backwards else jobs)]
     finish(work.plan, work.manifest, work.dest, sorted(receipts, key=lambda receipt: receipt["shard"]))
     return work.plan
 

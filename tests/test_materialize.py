@@ -275,10 +275,10 @@ def test_a_run_that_was_stopped_goes_on_and_writes_only_what_is_missing(tmp_path
     write(str(archive.manifest), tmp_path / "a/x", "bytes=50000")
     work = begin(str(archive.manifest), tmp_path / "b/x", "bytes=50000")
     jobs = list(pieces(work.plan, work.manifest.shards()))
-    assert [write_shard(work, *job)["new"] for job in jobs[:3]] == [True] * 3
+    assert [write_shard(work, job)["new"] for job in jobs[:3]] == [True] * 3
     (tmp_path / "b/x" / work.plan.shard(1)).unlink()  # a receipt without its shard
     (tmp_path / "b/x/.receipts" / f"{work.plan.shard(2)}.json").unlink()  # a shard without its receipt
-    assert [write_shard(work, *job)["new"] for job in jobs[:4]] == [False, True, True, True]
+    assert [write_shard(work, job)["new"] for job in jobs[:4]] == [False, True, True, True]
     write(str(archive.manifest), tmp_path / "b/x", "bytes=50000")
     assert contents(tmp_path / "a/x") == contents(tmp_path / "b/x")
 
@@ -387,38 +387,38 @@ def left(dest: Path) -> set[str]:
 def test_a_broken_sample_leaves_no_shard(tmp_path):
     archive = write_archive(tmp_path, shards=2, loose=0)
     work = begin(str(archive.manifest), tmp_path / "dest", "samples=1000")
-    ((number, runs),) = pieces(work.plan, work.manifest.shards())
+    (piece,) = pieces(work.plan, work.manifest.shards())
     row = pq.read_table(archive.manifest / "manifest.parquet").to_pylist()[20]
     with open(archive.root / row["shard"].removeprefix("root0/"), "r+b") as file:
         file.seek(row["offset"] - 512)
         file.write(b"\xff" * 512)
     with pytest.raises(AccessError, match=f"sample '{row['key']}.*has gone or changed"):
-        write_shard(work, number, runs)
+        write_shard(work, piece)
     assert left(tmp_path / "dest") == {"plan.json"}
 
 
 def test_a_tile_that_no_longer_decodes_is_named(tmp_path):
     url, _ = made(tmp_path, "images, tiled", share=1)
     work = begin(url, tmp_path / "dest")
-    ((number, runs),) = pieces(work.plan, work.manifest.shards())
+    (piece,) = pieces(work.plan, work.manifest.shards())
     for path in (tmp_path / "archive/loose").glob("*.npy"):
         path.write_bytes(path.read_bytes().replace(b"(3, 40, 56)", b"(3, 56, 40)"))
     with pytest.raises(AccessError, match="sample 'img.*' of .* has changed: .*is not in it"):
-        write_shard(work, number, runs)
+        write_shard(work, piece)
     assert left(tmp_path / "dest") == {"plan.json"}
 
 
 def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, monkeypatch):
     archive = write_archive(tmp_path)
     work = begin(str(archive.manifest), tmp_path / "dest", "samples=1000")
-    ((number, runs),) = pieces(work.plan, work.manifest.shards())
+    (piece,) = pieces(work.plan, work.manifest.shards())
 
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(curation.storage.folder.os, "fsync", full)
     with pytest.raises(IncompleteError, match="shard-000000.tar: No space left on device"):
-        write_shard(work, number, runs)
+        write_shard(work, piece)
     assert left(tmp_path / "dest") == {"plan.json"}
 
 

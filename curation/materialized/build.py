@@ -28,10 +28,10 @@ from curation.manifests.reading import ManifestReader
 from curation.manifests.schema import json_bytes
 from curation.materialized.croissant import describe
 from curation.materialized.files import Files
-from curation.materialized.plan import PLAN_FILE, Plan, asked_for, find_plan, freeze, measure, pieces
+from curation.materialized.plan import PLAN_FILE, Piece, Plan, asked_for, find_plan, freeze, measure, pieces
 from curation.materialized.shards import Sink, parquet_schema, write_parquet, write_tar
 from curation.runtime import start_ray
-from curation.storage import Folder
+from curation.storage import Folder, is_local, local_path
 
 log = logging.getLogger("curation")
 
@@ -40,6 +40,7 @@ CROISSANT_FILE = "croissant.json"
 SUMS_FILE = "SHA256SUMS"  # written last: its presence means that the rest is there
 RECEIPTS = ".receipts"
 AHEAD = 2  # tasks a CPU
+LICENCES = 100  # that a receipt lists
 FAILURES = 10  # shards that could not be written until a run gives up
 STALE = 3600  # seconds after which what a killed run was writing is removed
 
@@ -103,11 +104,11 @@ def materialize(url: str, dest: str, config: Config, roots: dict[str, str] | Non
 def _check_apart(dest: Folder, roots: dict[str, str]) -> None:
     """Refuse to write into the archive: the next run would take it for a part of it."""
 
-    def real(folder: Folder) -> str:
-        return os.path.realpath(folder.base) if folder.local else folder.url
+    def real(url: str) -> str:
+        return os.path.realpath(local_path(url)) if is_local(url) else url.rstrip("/")
 
     for name, url in roots.items():
-        if f"{real(dest)}/".startswith(f"{real(Folder(url))}/"):
+        if f"{real(dest.url)}/".startswith(f"{real(url)}/"):
             raise RequestError(f"{dest.public()} lies in the archive's root {name!r}: take a folder beside the archive")
 
 
@@ -166,12 +167,12 @@ def _write_all(work: Work, cpus: int) -> list[dict[str, Any]]:
                 log.info("materialize: %d of %d shards", len(receipts), plan.shards)
 
     log.info("materialize: %d samples as %d shards to %s", plan.samples, plan.shards, work.dest.public())
-    for number, runs in pieces(plan, work.manifest.shards(plan.budget)):
+    for piece in pieces(plan, work.manifest.shards(plan.budget)):
         if len(running) >= AHEAD * cpus:
             settle(1)
         if len(failures) >= FAILURES:
             break
-        running.append(_write.remote(shared, number, runs))
+        running.append(_write.remote(shared, piece))
     while running:
         settle(1)
     if failures:
@@ -188,11 +189,11 @@ def _measure(work: Work) -> Plan:
 
 
 @ray.remote(num_cpus=1)
-def _write(work: Work, number: int, runs: Sequence[Run]) -> dict[str, Any]:
-    return write_shard(work, number, runs)
+def _write(work: Work, piece: Piece) -> dict[str, Any]:
+    return write_shard(work, piece)
 
 
-def write_shard(work: Work, number: int, runs: Sequence[Run]) -> dict[str, Any]:
+def write_shard(work: Work, piece: Piece) -> dict[str, Any]:
     """Publish a shard and its receipt, unless they are there; memory holds what waits in the mixing, and some ranges.
 
     Returns:
@@ -204,13 +205,13 @@ def write_shard(work: Work, number: int, runs: Sequence[Run]) -> dict[str, Any]:
         IncompleteError: the destination takes no more.
     """
     plan, dest = work.plan, work.dest
-    name = plan.shard(number)
+    name = plan.shard(piece.number)
     if (receipt := _receipt(dest, name)) is not None:
         return {**receipt, "new": False}
     fetcher = work.fetcher()
-    for shard in dict.fromkeys(_shard_of(work.manifest, run) for run in runs):
-        check_source(fetcher, shard, moved=bool(work.roots))
-    samples = _Samples(work, fetcher, runs)
+    for source in piece.sources:
+        check_source(fetcher, source, moved=bool(work.roots))
+    samples = _Samples(work, fetcher, piece.runs)
     try:
         with dest.writer(name) as target:
             sink = Sink(target)
@@ -224,7 +225,7 @@ def write_shard(work: Work, number: int, runs: Sequence[Run]) -> dict[str, Any]:
             "bytes": sink.size,
             "md5": sink.md5.hexdigest(),
             "sha256": sink.sha256.hexdigest(),
-            "licences": sorted(samples.licences),
+            "licences": sorted(samples.licences)[:LICENCES],
             "unlicensed": samples.unlicensed,
         }
         dest.publish(f"{RECEIPTS}/{name}.json", json_bytes(receipt))
@@ -256,10 +257,6 @@ class _Samples:
         else:
             self.licences.add(licence)
         return written
-
-
-def _shard_of(manifest: ManifestReader, run: Run) -> str:
-    return str(manifest.rows(run.rows[0], run.rows[0] + 1)["shard"][0].as_py())
 
 
 def check_source(fetcher: Fetcher, name: str, moved: bool) -> None:

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from curation.config import MaterializeConfig
 from curation.errors import RequestError
@@ -147,11 +148,34 @@ def find_plan(dest: Folder) -> Plan | None:
         raise RequestError(f"{dest.public(PLAN_FILE)} is no plan of curate materialize: take another folder") from error
 
 
-def pieces(plan: Plan, index: ShardIndex) -> Iterator[tuple[int, list[Run]]]:
-    """For each shard the runs of kept samples that go into it, in the order in which they are read."""
+@dataclass(frozen=True)
+class Piece:
+    """What goes into one shard.
+
+    Attributes:
+        number: the shard's.
+        runs: of kept samples, in the order in which they are read.
+        sources: the shards of the archive that they lie in.
+    """
+
+    number: int
+    runs: list[Run]
+    sources: list[str]
+
+
+def pieces(plan: Plan, index: ShardIndex) -> Iterator[Piece]:
+    """What goes into each shard, one after the other.
+
+    Raises:
+        RequestError: the manifest's ranks do not count what it keeps.
+    """
+    if int(index.counts.sum()) != plan.samples:
+        raise RequestError(f"{int(index.counts.sum())} samples have a rank below {plan.samples}: take another budget")
     cut = _cut(plan.order.runs(index, 0, plan.samples), [plan.edges(i)[1] for i in range(plan.shards)])
     for number, runs in itertools.groupby(cut, key=lambda item: item[0]):
-        yield number, [run for _, run in runs]
+        own = [run for _, run in runs]
+        sources = index.names.take(pa.array(np.searchsorted(index.first, [run.rows[0] for run in own])))
+        yield Piece(number, own, list(dict.fromkeys(sources.to_pylist())))
 
 
 def _cut(runs: Iterable[Run], stops: Sequence[int]) -> Iterator[tuple[int, Run]]:
