@@ -40,6 +40,7 @@ from tests.layouts import keep, write_listed
 from tests.materialized import begin, contents, write
 from tests.recipes import encoded, write_tar
 from tests.test_loaders_layouts import LAYOUTS, TILE, made
+from tests.training_recipes import blocks
 
 FORMATS = ("webdataset", "parquet")
 MEMBERS = {  # what says which files hold the bands where they lie apart; tiles are one file each
@@ -315,6 +316,14 @@ def test_webdataset_reads_what_the_index_lists(real):
     for shard in index["shardlist"]:
         content = (real / "webdataset" / shard["url"]).read_bytes()
         assert (len(content), hashlib.md5(content).hexdigest()) == (shard["filesize"], shard["md5sum"])
+
+
+def test_the_documented_lines(real, monkeypatch):
+    monkeypatch.chdir(real)
+    (block,) = (block for block in blocks("docs/materialize.md", "WebDataset"))
+    names: dict[str, Any] = {}
+    exec(block.replace("DEST", "webdataset"), names)
+    assert sorted(row["rank"] for _, row in names["dataset"]) == list(range(24))
 
 
 def test_wids_reads_the_index(real):
