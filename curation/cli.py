@@ -33,6 +33,7 @@ JOBS = {
     "rollback": "workspace=W [--to ID], or MANIFEST: put the parent, or an older manifest, in force again",
     "gc": "workspace=W [--keep N] [--yes]: remove the manifests that nobody needs, and what only they need",
     "status": "WORKSPACE [--all] [--files]: its runs, what is under way and how far, its manifests and catalogs",
+    "materialize": "MANIFEST DEST: write the kept samples as shards of their own, WebDataset tars or Parquet",
     "leakage": "MANIFEST --against TABLE: kept samples that a benchmark has too, by footprint and by embedding",
     "publish": "MANIFEST [DEST]: what may be shared: samples, licences, how it was made, nothing of where it lies",
     "apply": "PUBLISHED archive.url=COPY: a published manifest over another copy of the data; lists what is missing",

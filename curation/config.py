@@ -562,6 +562,27 @@ class ChooseConfig:
 
 
 @dataclass
+class MaterializeConfig:
+    """``curate materialize``: how kept samples are written out."""
+
+    format: str = "webdataset"
+    budget: int | None = None
+    bytes: int = 256 << 20
+    samples: int | None = None
+    shuffle: bool = True
+    name: str | None = None
+
+    def __post_init__(self) -> None:
+        forms = ("webdataset", "parquet")
+        require(self.format in forms, f"materialize.format={self.format}: choose {' or '.join(forms)}")
+        require(self.bytes > 0, f"materialize.bytes={self.bytes}: give a positive number of bytes a shard")
+        ok = self.samples is None or self.samples > 0
+        require(ok, f"materialize.samples={self.samples}: give a positive number of samples a shard")
+        ok = self.name is None or NAME.fullmatch(self.name) is not None
+        require(ok, f"materialize.name={self.name}: take letters, digits, - and _")
+
+
+@dataclass
 class Config:
     """Everything that a job is told."""
 
@@ -582,6 +603,7 @@ class Config:
     compare: CompareConfig = field(default_factory=CompareConfig)
     choose: ChooseConfig = field(default_factory=ChooseConfig)
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)
+    materialize: MaterializeConfig = field(default_factory=MaterializeConfig)
 
     def __post_init__(self) -> None:
         require(self.seed >= 0, f"seed={self.seed}: give a whole number, 0 or above")
