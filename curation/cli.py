@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, TextIO
 
-from curation.errors import CurationError, RequestError
+from curation.errors import CurationError
 
 JOBS = {
     "prune": "all stages: catalog, cluster, select, report",
@@ -27,10 +27,12 @@ JOBS = {
     "explain": "MANIFEST SAMPLE: which rule decided, and which kept sample stands for it",
     "verify": "MANIFEST [--deep]: hashes and counts; --deep: every kept sample is still readable",
     "leakage": "MANIFEST --against TABLE: kept samples that a benchmark has too, by footprint and by embedding",
+    "submit": "JOB … --address http://HEAD:8265: run a job on a Ray cluster, follow its log, end with its status",
+    "schedule": "render JOB …: Kubernetes objects that run a job by the clock",
 }
 HELP = "usage: curate JOB [key=value ...]\n\njobs:\n" + "\n".join(f"  {n:11} {what}" for n, what in JOBS.items())
 
-Job = Callable[[Sequence[str]], dict[str, Any]]
+Job = Callable[[Sequence[str]], dict[str, Any] | str]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -50,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def execute(job: Job, arguments: Sequence[str] | None = None) -> int:
-    """Run a job; people read stderr, programs read the one JSON line on stdout.
+    """Run a job; people read stderr, programs read the one JSON line on stdout (or the text that a job is asked for).
 
     Returns:
         0 done; 2 the request is wrong; 1 anything else; 130 interrupted.
@@ -65,7 +67,7 @@ def execute(job: Job, arguments: Sequence[str] | None = None) -> int:
         known: CurationError = getattr(error, "cause", error)  # Ray wraps what a task raised
         if known.result is not None:
             _print(output, known.result)
-        kind = "error" if not isinstance(known, RequestError) else "cannot do that"
+        kind = {2: "cannot do that", 130: "interrupted"}.get(known.exit_status, "error")
         print(f"curate: {kind}: {' '.join(str(known).split())}", file=sys.stderr)
         return known.exit_status
     except KeyboardInterrupt:
@@ -84,8 +86,8 @@ def _claim_stdout() -> TextIO:
     return output
 
 
-def _print(output: TextIO, result: dict[str, Any]) -> None:
-    print(json.dumps(result, ensure_ascii=False), file=output, flush=True)
+def _print(output: TextIO, result: dict[str, Any] | str) -> None:
+    print(result if isinstance(result, str) else json.dumps(result, ensure_ascii=False), file=output, flush=True)
 
 
 if __name__ == "__main__":
