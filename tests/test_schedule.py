@@ -141,7 +141,11 @@ def test_the_run_is_the_job_that_was_asked_for_sized_by_what_the_cluster_may_gro
 def test_two_runs_never_overlap_and_each_belongs_to_its_time():
     objects = rendered(*FULL)
     spec = objects["CronJob"]["spec"]
-    assert (spec["schedule"], spec["timeZone"], spec["concurrencyPolicy"]) == ("30 2 * * 1-5", "Europe/Berlin", "Forbid")
+    assert (spec["schedule"], spec["timeZone"], spec["concurrencyPolicy"]) == (
+        "30 2 * * 1-5",
+        "Europe/Berlin",
+        "Forbid",
+    )
     pod = spec["jobTemplate"]["spec"]["template"]["spec"]
     assert pod["serviceAccountName"] == objects["RoleBinding"]["subjects"][0]["name"] == "nightly"
     assert objects["Role"]["rules"] == [{"apiGroups": ["ray.io"], "resources": ["rayjobs"], "verbs": ["create", "get"]}]
@@ -262,7 +266,10 @@ def test_the_pod_creates_the_rayjob_once_and_ends_as_it_does(pod, monkeypatch):
     "state, status",
     [
         ({"jobStatus": "FAILED", "message": "Job entrypoint command failed with exit code 2, last available logs:"}, 2),
-        ({"jobStatus": "FAILED", "message": "Job entrypoint command failed with exit code -9. No logs available."}, 137),
+        (
+            {"jobStatus": "FAILED", "message": "Job entrypoint command failed with exit code -9. No logs available."},
+            137,
+        ),
         ({"jobStatus": "", "reason": "DeadlineExceeded"}, 1),
         ({"jobStatus": "STOPPED"}, 130),
     ],

@@ -77,7 +77,7 @@ def connect(address: str | None, token_file: str | None) -> Any:
         ) from error
     except requests.RequestException as error:
         raise RequestError(f"{url} does not answer as a Ray head: {without_secrets(str(error))}") from error
-    except (KeyError, ValueError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise RequestError(f"{url} does not answer as a Ray head") from error
     except RuntimeError as error:  # a version that does not fit, or no client
         raise RequestError(NEEDED if "ray[default]" in str(error) else without_secrets(str(error))) from error
@@ -96,7 +96,7 @@ def headers(token_file: str | None) -> dict[str, str]:
         found = dict(json.loads(os.environ.get("RAY_JOB_HEADERS") or "{}"))
     except (TypeError, ValueError) as error:
         raise RequestError('RAY_JOB_HEADERS is no JSON object: write {"Name": "value"}') from error
-    token, where = os.environ.get("RAY_AUTH_TOKEN"), "RAY_AUTH_TOKEN"
+    token, where = os.environ.get("RAY_AUTH_TOKEN") or None, "RAY_AUTH_TOKEN"
     path = token_file or (None if token else os.environ.get("RAY_AUTH_TOKEN_PATH"))
     if path:
         try:
