@@ -13,6 +13,7 @@ from typing import Any, TextIO
 
 from curation import runs
 from curation.errors import CurationError, RequestError
+from curation.errors import CurationError
 
 JOBS = {
     "prune": "all stages: catalog, cluster, select, report",
@@ -43,6 +44,12 @@ HELP = "usage: curate JOB [key=value ...]\n\njobs:\n" + "\n".join(f"  {n:11} {wh
 log = logging.getLogger("curation")
 
 Job = Callable[[Sequence[str]], dict[str, Any]]
+    "submit": "JOB … --address http://HEAD:8265: run a job on a Ray cluster, follow its log, end with its status",
+    "schedule": "render JOB …: Kubernetes objects that run a job by the clock",
+}
+HELP = "usage: curate JOB [key=value ...]\n\njobs:\n" + "\n".join(f"  {n:11} {what}" for n, what in JOBS.items())
+
+Job = Callable[[Sequence[str]], dict[str, Any] | str]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -62,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def execute(job: Job, arguments: Sequence[str] | None = None) -> int:
-    """Run a job; people read stderr, programs read the one JSON line on stdout.
+    """Run a job; people read stderr, programs read the one JSON line on stdout (or the text that a job is asked for).
 
     Returns:
         0 done; 2 the request is wrong; 1 anything else; 130 interrupted.
@@ -84,6 +91,9 @@ def execute(job: Job, arguments: Sequence[str] | None = None) -> int:
         kind = "error" if not isinstance(known, RequestError) else "cannot do that"
         log.error("curate: %s: %s", kind, " ".join(str(known).split()))
         return run.end(known.exit_status, known.result, known)
+        kind = {2: "cannot do that", 130: "interrupted"}.get(known.exit_status, "error")
+        print(f"curate: {kind}: {' '.join(str(known).split())}", file=sys.stderr)
+        return known.exit_status
     except KeyboardInterrupt:
         log.error("curate: interrupted; what is done is kept, the same command goes on from there")
         return run.end(130)
@@ -115,8 +125,8 @@ def _claim_stdout() -> TextIO:
     return output
 
 
-def _print(output: TextIO, result: dict[str, Any]) -> None:
-    print(json.dumps(result, ensure_ascii=False), file=output, flush=True)
+def _print(output: TextIO, result: dict[str, Any] | str) -> None:
+    print(result if isinstance(result, str) else json.dumps(result, ensure_ascii=False), file=output, flush=True)
 
 
 if __name__ == "__main__":

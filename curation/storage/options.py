@@ -89,7 +89,7 @@ def _refuse_secrets(where: str, value: Any) -> None:
     advice = "does not belong in a config; give credentials by environment, profile or instance role"
     if isinstance(value, dict):
         for name, below in value.items():
-            if _names_secret(str(name)):
+            if names_secret(str(name)):
                 raise RequestError(f"{where}.{name} is a secret and {advice}")
             _refuse_secrets(f"{where}.{name}", below)
     elif isinstance(value, list):
@@ -99,7 +99,8 @@ def _refuse_secrets(where: str, value: Any) -> None:
         raise RequestError(f"{where} is a URL with a user in it, which {advice}")
 
 
-def _names_secret(name: str) -> bool:
+def names_secret(name: str) -> bool:
+    """Whether an option or variable of this name would be a credential."""
     plain = name.lower().replace("-", "_")
     return plain in _SECRET_NAMES or _SECRET_PARTS.search(plain) is not None
 
