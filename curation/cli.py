@@ -13,7 +13,6 @@ from typing import Any, TextIO
 
 from curation import runs
 from curation.errors import CurationError, RequestError
-from curation.errors import CurationError
 
 JOBS = {
     "prune": "all stages: catalog, cluster, select, report",
@@ -38,16 +37,12 @@ JOBS = {
     "leakage": "MANIFEST --against TABLE: kept samples that a benchmark has too, by footprint and by embedding",
     "publish": "MANIFEST [DEST]: what may be shared: samples, licences, how it was made, nothing of where it lies",
     "apply": "PUBLISHED archive.url=COPY: a published manifest over another copy of the data; lists what is missing",
-}
-HELP = "usage: curate JOB [key=value ...]\n\njobs:\n" + "\n".join(f"  {n:11} {what}" for n, what in JOBS.items())
-
-log = logging.getLogger("curation")
-
-Job = Callable[[Sequence[str]], dict[str, Any]]
     "submit": "JOB … --address http://HEAD:8265: run a job on a Ray cluster, follow its log, end with its status",
     "schedule": "render JOB …: Kubernetes objects that run a job by the clock",
 }
 HELP = "usage: curate JOB [key=value ...]\n\njobs:\n" + "\n".join(f"  {n:11} {what}" for n, what in JOBS.items())
+
+log = logging.getLogger("curation")
 
 Job = Callable[[Sequence[str]], dict[str, Any] | str]
 
@@ -83,17 +78,14 @@ def execute(job: Job, arguments: Sequence[str] | None = None) -> int:
         run.open_log(next((text.partition("=")[2] for text in given if text.startswith("runtime.log_json=")), None))
         result = job(given)
         _print(output, result)
-        return run.end(0, result)
+        return run.end(0, result if isinstance(result, dict) else None)
     except CurationError as error:
         known: CurationError = getattr(error, "cause", error)  # Ray wraps what a task raised
         if known.result is not None:
             _print(output, known.result)
-        kind = "error" if not isinstance(known, RequestError) else "cannot do that"
+        kind = {2: "cannot do that", 130: "interrupted"}.get(known.exit_status, "error")
         log.error("curate: %s: %s", kind, " ".join(str(known).split()))
         return run.end(known.exit_status, known.result, known)
-        kind = {2: "cannot do that", 130: "interrupted"}.get(known.exit_status, "error")
-        print(f"curate: {kind}: {' '.join(str(known).split())}", file=sys.stderr)
-        return known.exit_status
     except KeyboardInterrupt:
         log.error("curate: interrupted; what is done is kept, the same command goes on from there")
         return run.end(130)

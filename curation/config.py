@@ -592,6 +592,8 @@ class MaterializeConfig:
         require(ok, f"materialize.samples={self.samples}: give a positive number of samples a shard")
         ok = self.name is None or NAME.fullmatch(self.name) is not None
         require(ok, f"materialize.name={self.name}: take letters, digits, - and _")
+
+
 class SubmitConfig:
     """``curate submit``: what goes along with the job."""
 

@@ -34,6 +34,8 @@ class IncompleteError(CurationError):
 
 class ConflictError(CurationError):
     """Another run put another manifest in force meanwhile; what this one wrote is whole, and theirs stays."""
+
+
 class JobError(CurationError):
     """A job on a cluster did not succeed, or is no longer followed.
 

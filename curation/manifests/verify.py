@@ -78,8 +78,7 @@ def _check_files(manifest: ManifestReader) -> Iterator[str]:
         return
     for file, path in zip(_files(folder), listed(folder), strict=True):
         try:
-            size, digest = _digest(folder.parent, path)
-            size, digest = file_digest(folder, file["path"])
+            size, digest = file_digest(folder.parent, path)
         except FileNotFoundError:
             yield f"{file['path']} is missing"
             continue

@@ -115,7 +115,7 @@ def public_arguments(arguments: Sequence[str]) -> list[str]:
         key, equals, value = text.partition("=")
         if not equals or not _KEY.fullmatch(key):
             key, equals, value = "", "", text
-        named = "storage" in key.lower() or any(map(_names_secret, re.split("[./@]", key.lstrip("-+~"))))
+        named = "storage" in key.lower() or any(map(names_secret, re.split("[./@]", key.lstrip("-+~"))))
         if secret:
             key, equals, value = "", "", HIDDEN
         elif named or _NAMED.search(value):
@@ -123,7 +123,7 @@ def public_arguments(arguments: Sequence[str]) -> list[str]:
         else:
             value = without_credentials(_QUERY.sub("?" + HIDDEN, _ACCOUNT.sub("://" + HIDDEN, value)))
         shown.append(key + equals + value)
-        secret = text.startswith("-") and not equals and _names_secret(text.lstrip("-"))  # then it takes the next
+        secret = text.startswith("-") and not equals and names_secret(text.lstrip("-"))  # then it takes the next
     return shown
 
 
