@@ -594,6 +594,7 @@ class MaterializeConfig:
         require(ok, f"materialize.name={self.name}: take letters, digits, - and _")
 
 
+@dataclass
 class SubmitConfig:
     """``curate submit``: what goes along with the job."""
 

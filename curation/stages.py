@@ -40,6 +40,8 @@ from curation.storage import Folder, file_name, public_url
 
 log = logging.getLogger("curation")
 
+DECIDES = ("seed", "archive", "encoder", "catalog", "cluster", "select")  # groups of keys that a manifest is made by;
+# one that uses scores names their id
 VERSIONS = ("curation", "faiss-cpu", "faiss-gpu", "faiss-gpu-cu12", "numpy", "pyarrow", "ray", "torch")
 
 
@@ -285,14 +287,8 @@ def _reads(manifest: Folder, sizes: dict[str, int], pixel: int, scenes: bool, lo
 
 def config_without_urls(config: Config, tables: Sequence[Table]) -> dict[str, Any]:
     """The resolved config without where anything lies or runs; of a list, table or checkpoint, its file's name."""
-    content = to_dict(config)
-    # a manifest that uses scores names their id
-    for name in (
-        *("workspace", "name", "runtime", "plan", "score", "consistency", "compare", "choose", "pretrain"),
-        "recurate",
-    ):
-        del content[name]
-    del content["archive"]["url"], content["references"], content["catalog"]["url"]
+    content = {name: value for name, value in to_dict(config).items() if name in DECIDES}
+    del content["archive"]["url"], content["catalog"]["url"]
     content["cluster"]["references"] = config.references_mode()
     for name in ("exclude", "require"):
         if content["select"][name]:
