@@ -195,7 +195,7 @@ def _flow(counts: dict[str, int]) -> str:
 
 def as_yaml(objects: list[Object]) -> str:
     """The objects as one YAML stream; the same objects give the same text."""
-    return yaml.dump_all(objects, Dumper=_Dumper, sort_keys=False, width=120, explicit_start=True).rstrip("\n")
+    return str(yaml.dump_all(objects, Dumper=_Dumper, sort_keys=False, width=120, explicit_start=True)).rstrip("\n")
 
 
 def write_files(objects: list[Object], folder: Path) -> list[Path]:
@@ -208,7 +208,7 @@ def write_files(objects: list[Object], folder: Path) -> list[Path]:
     return files
 
 
-class _Dumper(yaml.SafeDumper):
+class _Dumper(yaml.SafeDumper):  # type: ignore[misc]
     """Texts of several lines as blocks, and no aliases."""
 
     def ignore_aliases(self, data: Any) -> bool:
