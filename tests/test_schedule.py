@@ -176,6 +176,7 @@ def test_a_config_file_goes_along(tmp_path):
         ((*RUN, "schedule.name=Nightly"), "small letters"),
         ((*RUN, "schedule.cpu.max=0"), "runs no tasks"),
         ((*RUN, "schedule.head.memory=lots"), "memory=lots"),
+        ((*RUN, "submit.pip=[duckdb]"), r"submit\.\* is for curate submit"),
         ((*RUN, "archive.urll=x"), "did you mean"),
         (("prunes", *ARCHIVE), "no job 'prunes'"),
         (("submit", *ARCHIVE), "no job 'submit' for a cluster"),

@@ -73,7 +73,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     )
     address = f"http://127.0.0.1:{ports['dashboard-port']}"
     try:
-        wait_for(f"{address}/api/version", process)
+        wait_for(f"{address}/api/version", process, 180)
         client = JobSubmissionClient(address, headers={"Authorization": f"Bearer {TOKEN}"})
         yield Head(address, f"archive.url={folder / 'archive'}", client)
     finally:
@@ -261,8 +261,10 @@ def test_the_token_is_one_word_from_a_file_or_the_environment(tmp_path, monkeypa
         assert "abc" not in str(caught.value)
 
 
-def named(*arguments: str, package: Package | None = None, key: str | None = None) -> str:
-    return identity(read_request(arguments, ""), package or Package(), key)
+def named(*arguments: str, key: str | None = None) -> str:
+    request = read_request(arguments, "")
+    with tempfile.TemporaryDirectory() as folder:
+        return identity(request, pack(request.config.submit, request.file, Path(folder)), key)
 
 
 def test_the_id_is_that_of_the_work_not_of_how_it_was_typed(tmp_path, monkeypatch):
@@ -275,7 +277,7 @@ def test_the_id_is_that_of_the_work_not_of_how_it_was_typed(tmp_path, monkeypatc
         named("prune", "archive.url=s3://b/tiles", "seed=4", "workspace=s3://b/w"),
         named("catalog", "archive.url=s3://b/tiles", "seed=3", "workspace=s3://b/w"),
         named("prune", "archive.url=s3://b/tiles", "seed=3", "workspace=s3://b/w", key="tonight"),
-        named("prune", "archive.url=s3://b/tiles", "seed=3", "workspace=s3://b/w", package=Package({}, {"pip": ["a"]})),
+        named("prune", "archive.url=s3://b/tiles", "seed=3", "workspace=s3://b/w", "submit.pip=[a]"),
     ]
     monkeypatch.setattr(curation, "__version__", "9.9")
     others.append(named("prune", "archive.url=s3://b/tiles", "seed=3", "workspace=s3://b/w"))
@@ -285,7 +287,7 @@ def test_the_id_is_that_of_the_work_not_of_how_it_was_typed(tmp_path, monkeypatc
 
 
 def test_what_a_job_takes_besides_overrides_stays_its_own():
-    typed = ["s3://b/a=1/manifest.json", "--deep", "archive.url=s3://b/x"]
+    typed = ["runs/a=1/manifest.json", "--deep", "archive.url=s3://b/x"]
     request = read_request(["verify", *typed, "submit.pip=[a]"], "")
     assert request.arguments == typed
     assert request.command().split() == ["python", "-m", "curation.cli", "verify", *typed, "runtime.address=auto"]

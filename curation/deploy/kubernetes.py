@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from curation.config import LABEL, NAME_LENGTH, PodConfig, PoolConfig, ScheduleConfig
+from curation.config import LABEL, NAME_LENGTH, PodConfig, PoolConfig, ScheduleConfig, SubmitConfig
 from curation.deploy.packing import CONFIG
 from curation.deploy.request import Request
 from curation.errors import RequestError, require
@@ -40,7 +40,8 @@ def render(request: Request) -> list[Object]:
     ok = CRON.fullmatch(settings.cron.strip()) is not None
     require(ok, f"schedule.cron={settings.cron}: give minute, hour, day, month and weekday, such as 0 3 * * *")
     require(LABEL.fullmatch(name) is not None and len(name) <= NAME_LENGTH, f"schedule.name={name} is no short label")
-    require(not request.config.submit.env, "submit.env is for curate submit: give schedule.secret=NAME")
+    alone = request.config.submit == SubmitConfig()
+    require(alone, "submit.* is for curate submit: what this job needs is in schedule.image and schedule.secret")
     data = {RAYJOB: as_yaml([ray_job(request, name)]) + "\n"}
     if request.file is not None:
         try:
@@ -197,6 +198,7 @@ def as_yaml(objects: list[Object]) -> str:
     """The objects as one YAML stream; the same objects give the same text."""
     text: str = yaml.dump_all(objects, Dumper=_Dumper, sort_keys=False, width=120, explicit_start=True)
     return text.rstrip("\n")
+    return str(yaml.dump_all(objects, Dumper=_Dumper, sort_keys=False, width=120, explicit_start=True)).rstrip("\n")
 
 
 def write_files(objects: list[Object], folder: Path) -> list[Path]:
@@ -210,6 +212,7 @@ def write_files(objects: list[Object], folder: Path) -> list[Path]:
 
 
 class _Dumper(yaml.SafeDumper):  # type: ignore[misc] # yaml has no types
+class _Dumper(yaml.SafeDumper):  # type: ignore[misc]
     """Texts of several lines as blocks, and no aliases."""
 
     def ignore_aliases(self, data: Any) -> bool:

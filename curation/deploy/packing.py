@@ -22,7 +22,7 @@ class Package:
 
     Attributes:
         runtime_env: as Ray takes it.
-        contents: what it is made of, by hash: two packages with equal contents are one.
+        contents: what it is made of, files by hash, but for the config file, whose content the job's config is.
         config: what the config file is called in it.
     """
 
@@ -54,7 +54,9 @@ def pack(settings: SubmitConfig, config: Path | None, folder: Path) -> Package:
         requirements.append(f"{WORKING_DIR}/{wheel.name}")
     if files:
         archive = folder / "working_dir.zip"
-        package.contents["files"] = _archive(files, archive)
+        hashes = _archive(files, archive)
+        if sent := {name: digest for name, digest in hashes.items() if name != CONFIG}:
+            package.contents["files"] = sent
         package.runtime_env["working_dir"] = str(archive)
     elif settings.working_dir is not None:
         package.runtime_env["working_dir"] = package.contents["working_dir"] = settings.working_dir
@@ -79,15 +81,18 @@ def _files(settings: SubmitConfig) -> dict[str, Path]:
     return {name.as_posix(): path for name, path in named.items() if not LEFT_OUT.intersection(name.parts)}
 
 
-def _archive(files: dict[str, Path], target: Path) -> str:
-    """Write a zip that is the same for the same files; its SHA-256."""
+def _archive(files: dict[str, Path], target: Path) -> dict[str, str]:
+    """Write a zip that is the same for the same files, so that Ray uploads it once; the SHA-256 of each file."""
+    hashes = {}
     try:
-        with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
+        with zipfile.ZipFile(target, "w") as archive:
             for name in sorted(files):
-                archive.writestr(zipfile.ZipInfo(name), files[name].read_bytes(), zipfile.ZIP_DEFLATED)
+                data = files[name].read_bytes()
+                hashes[name] = hashlib.sha256(data).hexdigest()
+                archive.writestr(zipfile.ZipInfo(name), data, zipfile.ZIP_DEFLATED)
     except OSError as error:
         raise RequestError(f"cannot send {error.filename}: {error.strerror}") from error
-    return hashlib.sha256(target.read_bytes()).hexdigest()
+    return hashes
 
 
 def _variables(names: list[str]) -> dict[str, str]:

@@ -11,7 +11,7 @@ from curation.cli import JOBS
 from curation.config import Config, load_config, to_dict
 from curation.errors import require
 
-OVERRIDE = re.compile(r"[+~]{0,2}[A-Za-z_][\w.@/]*=")  # key=value; other arguments are a job's own
+OVERRIDE = re.compile(r"[+~]{0,2}[A-Za-z_][\w.-]*=")  # key=value; other arguments are a job's own
 LOCAL = ("submit", "schedule", "status")  # jobs about other jobs
 
 

@@ -130,10 +130,15 @@ def submit(client: Any, request: Request, package: Package, key: str | None) -> 
 
     Raises:
         RequestError: the cluster refuses it.
+        AccessError: the connection was lost.
     """
     name = identity(request, package, key)
+    try:
+        jobs = client.list_jobs()
+    except _lost() as error:
+        raise AccessError(f"the cluster does not say what it runs: {_last_line(str(error))}") from error
     number, last = 1, None
-    for details in client.list_jobs():
+    for details in jobs:
         found = re.fullmatch(rf"{re.escape(name)}(?:-(\d+))?", details.submission_id or "")
         if found and int(found[1] or 1) >= number:
             number, last = int(found[1] or 1), details
@@ -145,6 +150,7 @@ def submit(client: Any, request: Request, package: Package, key: str | None) -> 
             log.info("%s has succeeded: nothing is submitted under that key again", last.submission_id)
             return str(last.submission_id)
         name = f"{name}-{number + 1}"
+    refused: tuple[type[Exception], ...] = (*_lost(), ValueError)
     try:
         client.submit_job(
             entrypoint=request.command(package.config),
@@ -152,7 +158,9 @@ def submit(client: Any, request: Request, package: Package, key: str | None) -> 
             runtime_env=package.runtime_env,
             metadata={"curate.job": request.job, "curate.version": curation.__version__, "curate.key": key or ""},
         )
-    except (RuntimeError, ValueError) as error:
+    except refused as error:
+        if isinstance(error, OSError):  # as requests' are
+            raise AccessError("lost the cluster while submitting: the same command tries again, or attaches") from error
         if "already exists" in str(error):  # somebody else submitted the same work a moment ago
             log.info("attached to %s, which is under way", name)
             return name
@@ -219,7 +227,7 @@ def follow(client: Any, name: str, write: Callable[[str], Any]) -> dict[str, Any
 
     Raises:
         JobError: the job failed (with its exit status) or was stopped, or is left to itself (130).
-        AccessError: the cluster gave no answer for :data:`PATIENCE`.
+        AccessError: the cluster gave no answer for :data:`PATIENCE`, or no longer lets us in.
         CurationError: the cluster knows nothing of the job.
     """
     shown = Log(write)
@@ -230,32 +238,39 @@ def follow(client: Any, name: str, write: Callable[[str], Any]) -> dict[str, Any
             except KeyboardInterrupt as stop:
                 if isinstance(stop, Terminated) or not _wants_stop(name):
                     _leave(name)
-                client.stop_job(name)
+                try:
+                    client.stop_job(name)
+                except _lost() as error:
+                    log.warning("it is not stopped: %s", _last_line(str(error)))
+
+
+def _lost() -> tuple[type[Exception], ...]:
+    """What a connection that breaks raises."""
+    import aiohttp
+    import requests
+
+    return RuntimeError, OSError, aiohttp.ClientError, requests.RequestException
 
 
 def _until_end(client: Any, name: str, shown: Log) -> Any:
     """Follow the log and ask for the state until the job has ended; what the cluster says of it."""
-    import aiohttp
-    import requests
+    from ray.exceptions import AuthenticationError
 
-    broken = (RuntimeError, OSError, aiohttp.ClientError, requests.RequestException)
-    heard, pause = time.monotonic(), 0.5
+    lost, heard, pause, told = _lost(), time.monotonic(), 0.5, False
     while True:
-        lost: Exception | None = None
         before = shown.seen
-        try:
+        with suppress(*lost, AuthenticationError):  # whether the cluster is there, the next question tells
             asyncio.run(_tail(client, name, shown))
-        except broken as error:
-            lost = error
         try:
             details = client.get_job_info(name)
             if details.status.is_terminal():
-                with suppress(*broken):  # its node may be gone, and the log with it
+                with suppress(*lost):  # its node may be gone, and the log with it
                     shown.follow()(client.get_job_logs(name))
                 return details
-            heard = time.monotonic()
-        except broken as error:
-            lost = error
+            heard, told = time.monotonic(), False
+        except AuthenticationError as error:
+            raise AccessError(f"the cluster no longer lets us in; {name} goes on by itself") from error
+        except lost as error:
             if "status code 404" in str(error):
                 raise CurationError(
                     f"the cluster knows nothing of {name}: was its head started anew? The same command submits it again"
@@ -264,8 +279,9 @@ def _until_end(client: Any, name: str, shown: Log) -> Any:
                 raise AccessError(
                     f"no answer from the cluster for {PATIENCE:.0f} s; {name} may go on: the same command follows it"
                 ) from error
-        if lost:
-            log.warning("lost the log (%s): trying again", _last_line(str(lost)) or type(lost).__name__)
+            if not told:
+                log.warning("no answer from the cluster: asking again for %.0f s", PATIENCE)
+                told = True
         pause = 0.5 if shown.seen > before else min(2 * pause, 10.0)
         time.sleep(pause)
 
