@@ -30,7 +30,7 @@ from curation.errors import AccessError, IncompleteError, RequestError
 from curation.manifests.loaders.torch import TorchSamples
 from curation.manifests.loaders.webdataset import WebDatasetSamples
 from curation.manifests.reading import ManifestReader
-from curation.materialized.build import materialize, write_shard
+from curation.materialized.build import finish, materialize, write_shard
 from curation.materialized.check import verify_materialized
 from curation.materialized.files import OWN, tar_key
 from curation.materialized.plan import pieces
@@ -491,6 +491,16 @@ def test_a_complete_destination_is_left_alone(tmp_path, caplog):
     assert (result["shards"], result["samples"], result["written"]) == (plan.shards, len(archive.ids), 0)
     assert "is complete: nothing to do" in caplog.text
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "dest").rglob("*")}
+
+
+def test_a_shard_that_another_node_wrote_to_its_own_disk_is_missed(tmp_path):
+    archive = write_archive(tmp_path)
+    work = begin(str(archive.manifest), tmp_path / "dest", "samples=30")
+    receipts = [write_shard(work, piece) for piece in pieces(work.plan, work.manifest.shards())]
+    (tmp_path / "dest" / work.plan.shard(1)).unlink()
+    with pytest.raises(IncompleteError, match="1 shards are not in .*, shard-000001.tar for one: every node must see"):
+        finish(work.plan, work.manifest, work.dest, receipts)
+    assert not (tmp_path / "dest/SHA256SUMS").exists()
 
 
 def test_an_empty_manifest_is_refused(tmp_path):

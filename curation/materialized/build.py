@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray.exceptions import NodeDiedError, OutOfMemoryError, WorkerCrashedError
 
 from curation.archive.names import extension
 from curation.config import Config
@@ -121,7 +122,8 @@ def _begun(plan: Plan, dest: Folder) -> Plan | None:
     begun = find_plan(dest)
     if begun is None:
         kind = dest.kind()
-        if kind == "file" or (kind and (not dest.local or any(os.scandir(dest.base)))):
+        empty = dest.local and kind == "directory" and all(map(_temporary, os.listdir(dest.base)))
+        if kind and not empty:
             raise RequestError(f"{dest.public()} holds something else: take an empty folder, or one that is not there")
         return None
     for name, value in plan.request().items():
@@ -152,34 +154,35 @@ def _write_all(work: Work, cpus: int) -> list[dict[str, Any]]:
     plan, shared = work.plan, ray.put(work)
     receipts: list[dict[str, Any]] = []
     failures: list[CurationError] = []
-    running: list[Any] = []
+    running: dict[Any, str] = {}
 
-    def settle(least: int) -> None:
-        nonlocal running
-        done, running = ray.wait(running, num_returns=least)
+    def settle() -> None:
+        done, _ = ray.wait(list(running))
         for task in done:
+            name = running.pop(task)
             try:
                 receipts.append(ray.get(task))
             except AccessError as error:
-                failures.append(error)
-                log.warning("%s", getattr(error, "cause", error))
+                failures.append(getattr(error, "cause", error))
+                log.warning("%s: %s", name, failures[-1])
+            except (WorkerCrashedError, OutOfMemoryError, NodeDiedError) as error:  # each was tried again by Ray
+                failures.append(IncompleteError(f"{name}: its worker died ({type(error).__name__})"))
+                log.warning("%s", failures[-1])
             if len(receipts) % max(1, plan.shards // 20) == 0:
                 log.info("materialize: %d of %d shards", len(receipts), plan.shards)
 
     log.info("materialize: %d samples as %d shards to %s", plan.samples, plan.shards, work.dest.public())
     for piece in pieces(plan, work.manifest.shards(plan.budget)):
         if len(running) >= AHEAD * cpus:
-            settle(1)
+            settle()
         if len(failures) >= FAILURES:
             break
-        running.append(_write.remote(shared, piece))
+        running[_write.remote(shared, piece)] = plan.shard(piece.number)
     while running:
-        settle(1)
+        settle()
     if failures:
-        first = getattr(failures[0], "cause", failures[0])
-        raise IncompleteError(
-            f"{len(failures)} of {plan.shards} shards could not be written, {len(receipts)} are; the first: {first}"
-        )
+        told = f"{len(failures)} of {plan.shards} shards could not be written, {len(receipts)} are"
+        raise IncompleteError(f"{told}; the first: {failures[0]}")
     return sorted(receipts, key=lambda receipt: str(receipt["shard"]))
 
 
@@ -304,7 +307,16 @@ def _receipt(dest: Folder, name: str) -> dict[str, Any] | None:
 
 
 def finish(plan: Plan, manifest: ManifestReader, dest: Folder, receipts: list[dict[str, Any]]) -> None:
-    """Index, description, sums; then nothing is left of what only a run under way needs."""
+    """Index, description, sums; then nothing is left of what only a run under way needs.
+
+    Raises:
+        IncompleteError: a shard is not where it was written to.
+    """
+    there = {file.path: file.size for file in dest.list(recursive=False)}
+    lost = [receipt["shard"] for receipt in receipts if there.get(receipt["shard"]) != receipt["bytes"]]
+    if lost:
+        where = "every node must see the same folder there" if dest.local else "run the same command again"
+        raise IncompleteError(f"{len(lost)} shards are not in {dest.public()}, {lost[0]} for one: {where}")
     index = {
         "__kind__": "wids-shard-index-v1" if plan.format == "webdataset" else "curation-shard-index-v1",
         "wids_version": 1,
@@ -334,8 +346,13 @@ def finish(plan: Plan, manifest: ManifestReader, dest: Folder, receipts: list[di
 def _sweep(dest: Folder) -> None:
     """Remove what killed runs were writing."""
     for entry in os.scandir(dest.base):
-        if entry.name.startswith(".") and entry.name.endswith(".tmp") and time.time() - entry.stat().st_mtime > STALE:
+        if _temporary(entry.name) and time.time() - entry.stat().st_mtime > STALE:
             os.unlink(entry.path)
+
+
+def _temporary(name: str) -> bool:
+    """Whether a file is one that was being written."""
+    return name.startswith(".") and name.endswith(".tmp")
 
 
 def _result(plan: Plan, dest: Folder, written: int) -> dict[str, Any]:
