@@ -38,7 +38,7 @@ from curation.scoring.consistent import SCHEMA, build_consistency, check_encoder
 from curation.scoring.settings import ConsistencyConfig
 from curation.scoring.sim import ranks
 from curation.storage import Folder
-from tests.command import curate
+from jobs.consistency import run
 from tests.recipes import write_tar
 
 FOLDS = 4
@@ -419,8 +419,6 @@ def test_modalities_over_a_catalog(ray_local, archive, tmp_path):
 
 
 def test_the_command(ray_local, archive, conv):
-    asked = arguments(archive, conv, *CONV, "consistency.source=second_view", "seed=1")
-    done = curate("consistency", *asked, "runtime.num_cpus=1")
-    assert done.status == 0, done.stderr
-    assert (done.result["samples"], done.result["scored"], done.result["sources"]) == (160, 144, {"second_view": 144})
-    assert len(read_consistency(Folder(str(done.file("consistency"))))) == 160
+    done = run(arguments(archive, conv, *CONV, "consistency.source=second_view", "seed=1"))
+    assert (done["samples"], done["scored"], done["sources"]) == (160, 144, {"second_view": 144})
+    assert len(read_consistency(Folder(done["consistency"].removeprefix("file://")))) == 160
