@@ -81,6 +81,7 @@ def recurate(run: Run) -> dict[str, Any]:
         return {**_result_of(run, parent), **_told(parent, parent.content, changes), "changed": False}
     if mode == "refit":
         return _refit(run, parent, changes, latest)
+    log.info("recurate: on %g CPUs and %g GPUs", run.resources.cpus, run.resources.gpus)  # which starts Ray
     catalog = take_in(run, parent, changes)
     check_budget(run.config.select.budget, catalog.counts["kept"])
     clusters, again = place(run, parent, changes, catalog)

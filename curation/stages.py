@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -53,10 +54,14 @@ class Run:
     workspace: Folder
     roots: list[Root]
     bank: Root | None
-    resources: Resources
     tables: tuple[Table, ...] = ()
     filter: TableFilter | None = None
     begun: float = field(default_factory=time.time)
+
+    @cached_property
+    def resources(self) -> Resources:
+        """What the cluster has; Ray starts when that is first asked for."""
+        return start_ray(self.config.runtime)
 
     def latest(self) -> Latest:
         """The manifest in force, to be swapped for this run's in the end.
@@ -186,7 +191,7 @@ class Run:
 
 @contextmanager
 def open_run(arguments: Sequence[str]) -> Iterator[Run]:
-    """Check the request, freeze the listing, start Ray; what is wrong is said before any work.
+    """Check the request and freeze the listing; what is wrong is said before any work, and Ray ends with the run.
 
     Raises:
         RequestError: the config, the archive, the bank or the workspace is wrong.
@@ -208,11 +213,10 @@ def open_run(arguments: Sequence[str]) -> Iterator[Run]:
     size = sum(shard.size for root in roots for shard in root.shards)
     log.info("archive: %d shards, %.4g GB", sum(len(root.shards) for root in roots), size / 1e9)
     connected = ray.is_initialized()
-    resources = start_ray(config.runtime)
     try:
-        yield Run(config, workspace, roots, bank, resources, tables, only)
+        yield Run(config, workspace, roots, bank, tables, only)
     finally:
-        if not connected:
+        if not connected and ray.is_initialized():
             ray.shutdown()
 
 

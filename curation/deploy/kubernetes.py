@@ -198,7 +198,6 @@ def as_yaml(objects: list[Object]) -> str:
     """The objects as one YAML stream; the same objects give the same text."""
     text: str = yaml.dump_all(objects, Dumper=_Dumper, sort_keys=False, width=120, explicit_start=True)
     return text.rstrip("\n")
-    return str(yaml.dump_all(objects, Dumper=_Dumper, sort_keys=False, width=120, explicit_start=True)).rstrip("\n")
 
 
 def write_files(objects: list[Object], folder: Path) -> list[Path]:
@@ -211,7 +210,6 @@ def write_files(objects: list[Object], folder: Path) -> list[Path]:
     return files
 
 
-class _Dumper(yaml.SafeDumper):  # type: ignore[misc] # yaml has no types
 class _Dumper(yaml.SafeDumper):  # type: ignore[misc]
     """Texts of several lines as blocks, and no aliases."""
 
