@@ -29,7 +29,7 @@ JOBS = {
     "plan": "shards, bytes, expected time and cost; --pilot N measures N shards first",
     "explain": "MANIFEST SAMPLE: which rule decided, and which kept sample stands for it",
     "verify": "MANIFEST [--deep]: hashes and counts; --deep: every kept sample is still readable",
-    "diff": "A B [--out FILE.parquet]: what came, what went and why, from manifest A to manifest B",
+    "diff": "[A] B [--out FILE.parquet]: what came, what went and why, from manifest A (or B's parent) to B",
     "rollback": "workspace=W [--to ID], or MANIFEST: put the parent, or an older manifest, in force again",
     "gc": "workspace=W [--keep N] [--yes]: remove the manifests that nobody needs, and what only they need",
     "status": "WORKSPACE [--all] [--files]: its runs, what is under way and how far, its manifests and catalogs",
