@@ -33,7 +33,7 @@ from curation.errors import CurationError, RequestError
 from curation.manifests import again, grown, guided, order, steps
 from curation.manifests.again import Again
 from curation.manifests.drift import Drift, Spread, entropy_shift, far_share, share_shift
-from curation.manifests.duplicates import RANGES, find_duplicates, find_alike, mark
+from curation.manifests.duplicates import RANGES, find_alike, find_duplicates, mark
 from curation.manifests.exchange import Layers, exchange, submit
 from curation.manifests.places import Found, find_places, unite
 from curation.manifests.schema import (
