@@ -2,8 +2,8 @@
 
 Vectors are precomputed and shards are Parquet of images that nothing decodes, so that the time is the pipeline's own.
 ``ratio`` is the largest, over the sizes and stores, of (seconds of taking in 1 % new shards - start-up) / seconds of
-the first run. Start-up is the same command taking in one shard of one sample, where the archive is one of 100 shards: whatever must be
-started (Ray, workers, an encoder) has been.
+the first run. Start-up is the same command taking in one shard of one sample, where the archive is one of 100 shards:
+whatever must be started (Ray, workers, an encoder) has been.
 
 ``--listing N``: instead, seconds to tell the new shards among N on S3 over those of a bare paginated listing of them.
 ``--entries N``: instead, peak memory of a process that compares a listing of N shards with the last ledger.

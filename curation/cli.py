@@ -1,15 +1,17 @@
 """``curate JOB [key=value …]``: finds the job, prints its result, turns errors into one line and a status."""
 
 import importlib
+import inspect
 import json
 import logging
 import os
 import signal
 import sys
-import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, TextIO
 
+from curation import runs
 from curation.errors import CurationError, RequestError
 
 JOBS = {
@@ -27,14 +29,22 @@ JOBS = {
     "plan": "shards, bytes, expected time and cost; --pilot N measures N shards first",
     "explain": "MANIFEST SAMPLE: which rule decided, and which kept sample stands for it",
     "verify": "MANIFEST [--deep]: hashes and counts; --deep: every kept sample is still readable",
-    "diff": "A B [--out FILE.parquet]: what came, what went and why, from manifest A to manifest B",
+    "diff": "[A] B [--out FILE.parquet]: what came, what went and why, from manifest A (or B's parent) to B",
     "rollback": "workspace=W [--to ID], or MANIFEST: put the parent, or an older manifest, in force again",
     "gc": "workspace=W [--keep N] [--yes]: remove the manifests that nobody needs, and what only they need",
+    "status": "WORKSPACE [--all] [--files]: its runs, what is under way and how far, its manifests and catalogs",
+    "materialize": "MANIFEST DEST: write the kept samples as shards of their own, WebDataset tars or Parquet",
     "leakage": "MANIFEST --against TABLE: kept samples that a benchmark has too, by footprint and by embedding",
+    "publish": "MANIFEST [DEST]: what may be shared: samples, licences, how it was made, nothing of where it lies",
+    "apply": "PUBLISHED archive.url=COPY: a published manifest over another copy of the data; lists what is missing",
+    "submit": "JOB … --address http://HEAD:8265: run a job on a Ray cluster, follow its log, end with its status",
+    "schedule": "render JOB …: Kubernetes objects that run a job by the clock",
 }
 HELP = "usage: curate JOB [key=value ...]\n\njobs:\n" + "\n".join(f"  {n:11} {what}" for n, what in JOBS.items())
 
-Job = Callable[[Sequence[str]], dict[str, Any]]
+log = logging.getLogger("curation")
+
+Job = Callable[[Sequence[str]], dict[str, Any] | str]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -54,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def execute(job: Job, arguments: Sequence[str] | None = None) -> int:
-    """Run a job; people read stderr, programs read the one JSON line on stdout.
+    """Run a job; people read stderr, programs read the one JSON line on stdout (or the text that a job is asked for).
 
     Returns:
         0 done; 2 the request is wrong; 1 anything else; 130 interrupted.
@@ -62,22 +72,26 @@ def execute(job: Job, arguments: Sequence[str] | None = None) -> int:
     output = _claim_stdout()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    given = sys.argv[1:] if arguments is None else arguments
+    run = runs.begin(Path(inspect.getfile(job)).stem, given)
     try:
-        _print(output, job(sys.argv[1:] if arguments is None else arguments))
-        return 0
+        run.open_log(next((text.partition("=")[2] for text in given if text.startswith("runtime.log_json=")), None))
+        result = job(given)
+        _print(output, result)
+        return run.end(0, result if isinstance(result, dict) else None)
     except CurationError as error:
         known: CurationError = getattr(error, "cause", error)  # Ray wraps what a task raised
         if known.result is not None:
             _print(output, known.result)
-        kind = "error" if not isinstance(known, RequestError) else "cannot do that"
-        print(f"curate: {kind}: {' '.join(str(known).split())}", file=sys.stderr)
-        return known.exit_status
+        kind = {2: "cannot do that", 130: "interrupted"}.get(known.exit_status, "error")
+        log.error("curate: %s: %s", kind, " ".join(str(known).split()))
+        return run.end(known.exit_status, known.result, known)
     except KeyboardInterrupt:
-        print("curate: interrupted; what is done is kept, the same command goes on from there", file=sys.stderr)
-        return 130
-    except Exception:  # noqa: BLE001 - a fault of ours: show all of it
-        traceback.print_exc()
-        return 1
+        log.error("curate: interrupted; what is done is kept, the same command goes on from there")
+        return run.end(130)
+    except Exception as error:  # noqa: BLE001 - a fault of ours: show all of it
+        log.exception("curate: a fault of the program")
+        return run.end(1, error=error)
 
 
 def take_option(arguments: list[str], name: str, value: str) -> str | None:
@@ -103,8 +117,8 @@ def _claim_stdout() -> TextIO:
     return output
 
 
-def _print(output: TextIO, result: dict[str, Any]) -> None:
-    print(json.dumps(result, ensure_ascii=False), file=output, flush=True)
+def _print(output: TextIO, result: dict[str, Any] | str) -> None:
+    print(result if isinstance(result, str) else json.dumps(result, ensure_ascii=False), file=output, flush=True)
 
 
 if __name__ == "__main__":

@@ -36,6 +36,20 @@ class ConflictError(CurationError):
     """Another run put another manifest in force meanwhile; what this one wrote is whole, and theirs stays."""
 
 
+class JobError(CurationError):
+    """A job on a cluster did not succeed, or is no longer followed.
+
+    Args:
+        message: what became of it.
+        status: the exit status of the job; 130 where it was stopped, or is left to itself.
+        result: the result that it printed all the same.
+    """
+
+    def __init__(self, message: str, status: int, result: dict[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.exit_status, self.result = status, result
+
+
 class BadSample(CurationError):
     """One sample cannot be used; the shard goes on without it.
 

@@ -32,6 +32,7 @@ from curation.manifests.drift import Spread, far_share
 from curation.manifests.latest import Latest, latest_path
 from curation.manifests.schema import HEADER_FILE
 from curation.report.recurate import write_page
+from curation.runs import observe_drift, stage
 from curation.selection.strategies import STRATEGIES
 from curation.stages import Run, config_without_urls, finish
 from curation.storage import Folder
@@ -80,11 +81,13 @@ def recurate(run: Run) -> dict[str, Any]:
         return {**_result_of(run, parent), **_told(parent, parent.content, changes), "changed": False}
     if mode == "refit":
         return _refit(run, parent, changes, latest)
+    log.info("recurate: on %g CPUs and %g GPUs", run.resources.cpus, run.resources.gpus)  # which starts Ray
     catalog = take_in(run, parent, changes)
     check_budget(run.config.select.budget, catalog.counts["kept"])
     clusters, again = place(run, parent, changes, catalog)
     manifest = run.manifest(catalog, clusters, again)
     content = json.loads(run.workspace.read(f"{manifest.folder}/{HEADER_FILE}"))["content"]
+    observe_drift(**content["selection"]["recurate"]["drift"])
     page = write_page(run.workspace, manifest, parent.content, content)
     result = finish(run, catalog, manifest, page, latest)
     _warn_of_drift(run, content)
@@ -155,6 +158,7 @@ def nothing_to_do(run: Run, parent: Parent, changes: Changes) -> bool:
     return mode == "grow" or (mode == "rebalance" and was != "grow") or mode == was
 
 
+@stage("catalog")
 def take_in(run: Run, parent: Parent, changes: Changes) -> Catalog:
     """The catalog of today's listing, of which only what is new or changed is read and encoded."""
     wanted = {*changes.added, *changes.changed}
@@ -188,6 +192,7 @@ def take_in(run: Run, parent: Parent, changes: Changes) -> Catalog:
     )
 
 
+@stage("assign")
 def place(run: Run, parent: Parent, changes: Changes, catalog: Catalog) -> tuple[Folder, Again]:
     """Assign the new samples, and fit clusters to those that are far from all where there are many."""
     clusters = run.workspace.child(f"clusters/{parent.content['clusters']}")

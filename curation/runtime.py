@@ -57,6 +57,8 @@ def start_ray(config: RuntimeConfig) -> Resources:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     total: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    for name, most in (config.autoscale or {}).items():  # what waits for room there makes the autoscaler bring it
+        total[name] = max(total.get(name, 0), most)
     gpus = float(total.get("GPU", 0))
     device = config.device if config.device != "auto" else ("cuda" if gpus else "cpu")
     if device == "cuda" and not gpus:

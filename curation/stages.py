@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,7 @@ from curation.manifests.build import check_budget, read_list, select
 from curation.manifests.latest import Latest, publish_latest, read_latest
 from curation.manifests.schema import Manifest
 from curation.report.page import write_report
+from curation.runs import record_in, stage
 from curation.runtime import Resources, start_ray, versions
 from curation.scoring.build import build_scores
 from curation.scoring.consistent import build_consistency
@@ -39,6 +41,8 @@ from curation.storage import Folder, file_name, public_url
 
 log = logging.getLogger("curation")
 
+DECIDES = ("seed", "archive", "encoder", "catalog", "cluster", "select")  # groups of keys that a manifest is made by;
+# one that uses scores names their id
 VERSIONS = ("curation", "faiss-cpu", "faiss-gpu", "faiss-gpu-cu12", "numpy", "pyarrow", "ray", "torch")
 
 
@@ -50,10 +54,14 @@ class Run:
     workspace: Folder
     roots: list[Root]
     bank: Root | None
-    resources: Resources
     tables: tuple[Table, ...] = ()
     filter: TableFilter | None = None
     begun: float = field(default_factory=time.time)
+
+    @cached_property
+    def resources(self) -> Resources:
+        """What the cluster has; Ray starts when that is first asked for."""
+        return start_ray(self.config.runtime)
 
     def latest(self) -> Latest:
         """The manifest in force, to be swapped for this run's in the end.
@@ -64,6 +72,7 @@ class Run:
         self.workspace.check_swaps()
         return read_latest(self.workspace, self.config.name)
 
+    @stage("catalog")
     def catalog(self, encode: bool = True) -> Catalog:
         """The complete catalog; ``encode=False`` only checks that it is there.
 
@@ -81,6 +90,7 @@ class Run:
             log.info("%s", summary(measured))
         return catalog
 
+    @stage("cluster")
     def clusters(self, catalog: Catalog, carried: Folder | None = None) -> Folder:
         """Centroids and assignments, fitted unless they are there; ``carried``: clusters whose ids go on."""
         mode, settings, seed = self.config.references_mode(), self._cluster_settings(catalog), self.config.seed
@@ -100,14 +110,17 @@ class Run:
             settings = replace(settings, levels=[round(k**0.5), k] if k > 1 else [k])
         return settings
 
+    @stage("score")
     def scores(self, catalog: Catalog) -> Folder:
         """What models trained on the labels say of each sample, made unless it is there."""
         return build_scores(self.config, self.roots, catalog, self.resources, self.tables)
 
+    @stage("consistency")
     def consistency(self, catalog: Catalog) -> Folder:
         """How far each sample's image and what is said of it agree, judged unless that is there."""
         return build_consistency(self.config, catalog, self.resources, self.tables)
 
+    @stage("select")
     def manifest(
         self, catalog: Catalog, clusters: Folder, again: Again | None = None, refit_of: str | None = None
     ) -> Manifest:
@@ -129,6 +142,7 @@ class Run:
         listed = read_list(name, getattr(self.config.select, name), self.workspace)
         return listed.digest if listed else None
 
+    @stage("report")
     def report(self, catalog: Catalog, clusters: Folder, manifest: Manifest) -> str:
         """The page's URL."""
         folder = self.workspace.child(manifest.folder)
@@ -177,7 +191,7 @@ class Run:
 
 @contextmanager
 def open_run(arguments: Sequence[str]) -> Iterator[Run]:
-    """Check the request, freeze the listing, start Ray; what is wrong is said before any work.
+    """Check the request and freeze the listing; what is wrong is said before any work, and Ray ends with the run.
 
     Raises:
         RequestError: the config, the archive, the bank or the workspace is wrong.
@@ -187,6 +201,7 @@ def open_run(arguments: Sequence[str]) -> Iterator[Run]:
     assert config.workspace
     workspace = Folder(config.workspace, config.runtime.storage, "workspace")
     workspace.check_writable()
+    record_in(workspace, config.runtime.log_json)
     roots = list_archive(config.archive.url, config.runtime.storage, config.archive)
     tables = open_tables(config.archive.tables, config.runtime.storage)
     only = open_filter(tables, config.archive.filter)
@@ -198,11 +213,10 @@ def open_run(arguments: Sequence[str]) -> Iterator[Run]:
     size = sum(shard.size for root in roots for shard in root.shards)
     log.info("archive: %d shards, %.4g GB", sum(len(root.shards) for root in roots), size / 1e9)
     connected = ray.is_initialized()
-    resources = start_ray(config.runtime)
     try:
-        yield Run(config, workspace, roots, bank, resources, tables, only)
+        yield Run(config, workspace, roots, bank, tables, only)
     finally:
-        if not connected:
+        if not connected and ray.is_initialized():
             ray.shutdown()
 
 
@@ -277,14 +291,8 @@ def _reads(manifest: Folder, sizes: dict[str, int], pixel: int, scenes: bool, lo
 
 def config_without_urls(config: Config, tables: Sequence[Table]) -> dict[str, Any]:
     """The resolved config without where anything lies or runs; of a list, table or checkpoint, its file's name."""
-    content = to_dict(config)
-    # a manifest that uses scores names their id
-    for name in (
-        *("workspace", "name", "runtime", "plan", "score", "consistency", "compare", "choose", "pretrain"),
-        "recurate",
-    ):
-        del content[name]
-    del content["archive"]["url"], content["references"], content["catalog"]["url"]
+    content = {name: value for name, value in to_dict(config).items() if name in DECIDES}
+    del content["archive"]["url"], content["catalog"]["url"]
     content["cluster"]["references"] = config.references_mode()
     for name in ("exclude", "require"):
         if content["select"][name]:

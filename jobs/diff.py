@@ -1,9 +1,10 @@
 """``curate diff A B [--out FILE.parquet]``: what came, what went and why, from manifest A to manifest B.
 
-``--out`` names a Parquet file for every sample whose decision changed.
+With one manifest, from its parent. ``--out`` names a Parquet file for every sample whose decision changed.
 """
 
 import logging
+import re
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -12,21 +13,35 @@ from curation.cli import execute, take_option
 from curation.config import load_config
 from curation.errors import RequestError
 from curation.manifests.diff import diff
+from curation.manifests.reading import ManifestReader
 from curation.selection.groups import UNKNOWN
 
 ROWS = 10  # of a dimension, on the screen
+OVERRIDE = re.compile(r"[a-z_.]+=")
 
 
 def run(arguments: Sequence[str]) -> dict[str, Any]:
     """Compare, and print a table."""
     rest = list(arguments)
     out = take_option(rest, "--out", "a Parquet file's name")
-    if len(rest) < 2:
-        raise RequestError("diff takes two manifests: curate diff A B [--out FILE.parquet]")
-    before, after, *overrides = rest
-    result = diff(before, after, out, load_config(overrides).runtime.storage)
+    if not rest:
+        raise RequestError("diff takes one or two manifests: curate diff A B [--out FILE.parquet]")
+    alone = len(rest) == 1 or OVERRIDE.match(rest[1]) is not None
+    before, after, *overrides = [rest[0], *rest] if alone else rest
+    storage = load_config(overrides).runtime.storage
+    if alone:
+        before = _parent(after, storage)
+    result = diff(before, after, out, storage)
     logging.getLogger("curation").info("%s\n", _table(result))
     return result
+
+
+def _parent(url: str, storage: dict[str, Any] | None) -> str:
+    manifest = ManifestReader(url, storage)
+    parent = manifest.header["content"].get("parent")
+    if parent is None:
+        raise RequestError(f"{manifest.folder.public()} has no parent: name the manifest to compare it with too")
+    return f"{manifest.folder.url.rpartition('/')[0]}/{parent}"
 
 
 def _table(result: dict[str, Any]) -> str:

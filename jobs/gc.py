@@ -12,7 +12,8 @@ from curation.cli import execute, take_option
 from curation.config import load_config
 from curation.errors import RequestError
 from curation.manifests.collect import collect
-from curation.storage import Folder
+from curation.manifests.latest import open_published
+from curation.runs import record_in
 
 KEEP = 30  # a month of nights
 ROWS = 10  # of a kind, on the screen
@@ -30,7 +31,10 @@ def run(arguments: Sequence[str]) -> dict[str, Any]:
     config = load_config(rest)
     config.require("workspace")
     assert config.workspace
-    result = collect(Folder(config.workspace, config.runtime.storage, "workspace"), int(keep), remove)
+    workspace = open_published(config.workspace, config.runtime.storage)
+    if remove:
+        record_in(workspace, config.runtime.log_json)
+    result = collect(workspace, int(keep), remove)
     log.info("%s\n", _table(result))
     return result
 

@@ -12,10 +12,10 @@ from typing import Any
 from curation.cli import execute, take_option
 from curation.config import load_config
 from curation.errors import RequestError
-from curation.manifests.latest import POINTER
+from curation.manifests.latest import POINTER, open_published
 from curation.manifests.reading import ManifestReader
 from curation.manifests.rollback import rollback
-from curation.storage import Folder
+from curation.runs import record_in
 
 
 def run(arguments: Sequence[str]) -> dict[str, Any]:
@@ -35,7 +35,9 @@ def run(arguments: Sequence[str]) -> dict[str, Any]:
         to = to if pointer else id
     if url is None:
         raise RequestError("rollback takes a workspace: curate rollback workspace=W [--to ID]")
-    return rollback(Folder(url, storage, "workspace"), name, to)
+    workspace = open_published(url, storage)
+    record_in(workspace, config.runtime.log_json)
+    return rollback(workspace, name, to)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """``curate verify MANIFEST [--deep]``: hashes and counts; ``--deep``: every kept sample is still readable.
 
+The same of a folder that ``curate materialize`` wrote, where it is all one.
 ``archive.url=URL`` says where the archive lies if it has moved since.
 """
 
@@ -7,11 +8,12 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from curation.archive.listing import list_archive
+from curation.archive.listing import moved_roots
 from curation.cli import execute
 from curation.config import load_config
 from curation.errors import CurationError, RequestError
 from curation.manifests.verify import verify
+from curation.materialized.check import is_materialized, verify_materialized
 
 
 def run(arguments: Sequence[str]) -> dict[str, Any]:
@@ -21,11 +23,11 @@ def run(arguments: Sequence[str]) -> dict[str, Any]:
         raise RequestError("verify takes a manifest: curate verify MANIFEST [--deep]")
     manifest, *overrides = rest
     config = load_config(overrides)
-    roots = None
-    if config.archive.url is not None:
-        listed = list_archive(config.archive.url, config.runtime.storage, config.archive)
-        roots = {root.name: root.folder.url for root in listed}
-    result = verify(manifest, len(rest) < len(arguments), config.runtime.storage, roots)
+    storage = config.runtime.storage
+    if is_materialized(manifest, storage):
+        result = verify_materialized(manifest, storage)
+    else:
+        result = verify(manifest, len(rest) < len(arguments), storage, moved_roots(storage, config.archive))
     if not result["ok"]:
         error = CurationError(f"{len(result['problems'])} problems, the first: {result['problems'][0]}")
         error.result = result

@@ -35,7 +35,7 @@ def start(*arguments: str, **environment: str) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=os.environ | environment,
+        env={name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"} | environment,
         start_new_session=True,
     )
 

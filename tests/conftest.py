@@ -1,6 +1,11 @@
 """Fixtures that several test files share."""
 
 import os
+
+# As workers have it. Two test processes on two cores would else have four threads that spin while they wait for each
+# other; set before anything loads numpy or torch.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -28,6 +33,7 @@ SLOW = (
     "test_compare",
     "test_choose",
     "test_catalog",
+    "test_metrics",
     "test_filter",
     "test_radiometry_catalog",
     "test_prune_containers",
@@ -66,21 +72,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def ray_local() -> Iterator[None]:
     """A small local Ray, started once a session."""
     os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")  # a busy machine takes longer than 30
-    os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "60000")  # not 1000: the next test needs them
+    os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "600000")  # not 1000: the next test needs them
     ray.init(num_cpus=2, include_dashboard=False, object_store_memory=200 << 20, log_to_driver=False)
     yield
     ray.shutdown()
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """Torch with one thread, as a worker has; two test processes then do not wait for each other."""
-    import torch  # not by tests that need none
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

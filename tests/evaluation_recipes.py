@@ -1,12 +1,9 @@
 """Classes that are known to be separable: as vectors, and as textures that are told by their period alone."""
 
 import numpy as np
-import torch
 
 from curation.evaluation.coreset import Labelled
 from curation.evaluation.probe import Features
-
-torch.set_num_threads(1)  # as compare's tasks have it: bits depend on it, and on a busy machine threads only wait
 
 
 def blobs(a_class: int, seed: int, spread: float = 0.3, classes: int = 4, d: int = 10) -> Features:

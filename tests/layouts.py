@@ -16,6 +16,7 @@ from curation.archive.reader import read_shard
 from curation.archive.sample import RawSample
 from curation.catalog.rows import Row, RowMaker
 from curation.catalog.schema import catalog_schema
+from curation.catalog.store import parquet_bytes
 from curation.config import ArchiveConfig, TileConfig
 from curation.manifests.schema import MANIFEST_SCHEMA
 from tests.containers import store, write_store
@@ -135,7 +136,8 @@ def keep(
         if catalog:
             path = folder / f"workspace/catalog/feed/{shard.name}.parquet"
             path.parent.mkdir(parents=True, exist_ok=True)
-            pq.write_table(pa.Table.from_pylist(rows, catalog_schema(4)), path)
+            footer = {"fingerprint": shard.fingerprint}
+            path.write_bytes(parquet_bytes(pa.Table.from_pylist(rows, catalog_schema(4)), footer))
     kept.sort(key=lambda row: (row["shard"], row["index"]))
     ranks = draw.permutation(len(kept)).tolist()
     more = [{"cluster": 0, "distance": 0.5, "rank": rank} for rank in ranks]

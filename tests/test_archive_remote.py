@@ -9,14 +9,15 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from curation.archive.keys import read_keys
 from curation.archive.listing import list_archive
 from curation.archive.reader import read_shard
 from curation.archive.sample import RawSample, Rejection, Wanted, Window
 from curation.config import ArchiveConfig, TileConfig
-from curation.storage import BLOCK, Options
+from curation.storage import BLOCK, CHUNK, Options
 from tests.containers import major_tom_row, ssl4eo, write_major_tom, zip_store
 from tests.faulty_proxy import Seen, Watched, every
-from tests.recipes import geotiff
+from tests.recipes import geotiff, write_tar
 from tests.s3 import S3, s3_server
 from tests.test_archive_scene import ground, write
 
@@ -130,6 +131,26 @@ def test_wanted_rows_of_a_parquet_cost_their_row_groups(major_tom: Path, s3: S3,
         proxy.seen.clear()
         same(read(url, made, proxy.storage, [wanted]), local[5:6])
         assert sum(stop - start for start, stop in spans(proxy.gets(".parquet"))) < major_tom.stat().st_size / 15
+
+
+@pytest.mark.parametrize("form", ["parquet", "zarr", "tar"])
+def test_keys_cost_no_pixels(major_tom: Path, tmp_path: Path, s3: S3, proxy: Watched, form: str) -> None:
+    path = tmp_path / f"keys {form}" / f"a.{'zarr.zip' if form == 'zarr' else form}"
+    path.parent.mkdir()
+    if form == "parquet":
+        path.write_bytes(major_tom.read_bytes())
+    elif form == "zarr":
+        path.write_bytes(zip_store(ssl4eo("S2L2A", samples=24, times=2, size=96)))
+    else:  # images beyond what a sequential reader asks for at once: they are skipped
+        image = bytes(2 * CHUNK)
+        write_tar(path, [member for i in range(3) for member in ((f"{i}.json", b"{}"), (f"{i}.tif", image))])
+    local, remote = (
+        [entry for root in list_archive(str(url), storage) for entry in read_keys(root.folder, root.shards[0], made)]
+        for url, storage in ((path.parent, None), (put(s3, path), proxy.storage))
+        for made in (ArchiveConfig(),)
+    )
+    assert local == remote and len(local) > 2
+    assert sum(one.size for one in proxy.gets(path.suffix)) < path.stat().st_size * (0.8 if form == "tar" else 0.2)
 
 
 @pytest.mark.parametrize("form", ["zip", "folder"])

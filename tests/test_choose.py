@@ -75,6 +75,7 @@ def write_noise(dest: Path) -> Path:
 
 def chosen(archive: Path, workspace: Path) -> dict[str, Any]:
     arguments = ["catalog.fit_samples=64", "encoder.filters=8", "choose.k=[8]", "choose.budgets=[0.2]"]
+    arguments.append("runtime.max_actors=1")
     return choose.run([f"archive.url={archive}", f"workspace={workspace}", *arguments])
 
 

@@ -28,6 +28,7 @@ SMALL = [
     "compare.seeds=2",
     "compare.steps=3",
     "compare.size=16",
+    "runtime.max_actors=1",
 ]
 ARMS = 2 * (1 + 3)  # seeds times full, random, balanced and oracle
 

@@ -16,6 +16,7 @@ from PIL import Image
 from scipy.stats import rankdata
 
 from curation.archive.listing import list_archive
+from curation.archive.tables import open_tables
 from curation.catalog.build import build_catalog
 from curation.config import load_config
 from curation.errors import RequestError
@@ -37,7 +38,7 @@ from curation.scoring.consistent import SCHEMA, build_consistency, check_encoder
 from curation.scoring.settings import ConsistencyConfig
 from curation.scoring.sim import ranks
 from curation.storage import Folder
-from tests.command import curate
+from jobs.consistency import run
 from tests.recipes import write_tar
 
 FOLDS = 4
@@ -284,7 +285,21 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
             members += [(f"k{i:03}.png", buffer.getvalue()), (f"k{i:03}.json", json.dumps(said).encode())]
         write_tar(folder / f"archive/part-{shard}.tar", members)
     tiny_clip(folder / "clip")
+    rows = [f"k{i:03},,tile" for i in range(160)]
+    (folder / "labels.csv").write_text("\n".join(["key,nothing,same", *rows]))
     return folder
+
+
+@pytest.fixture(scope="module")
+def conv(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace whose catalog, of random features, is made by the first test that needs it."""
+    return tmp_path_factory.mktemp("conv")
+
+
+@pytest.fixture(scope="module")
+def clipped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same, of the tiny CLIP."""
+    return tmp_path_factory.mktemp("clipped")
 
 
 def is_wrong(i: int) -> int:
@@ -304,7 +319,8 @@ def built(asked: list[str]) -> Folder:
     config = load_config(asked)
     resources = start_ray(config.runtime)
     roots = list_archive(config.archive.url, settings=config.archive)
-    return build_consistency(config, build_catalog(config, roots, None, resources), resources)
+    tables = open_tables(config.archive.tables, None)
+    return build_consistency(config, build_catalog(config, roots, None, resources), resources, tables)
 
 
 def rows_of(folder: Folder) -> pa.Table:
@@ -322,8 +338,8 @@ def wrongs(table: pa.Table) -> np.ndarray:
     return np.array([is_wrong(int(shard[-5]) + 3 * index) for shard, index in places], bool)
 
 
-def test_second_view_over_a_catalog(ray_local, archive, tmp_path):
-    asked = arguments(archive, tmp_path, *CONV, "consistency.source=second_view")
+def test_second_view_over_a_catalog(ray_local, archive, conv):
+    asked = arguments(archive, conv, *CONV, "consistency.source=second_view")
     folder = built(asked)
     table = rows_of(folder)
     assert table.schema.equals(SCHEMA) and table.num_rows == 160
@@ -344,9 +360,9 @@ def test_second_view_over_a_catalog(ray_local, archive, tmp_path):
     assert built(asked).read("part-00000.parquet") == before  # it goes on from the fit, to the same bytes
 
 
-def test_text_over_a_catalog(ray_local, archive, tmp_path):
+def test_text_over_a_catalog(ray_local, archive, clipped):
     more = ["consistency.steps=150", "consistency.batch=64", "consistency.rate=0.01"]
-    folder = built(arguments(archive, tmp_path, *clip(archive), *more))
+    folder = built(arguments(archive, clipped, *clip(archive), *more))
     table = rows_of(folder)
     about = json.loads(folder.read("consistency.json"))
     assert about["sources"] == {"caption": 80, "label": 72}
@@ -355,10 +371,10 @@ def test_text_over_a_catalog(ray_local, archive, tmp_path):
     assert told(table["consistency"].to_numpy()[known], wrongs(table)[known]) > 0.8
 
 
-def test_ranks_are_within_classes(ray_local, archive, tmp_path):
+def test_ranks_are_within_classes(ray_local, archive, clipped):
     """Here by labels alone: each class has the same ranks."""
     asked = [*clip(archive), "consistency.steps=0", "consistency.text=[label]"]
-    table = rows_of(built(arguments(archive, tmp_path, *asked)))
+    table = rows_of(built(arguments(archive, clipped, *asked)))
     known = table["consistency"].is_valid().to_numpy()
     assert set(np.array(table["source"].to_pylist(), object)[known]) == {"label"}
     values, agreed = table["consistency"].to_numpy()[known], table["agreement"].to_numpy()[known]
@@ -378,15 +394,17 @@ def test_encoders_that_do_not_fit(encoder, message):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("more, message", [
-    ([*CONV, "consistency.source=second_view", "archive.fields={label: title}"], "no sample has a label: give labels"),
-    ([*CONV, "consistency.source=second_view", "archive.fields={label: kind}"], "all labelled samples are 'tile'"),
-    (["clip", "archive.fields={label: title, caption: title}"], "there is no caption nor label"),
+@pytest.mark.parametrize("source, label, message", [
+    ("second_view", "nothing", "no sample has a label: give labels"),
+    ("second_view", "same", "all labelled samples are 'tile'"),
+    ("text", "nothing", "there is no caption nor label"),
 ])  # fmt: skip
-def test_archives_that_say_nothing(ray_local, archive, tmp_path, more, message):
-    asked = [*clip(archive), *more[1:]] if more[0] == "clip" else more
+def test_archives_that_say_nothing(ray_local, archive, conv, clipped, source, label, message):
+    asked = [f"consistency.source={source}", f"score.label={label}", "consistency.text=[label]"]
+    asked.append(f"archive.tables=[{{path: {archive}/labels.csv, key: key, on: key}}]")
+    workspace, encoder = (clipped, clip(archive)) if source == "text" else (conv, CONV)
     with pytest.raises(RequestError, match=message) as error:
-        built(arguments(archive, tmp_path, *asked))
+        built(arguments(archive, workspace, *encoder, *asked))
     assert "\n" not in str(error.value)
 
 
@@ -400,8 +418,7 @@ def test_modalities_over_a_catalog(ray_local, archive, tmp_path):
     assert json.loads(folder.read("consistency.json"))["positive"] > 0.8
 
 
-def test_the_command(archive, tmp_path):
-    done = curate("consistency", *arguments(archive, tmp_path, *CONV, "consistency.source=second_view"))
-    assert done.status == 0, done.stderr
-    assert (done.result["samples"], done.result["scored"], done.result["sources"]) == (160, 144, {"second_view": 144})
-    assert len(read_consistency(Folder(str(done.file("consistency"))))) == 160
+def test_the_command(ray_local, archive, conv):
+    done = run(arguments(archive, conv, *CONV, "consistency.source=second_view", "seed=1"))
+    assert (done["samples"], done["scored"], done["sources"]) == (160, 144, {"second_view": 144})
+    assert len(read_consistency(Folder(done["consistency"].removeprefix("file://")))) == 160

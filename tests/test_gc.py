@@ -224,6 +224,7 @@ def test_the_command_says_what_would_go_and_removes_it_when_told_to(tmp_path: Pa
     assert diff(lineage.manifest(ids[2]), lineage.manifest(ids[3]))["kept"]["came"] == 3
     assert curate("gc", f"workspace={tmp_path}", "--keep", "many").status == 2
     assert curate("gc", "--yes").status == 2
+    assert curate("gc", f"workspace={tmp_path}/typo", "--yes").status == 2 and not (tmp_path / "typo").exists()
 
 
 @pytest.mark.parametrize(
@@ -278,11 +279,20 @@ def test_what_is_put_in_force_meanwhile_stays(tmp_path: Path, monkeypatch: pytes
     assert verify(lineage.manifest(ids[0]))["ok"]
 
 
-@pytest.mark.parametrize("damage", ["manifests/latest.json", "header", "files"])
+def test_what_was_published_elsewhere_and_applied_here_stays(tmp_path: Path) -> None:
+    lineage, ids = chain(tmp_path)
+    applied = lineage.write([sample("copy/0.tar", 0, "sampled")], applied={"published": "p"}, catalog="theirs")
+    told = collect(Folder(str(tmp_path)), 0)
+    assert set(told["kept"]["first"]) == {ids[-1], applied}
+
+
+@pytest.mark.parametrize("damage", ["manifests/latest.json", "header", "files", "no pointer"])
 def test_what_cannot_be_understood_is_never_superfluous(tmp_path: Path, damage: str) -> None:
     _, ids = chain(tmp_path)
     if damage == "header":
         write(tmp_path / f"manifests/{ids[1]}/manifest.json", b"{")
+    elif damage == "no pointer":
+        (tmp_path / "manifests/latest.json").unlink()
     elif damage == "files":
         (tmp_path / f"manifests/{ids[3]}/files.parquet").unlink()
     else:

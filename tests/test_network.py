@@ -18,9 +18,6 @@ def stripes(n: int, bands: int = 4, size: int = 24, seed: int = 0) -> tuple[np.n
     return tiles.astype(np.uint8), codes
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
 def test_it_learns_and_gives_the_same_for_the_same_seed():
     tiles, codes = stripes(160)
     state = torch.random.get_rng_state()

@@ -13,9 +13,6 @@ RNG = np.random.default_rng(0)
 TILES = RNG.integers(0, 256, (48, 2, 32, 32), np.uint8)
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
 def trainer(**keys: object) -> Trainer:
     """Small enough for a test."""
     settings = PretrainConfig(

@@ -25,9 +25,6 @@ WHAT = Input(("B1", "B2"), 16, (120.0, 130.0), (70.0, 75.0), ((0.0, 255.0), (0.0
 PROFILE = {"device": "cpu"}
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
 def plan_of(folder: Path, **keys: Any) -> Plan:
     """A training of 14 steps over 24 samples."""
     settings = PretrainConfig(

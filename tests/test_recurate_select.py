@@ -215,11 +215,13 @@ def test_newcomers_that_copy_what_is_there_fall_to_it(tmp_path: Path) -> None:
     made = Nights(tmp_path, embedding=list(rows))
     names = made.full_names()
     first = made.start(budget=100, duplicates=True)
+    assert {row["reason"] for row in made.decided(first).values()} == {"sampled", "quota"}
     assert not [row for row in made.decided(first).values() if row["reason"] == "duplicate"]
     second = made.go_on(first, names[OLD:], budget=100, duplicates=True)
     ids = made.full.samples["sample_id"].to_pylist()
     found = {name: row["duplicate_of"] for name, row in made.decided(second).items() if row["reason"] == "duplicate"}
     assert found == {ids[i]: ids[like] for i, like in copies.items()}
+    assert {row["reason"] for row in made.decided(second).values()} == {"sampled", "quota", "duplicate"}
     # what stands for them goes: they are decided anew, and may be kept
     gone = next(name for name in names[:OLD] if any(shards[like] == name for like in copies.values()))
     third = made.go_on(second, [], gone=[gone], budget=100, duplicates=True)

@@ -33,16 +33,17 @@ def kill_family(process: subprocess.Popen[str], tag: str) -> None:
 @pytest.mark.timeout(180 + 60 * KILLS)
 def test_a_run_killed_at_any_moment_ends_with_the_same_manifest(pruned: Pruned, tmp_path: Path) -> None:
     finished: dict[Path, int] = {}
+    asked = [*pruned.arguments, f"workspace={tmp_path}", "runtime.max_actors=1"]
     for kill in range(KILLS):
         tag = f"{os.getpid()}-{kill}"
-        process = start("prune", *pruned.arguments, f"workspace={tmp_path}", CURATE_TEST_RUN=tag)
+        process = start("prune", *asked, CURATE_TEST_RUN=tag)
         time.sleep(pruned.seconds * (0.3 + 0.5 * kill / max(1, KILLS - 1)))
         kill_family(process, tag)
         process.communicate()
         now = {path: path.stat().st_mtime_ns for path in (tmp_path / "catalog").rglob("*.parquet")}
         assert finished.items() <= now.items(), "a finished shard was encoded again"
         finished = now
-    outcome = curate("prune", *pruned.arguments, f"workspace={tmp_path}")
+    outcome = curate("prune", *asked)
     assert outcome.status == 0, outcome.stderr
     now = {path: path.stat().st_mtime_ns for path in (tmp_path / "catalog").rglob("*.parquet")}
     assert finished.items() <= now.items(), "a finished shard was encoded again"

@@ -48,8 +48,6 @@ from tests.test_network import stripes
 
 RNG = np.random.default_rng(0)
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 # formulas
 

@@ -36,7 +36,8 @@ def test_the_wheel_installed_alone_runs(tmp_path):
     run(UV, "pip", "install", "--quiet", "--python", python, "-c", source / "constraints.txt", wheel, cwd=tmp_path)
     curate = python.parent / "curate"
     assert "prune" in run(curate, "--help", cwd=tmp_path)
-    jobs = ("prune", "catalog", "cluster", "select", "report", "plan", "explain", "verify", "leakage")
+    stages = ("prune", "catalog", "cluster", "select", "report")
+    jobs = (*stages, "plan", "explain", "verify", "leakage", "submit", "schedule", "materialize", "recurate")
     run(python, "-c", f"import {', '.join(f'curation.jobs.{job}' for job in jobs)}", cwd=tmp_path)
     outcome = subprocess.run([curate, "plan", "archive.url=nowhere"], cwd=tmp_path, capture_output=True, text=True)
     assert outcome.returncode == 2

@@ -54,8 +54,7 @@ def decode(raw: RawSample, settings: ArchiveConfig) -> Sample:
     Raises:
         BadSample: the reason it cannot be used.
     """
-    image, member, flags, told = _image_and_masks(raw, settings)
-    said = {**told, **gather(raw.data, {**in_name(raw.key, settings.name_pattern), **raw.said})}
+    image, member, flags, said = stored(raw, settings)
     bands, pixels = image.bands, _settle(image.pixels)
     clouds, unseen = read_masks(flags, settings.clouds)
     if clouds is None and settings.clouds.detector is not None:
@@ -91,6 +90,20 @@ def decode(raw: RawSample, settings: ArchiveConfig) -> Sample:
     if clouds is not None:  # what pixels tell counts for more than what is said
         sample.cloud_fraction = cloudy(clouds, sample.mask)
     return sample
+
+
+def stored(raw: RawSample, settings: ArchiveConfig) -> tuple[Image, str, dict[str, NDArray[Any]], dict[str, Any]]:
+    """What a sample's files hold: decoded and on one grid, numbers and units as they are stored.
+
+    Returns:
+        The image with all bands (but not yet ``settings.bands`` of them); its first member's suffix; its mask bands
+        ``(height, width)`` by name; what is said of it, by the sidecars' names.
+
+    Raises:
+        BadSample: the reason it cannot be used.
+    """
+    image, member, flags, told = _image_and_masks(raw, settings)
+    return image, member, flags, {**told, **gather(raw.data, {**in_name(raw.key, settings.name_pattern), **raw.said})}
 
 
 def conform(sample: Sample, bands: tuple[str, ...], dtype: str, radiometry: str | None = None) -> Sample:
@@ -180,6 +193,16 @@ def _image_suffixes(raw: RawSample, settings: ArchiveConfig) -> list[str]:
         have = ", ".join(sorted(raw.data)) or "nothing"
         raise bad_image(f"no image in it: it has {have}"[:200], "NoImage")
     return found
+
+
+def image_member(raw: RawSample, settings: ArchiveConfig) -> Member:
+    """The member that a catalog's ``offset`` and ``size`` speak of, by names alone: no file is decoded.
+
+    Raises:
+        BadSample: no member is an image, or one is a pickle.
+    """
+    names = _image_suffixes(raw, settings)
+    return _member(raw, next((name for name in names if not is_mask(name, settings.clouds)), names[0]))
 
 
 def _in_columns(raw: RawSample, settings: ArchiveConfig) -> bool:

@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING
 
-from curation.archive.names import extension, is_text, matters, printable
+from curation.archive.names import SIDECARS, extension, is_text, matters, printable
 from curation.archive.sample import Member, RawSample, Rejection, Wanted
 from curation.archive.shards import group_scenes, scene_key
 from curation.errors import ChangedError
@@ -29,10 +29,12 @@ def read_folder(
     settings: ArchiveConfig,
     only: Sequence[Wanted] | None = None,
     sieve: Sieve | None = None,
+    bare: bool = False,
 ) -> Iterator[RawSample | Rejection]:
     """The samples of a folder, sorted by key, numbered from 0.
 
-    A sample is a stem; with ``archive.scene`` a scene, each of its files named by its band.
+    A sample is a stem; with ``archive.scene`` a scene, each of its files named by its band. ``bare``: images are not
+    read, and come as no bytes.
 
     Raises:
         AccessError: a file vanished (ChangedError), or is not of its listed size.
@@ -50,7 +52,11 @@ def read_folder(
         members = [
             Member(_base(file), None, file.size, file.path if settings.scene else None) for file in files.values()
         ]
-        return RawSample(key, index, members, {suffix: _read(folder, file) for suffix, file in files.items()})
+        data = {
+            suffix: b"" if bare and extension(file.path) not in SIDECARS else _read(folder, file)
+            for suffix, file in files.items()
+        }
+        return RawSample(key, index, members, data)
 
     groups = sorted(_groups(shard.files, settings.scene).items())
     if only is not None:

@@ -53,6 +53,17 @@ def list_archive(url: Any, options: Options | None = None, settings: ArchiveConf
     return roots
 
 
+def moved_roots(options: Options | None, settings: ArchiveConfig) -> dict[str, str] | None:
+    """Where the roots of a manifest lie by ``archive.url``; ``None``: where the manifest says.
+
+    Raises:
+        RequestError, AccessError: as :func:`list_archive`.
+    """
+    if settings.url is None:
+        return None
+    return {root.name: root.folder.url for root in list_archive(settings.url, options, settings)}
+
+
 def list_files(url: str, options: Options | None = None) -> list[FileInfo]:
     """Every file that one URL names, or that lies below what it names, whatever it is.
 

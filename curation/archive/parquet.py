@@ -11,7 +11,7 @@ import itertools
 import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 KEYS = ("key", "id", "sample_id", "unique_identifier")  # columns that name samples, the first that is there
 MAJOR_TOM = ("grid_cell", "product_id")  # in Major TOM the two together do
 BATCH = 16  # rows of a row group that are decoded at once
+MANY = 4096  # the same where no column of files is read
 PROBED = 16  # row groups that are looked into until every column has shown what it holds
 _BUFFER = 1 << 20  # bytes of a column that are read at once from a local file, and to see what a column holds
 
@@ -46,10 +47,11 @@ def read_parquet(
     settings: ArchiveConfig,
     only: Sequence[Wanted] | None = None,
     sieve: Sieve | None = None,
+    bare: bool = False,
 ) -> Iterator[RawSample | Rejection]:
     """The rows of a file in their order, numbered from 0.
 
-    A row group that cannot be read is one rejection for what is left of it.
+    A row group that cannot be read is one rejection for what is left of it. ``bare``: no column of files is read.
 
     Raises:
         AccessError: fewer bytes came than the listing said.
@@ -63,6 +65,8 @@ def read_parquet(
     if isinstance(columns, str):
         yield Rejection("", 0, "read", "WrongSchema", columns)
         return
+    if bare:
+        columns = replace(columns, images=(), masks=())
     rows = _Rows(file, columns)
     groups: Iterator[tuple[int, set[int] | None]] = ((group, None) for group in range(len(file.starts)))
     if only is not None:
@@ -328,7 +332,8 @@ class _Rows:
         done, start, count = 0, self.file.starts[group], self.file.metadata.row_group(group).num_rows
         try:
             names = self.columns.every
-            for batch in source.iter_batches(BATCH, row_groups=[group], columns=names, use_threads=False):
+            size = BATCH if self.columns.images else MANY
+            for batch in source.iter_batches(size, row_groups=[group], columns=names, use_threads=False):
                 files = {name: _files(batch.column(name)) for name in (*self.columns.images, *self.columns.masks)}
                 said = {name: _values(batch.column(name)) for name in {*self.columns.said, *self.columns.key}}
                 for row in range(batch.num_rows):

@@ -33,6 +33,7 @@ _CANONICAL = {
 _LON, _LAT = ("lon", "longitude", "centre_lon", "center_lon"), ("lat", "latitude", "centre_lat", "center_lat")
 _PLACE = ("footprint", "bbox", "geometry")
 _CLOUDS = ("cloud_fraction", "cloud_cover", "eo:cloud_cover")
+OF_THE_WHOLE = frozenset((*_PLACE, *_CLOUDS, *_LON, *_LAT))  # what is said of an image is not true of a tile of it
 KNOWN_NAMES = frozenset(itertools.chain(*NAMES.values(), _LON, _LAT, _PLACE, _CLOUDS))  # whatever is looked at
 FIELDS = tuple(_CANONICAL)  # what `archive.fields` may name
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, BinaryIO
 
-from curation.archive.names import is_hidden, is_text, is_unsafe, matters, printable, split_name
+from curation.archive.names import SIDECARS, extension, is_hidden, is_text, is_unsafe, matters, printable, split_name
 from curation.archive.sample import Member, RawSample, Rejection, Wanted
 from curation.archive.zarr.member import by_time
 from curation.errors import AccessError
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 BLOCK = 512
 MAX_MEMBER = 1 << 31  # bytes of one member
 MAX_EXTENDED = 1 << 20  # bytes of a pax header or a long name
+TOLD = SIDECARS | {"zip"}  # what is read of a bare tar: a zipped Zarr may be several samples
 _ZEROS = bytes(BLOCK)
 _REGULAR = b"0\0" + b"7"
 _LINKS = b"12"
@@ -38,10 +39,11 @@ def read_tar(
     settings: ArchiveConfig,
     only: Sequence[Wanted] | None = None,
     sieve: Sieve | None = None,
+    bare: bool = False,
 ) -> Iterator[RawSample | Rejection]:
     """The samples of a tar in their order; members of a key must follow each other.
 
-    A zipped Zarr of several times is as many samples.
+    A zipped Zarr of several times is as many samples. ``bare``: images are passed over, and come as no bytes.
 
     What comes is numbered from 0 without gaps. A break (cut short, a damaged
     header) ends the shard with one rejection for all that is lost.
@@ -54,13 +56,13 @@ def read_tar(
         keys = {wanted.key for wanted in only}
         yield from (item for item in read_tar(folder, shard, settings) if item.key in keys)
         return
-    yield from by_time(_read(folder, shard.file, settings))
+    yield from by_time(_read(folder, shard.file, settings, bare))
 
 
-def _read(folder: Folder, listed: FileInfo, settings: ArchiveConfig) -> Iterator[RawSample | Rejection]:
+def _read(folder: Folder, listed: FileInfo, settings: ArchiveConfig, bare: bool) -> Iterator[RawSample | Rejection]:
     with folder.open(listed) as file:
         stream = _Stream(file, listed.size, folder.public(listed.path))
-        assembly = _Assembly(settings.members)
+        assembly = _Assembly(settings.members, bare)
         try:
             for entry in _entries(stream):
                 yield from assembly.add(entry, stream)
@@ -100,7 +102,7 @@ class _Stream:
 
     def take(self, count: int, what: str) -> bytes:
         """The next ``count`` bytes."""
-        self._check(count, what)
+        self.check(count, what)
         data = self.file.read(count)
         if len(data) != count:
             got = self.position + len(data)
@@ -110,7 +112,7 @@ class _Stream:
 
     def skip(self, count: int, what: str) -> None:
         """Pass over ``count`` bytes."""
-        self._check(count, what)
+        self.check(count, what)
         if count <= 1 << 16:
             self.take(count, what)
         else:
@@ -124,7 +126,8 @@ class _Stream:
                 return True
         return False
 
-    def _check(self, count: int, what: str) -> None:
+    def check(self, count: int, what: str) -> None:
+        """See that so many bytes are left."""
         if self.position + count > self.size:
             raise _Break("TruncatedShard", f"the tar ends at byte {self.size}, in the middle of {printable(what)}")
 
@@ -254,8 +257,9 @@ class _Group:
 class _Assembly:
     """Puts members that follow each other together to samples, and numbers what comes out."""
 
-    def __init__(self, pixels: list[str] | None) -> None:
+    def __init__(self, pixels: list[str] | None, bare: bool) -> None:
         self.pixels = pixels  # the suffixes that hold pixels, or None for every image
+        self.bare = bare
         self.group: _Group | None = None
         self.usual: set[str] | None = None  # the suffixes of the last whole sample
         self.pending = ""  # the member whose data are being read
@@ -284,7 +288,12 @@ class _Assembly:
             group.fault = group.fault or fault
         elif group.fault is None:
             self.pending = entry.name
-            group.data[suffix] = stream.take(entry.size, "member " + entry.name)
+            what = "member " + entry.name
+            if self.bare and extension(f".{suffix}") not in TOLD:
+                stream.check(entry.size, what)
+                group.data[suffix] = b""
+            else:
+                group.data[suffix] = stream.take(entry.size, what)
             self.pending = ""
 
     def finish(self) -> Iterator[RawSample | Rejection]:

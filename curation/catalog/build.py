@@ -7,8 +7,9 @@ import logging
 import pickle
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from threading import Event, Thread
 from typing import Any
@@ -17,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 from ray.data import ActorPoolStrategy
+from ray.exceptions import RayActorError
 
 from curation.archive.listing import Root
 from curation.archive.shards import Shard
@@ -30,6 +32,7 @@ from curation.config import Config
 from curation.encoders import precomputed
 from curation.encoders.base import compute_dtype
 from curation.errors import CurationError, IncompleteError, RequestError
+from curation.runs import count, duration, stage
 from curation.runtime import Resources, numeric_profile
 from curation.storage import Folder
 
@@ -38,6 +41,7 @@ log = logging.getLogger("curation")
 BANK = "references"  # the bank's root name
 FOOTERS = 500  # footers read in one task
 BLOCKS = 10_000  # blocks that Ray Data is handed at most
+LOOK = 5.0  # seconds between two looks at what the encoders have done
 
 
 @dataclass(frozen=True)
@@ -262,12 +266,12 @@ def _encode(
     sizes = {shard.name: shard.size for _, shard in pending}
     failed: list[tuple[str, str]] = []
     stopped = 0
-    with _progress(ledger, sum(sizes.values()), len(items)) as done:
+    with _progress(ledger, sizes) as done:
         for row in stream.iter_rows():
             if row["outcome"] == "stopped":
                 stopped += 1
             elif row["outcome"] == "done":
-                done(sizes[row["shard"]])
+                done(row["shard"])
             else:
                 failed.append((row["shard"], row["outcome"]))
                 log.warning("catalog: %s", row["outcome"])
@@ -309,45 +313,50 @@ def _pool(config: Config, resources: Resources, shards: int) -> tuple[int, float
 
 
 @contextmanager
-def _progress(ledger: Any, total: int, shards: int) -> Iterator[Any]:
-    """A line now and then: shards, samples a second, time left, quarantined."""
-    start, finished = time.monotonic(), [0, 0]
+def _progress(ledger: Any, sizes: dict[str, int]) -> Iterator[Callable[[str], None]]:
+    """A line now and then: shards, samples a second, time left, quarantined; all of it for the run's record too."""
+    start, total = time.monotonic(), sum(sizes.values())
+    sums: Counter[str] = Counter()
     over = Event()
 
-    def done(size: int) -> None:
-        finished[0] += 1
-        finished[1] += size
+    def done(shard: str) -> None:
+        sums.update(shards=1, bytes=sizes[shard])
+        count(shard.partition("/")[0], shards=1, size=sizes[shard])
+        more(sizes[shard])
 
-    def line() -> str:
-        samples, bad = ray.get(ledger.counts.remote())
+    def look() -> None:
+        with suppress(RayActorError):  # the counts are for looking at: the run does without
+            for root, told in ray.get(ledger.take.remote()).items():
+                sums.update(told)
+                count(root, **told)
+
+    def line() -> None:
         elapsed = time.monotonic() - start
-        left = "?"
-        if finished[1]:
-            left = _duration(elapsed * (total - finished[1]) / finished[1])
-        return (
-            f"catalog: {finished[0]}/{shards} shards, {samples} samples, {samples / elapsed:.0f}/s, "
-            f"{left} left, {bad} quarantined"
+        left = duration(elapsed * (total - sums["bytes"]) / sums["bytes"]) if sums["bytes"] else "?"
+        log.info(
+            f"catalog: {sums['shards']}/{len(sizes)} shards, {sums['samples']} samples, "
+            f"{sums['samples'] / elapsed:.0f}/s, {left} left, {sums['quarantined']} quarantined"
         )
 
     def show() -> None:
-        pause = 1.0
-        while not over.wait(pause):
-            if ray.get(ledger.counts.remote()) != (0, 0):  # else the encoders are starting
-                log.info(line())
-            pause = min(30.0, pause * 1.5)
+        pause, due = 1.0, start + 1
+        while not over.wait(min(pause, LOOK)):
+            look()
+            if sums["samples"] and time.monotonic() >= due:  # before, the encoders are starting
+                line()
+                pause = min(30.0, pause * 1.5)
+                due = time.monotonic() + pause
 
     thread = Thread(target=show, daemon=True)
-    thread.start()
-    try:
-        yield done
-        log.info(line())
-    finally:
-        over.set()
-        thread.join()
-        ray.kill(ledger)
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {seconds:02} s" if minutes else f"{seconds} s"
+    with stage("encode", total, "bytes") as more:
+        thread.start()
+        try:
+            yield done
+            over.set()
+            thread.join()
+            look()
+            line()
+        finally:
+            over.set()
+            thread.join()
+            ray.kill(ledger)

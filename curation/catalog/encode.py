@@ -9,10 +9,10 @@ import hashlib
 import logging
 import pickle
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 import ray
 from numpy.typing import NDArray
-from ray.exceptions import WorkerCrashedError
+from ray.exceptions import RayActorError, WorkerCrashedError
 
 from curation.archive.reader import read_shard
 from curation.archive.sample import RawSample, Rejection, Sample
@@ -47,13 +47,13 @@ PAUSE = 1.0  # seconds between two reports to the ledger
 FATAL_TRIES = 2  # deaths after which a shard is decoded in a subprocess
 
 
-@ray.remote(num_cpus=0, max_restarts=-1)
+@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
 class Ledger:
     """Counts what is under way; knows how often a shard was begun, which tells of samples that kill workers."""
 
     def __init__(self) -> None:
         self.begun: dict[str, int] = {}
-        self.samples = self.quarantined = 0
+        self.told: dict[str, Counter[str]] = {}  # by root, since somebody took it
 
     def begin(self, shard: str) -> int:
         """Note the start of a shard; how often it was begun before."""
@@ -65,14 +65,14 @@ class Ledger:
         """Forget a shard that ended without killing anybody."""
         self.begun.pop(shard, None)
 
-    def advance(self, samples: int, quarantined: int) -> None:
-        """Add to the counts."""
-        self.samples += samples
-        self.quarantined += quarantined
+    def advance(self, root: str, figures: Counter[str]) -> None:
+        """Add to the figures of a root, see `Meter`."""
+        self.told.setdefault(root, Counter()).update(figures)
 
-    def counts(self) -> tuple[int, int]:
-        """Samples and quarantined so far."""
-        return self.samples, self.quarantined
+    def take(self) -> dict[str, Counter[str]]:
+        """What was added since the last time, by root."""
+        told, self.told = self.told, {}
+        return told
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,8 @@ class ShardEncoder:
                 error = str(access)
                 if isinstance(access, ChangedError):
                     break
-        self.ledger.finish.remote(shard.name)
+        with suppress(RayActorError):  # it counts what it was told until now, or nobody does
+            ray.get(self.ledger.finish.remote(shard.name))
         return error or "done"
 
     def _encode(self, folder: Folder, shard: Shard, careful: bool) -> None:
@@ -140,14 +141,12 @@ class ShardEncoder:
             closing(_prefetched(_chunks(source))) as chunks,
         ):
             rows = ShardRows(self.encoder)
-            reported, at = (0, 0), time.monotonic()
-            for results in decoded(chunks):
+            meter = Meter(self.ledger, shard.root, rows)
+            for results in meter.waiting(decoded(chunks)):
                 for result in results:
                     rows.add(result)
-                if time.monotonic() - at > PAUSE:
-                    reported, at = self._report(rows, reported), time.monotonic()
             table, quarantined = rows.finish(shard.name)
-        self._report(rows, reported)
+            meter.tell()
         if source.read != rows.raws or rows.read != table.num_rows + quarantined.num_rows:
             raise CurationError(
                 f"{shard.name}: {source.read} samples were read, but {rows.raws} looked at, and of their {rows.read} "
@@ -168,11 +167,6 @@ class ShardEncoder:
             "filtered": sieve.refused if sieve else 0,
         }
         self.spec.store.publish(shard.name, table, quarantined, footer)
-
-    def _report(self, rows: "ShardRows", reported: tuple[int, int]) -> tuple[int, int]:
-        now = rows.counts
-        self.ledger.advance.remote(now[0] - reported[0], now[1] - reported[1])
-        return now
 
 
 def survivors(read: Callable[..., Iterable[RawSample | Rejection]], *args: Any) -> Iterator[RawSample | Rejection]:
@@ -275,6 +269,43 @@ class ShardRows:
 
 Chunk = Sequence[RawSample | Rejection]
 Results = list[list[Result]]  # for each raw sample
+
+
+class Meter:
+    """Tells the ledger now and then what came of a shard, and how long its encoder waited for decoded chunks.
+
+    Figures: ``samples``, ``quarantined``; ``waiting`` and ``encoding``, seconds. An encoder that decodes by itself
+    waits for itself.
+    """
+
+    def __init__(self, ledger: Any, root: str, rows: ShardRows) -> None:
+        self.ledger, self.root, self.rows = ledger, root, rows
+        self.told, self.seconds = (0, 0), Counter[str]()
+        self.told_at = self.since = time.monotonic()
+
+    def waiting(self, chunks: Iterator[Results]) -> Iterator[Results]:
+        """Pass decoded chunks on."""
+        for results in chunks:
+            self._spent("waiting")
+            yield results
+            self._spent("encoding")
+            if self.since - self.told_at > PAUSE:
+                self.tell()
+        self._spent("waiting")
+
+    def _spent(self, doing: str) -> None:
+        now = time.monotonic()
+        self.seconds[doing] += now - self.since  # type: ignore[assignment] # a Counter of seconds
+        self.since = now
+
+    def tell(self) -> None:
+        """Tell what was not told yet; the time since the last chunk went to encoding."""
+        self._spent("encoding")
+        now = self.rows.counts
+        new = Counter(samples=now[0] - self.told[0], quarantined=now[1] - self.told[1])
+        self.ledger.advance.remote(self.root, new + self.seconds)
+        self.told, self.told_at = now, self.since
+        self.seconds.clear()
 
 
 class _decoder:  # noqa: N801 - used like a function

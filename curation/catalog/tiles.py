@@ -4,12 +4,14 @@ One safetensors file a shard, ``tiles/<id>/<shard>.safetensors``, rows as in the
 names the content that the catalog file was made from, so that a file is current or made again.
 """
 
+from __future__ import annotations
+
 import hashlib
 import json
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import ray
@@ -22,7 +24,6 @@ from curation.archive.sample import RawSample, Sample, Window, sample_id
 from curation.archive.shards import Shard
 from curation.archive.tiling import tiles
 from curation.catalog.artefact import Artefact, load_artefact
-from curation.catalog.build import Catalog
 from curation.catalog.encode import survivors
 from curation.catalog.store import CatalogStore, chunks
 from curation.config import ArchiveConfig, Config
@@ -30,6 +31,9 @@ from curation.encoders.base import Preparation
 from curation.errors import BadSample, CurationError, RequestError
 from curation.runtime import Resources, limit_threads
 from curation.storage import Folder
+
+if TYPE_CHECKING:  # it brings Ray Data and pandas along, which tasks need not load
+    from curation.catalog.build import Catalog
 
 log = logging.getLogger("curation")
 

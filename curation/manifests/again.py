@@ -5,7 +5,7 @@ the list that named it does not. All stages look at fresh rows alone; the others
 those of the draw, which is made again over everything that is left.
 
 Columns that these rows have beside those of `steps`: ``fresh``; ``before``, the code of the parent's reason (`NONE` of
-new samples); ``was``, the parent's rank, -1 where it was not kept; ``near``, see `duplicates.find_near`.
+new samples); ``was``, the parent's rank, -1 where it was not kept; ``alike``, see `duplicates.find_alike`.
 """
 
 from collections.abc import Sequence

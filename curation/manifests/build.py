@@ -33,7 +33,7 @@ from curation.errors import CurationError, RequestError
 from curation.manifests import again, grown, guided, order, steps
 from curation.manifests.again import Again
 from curation.manifests.drift import Drift, Spread, entropy_shift, far_share, share_shift
-from curation.manifests.duplicates import RANGES, find_duplicates, find_near, mark
+from curation.manifests.duplicates import RANGES, find_alike, find_duplicates, mark
 from curation.manifests.exchange import Layers, exchange, submit
 from curation.manifests.places import Found, find_places, unite
 from curation.manifests.schema import (
@@ -396,7 +396,7 @@ class _Selection:
         if self.again is not None:
             files = [file.path.removeprefix("../") for file in self.again.files(SKETCHES)]
             around = self.again.parent.parent
-            self.parts = find_near(self.parts, self.shards, self.shared, neighbours, around, files)
+            self.parts = find_alike(self.parts, self.shards, self.shared, neighbours, around, files)
             sizes = self.total(steps.count_compared, len(sizes))
         groups, self.told["duplicates"], self.sketches = find_duplicates(
             self.parts, self.shards, self.shared, sizes, neighbours, self.folder

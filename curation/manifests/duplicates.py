@@ -40,7 +40,7 @@ def find_duplicates(
 ) -> tuple[Any, dict[str, int], list[File]]:
     """Find every duplicate and its representative, and write sketches of all rows that nothing stands for.
 
-    Where the parts have the columns ``fresh`` and ``near``, only rows of either are compared, those of ``near`` go
+    Where the parts have the columns ``fresh`` and ``alike``, only rows of either are compared, those of ``alike`` go
     before all others and none of them falls.
 
     Args:
@@ -71,7 +71,7 @@ def find_duplicates(
     return groups, ray.get(found), [file for file in ray.get(files) if file is not None]
 
 
-def find_near(
+def find_alike(
     parts: list[Layers],
     shards: list[Any],
     plan: Any,
@@ -79,7 +79,7 @@ def find_near(
     around: Folder,
     files: Sequence[str],
 ) -> list[Layers]:
-    """Add the column ``near``: rows of the parent that a fresh row might be a copy of, by their sketches.
+    """Add the column ``alike``: rows of the parent that a fresh row might be a copy of, by their sketches.
 
     Args:
         parts: references to each part's rows, with the column ``fresh``.
@@ -93,7 +93,7 @@ def find_near(
     fresh, beside = submit(_sorted_sketches, *sketches), ray.put(neighbours)
     groups = np.array_split(np.array(files, object), min(len(files), SKETCH_TASKS)) if files else []
     found = submit(_sorted_ids, *(submit(_propose, around, list(some), fresh, beside) for some in groups))
-    return [[*part, submit(_mark_near, found, *part)] for part in parts]
+    return [[*part, submit(_mark_alike, found, *part)] for part in parts]
 
 
 def cluster_ranges(sizes: NDArray[np.int64]) -> Ranges:
@@ -108,7 +108,7 @@ def _split(plan: Plan, ranges: Ranges, shards: Shards, *layers: Columns) -> list
     rows = merge(layers)
     there, first = running(rows), 0
     if "fresh" in rows:
-        there &= rows["fresh"] | rows["near"]
+        there &= rows["fresh"] | rows["alike"]
     nothing = _candidates(catalog_schema(1).empty_table().select(COLUMNS), rows, slice(0, 0))
     found = [[nothing] for _ in ranges]
     for name, count in zip(shards.names, shards.rows, strict=True):
@@ -129,7 +129,7 @@ def _candidates(table: pa.Table, rows: Columns, here: slice) -> pa.Table:
     vectors = pc.if_else(decided, pa.scalar(None, vectors.type), vectors)  # null takes no room
     table = table.set_column(table.schema.get_field_index("embedding"), "embedding", vectors)
     table = table.append_column("cluster", pa.array(rows["cluster"][here]))
-    known = rows["near"][here] & ~rows["fresh"][here] if "near" in rows else np.zeros(table.num_rows, bool)
+    known = rows["alike"][here] & ~rows["fresh"][here] if "alike" in rows else np.zeros(table.num_rows, bool)
     first = known | (rows["reason"][here] == CODE["required"])
     return table.append_column("first", pa.array(first)).append_column("known", pa.array(known))
 
@@ -217,10 +217,10 @@ def _sorted_ids(*some: NDArray[np.bytes_]) -> NDArray[np.bytes_]:
     return np.unique(np.concatenate([np.zeros(0, "S16"), *some]))
 
 
-def _mark_near(ids: NDArray[np.bytes_], *layers: Columns) -> Columns:
+def _mark_alike(ids: NDArray[np.bytes_], *layers: Columns) -> Columns:
     rows = merge(layers)
     there, _ = find(ids, rows)
-    return {"near": there & ~rows["fresh"] & running(rows)}
+    return {"alike": there & ~rows["fresh"] & running(rows)}
 
 
 def _fixed(ids: pa.Array) -> NDArray[np.bytes_]:

@@ -22,7 +22,7 @@ from curation.storage import Folder
 WHY = {
     "sampled": "kept: its priority {priority:.6g} is below {threshold:.6g}, the first that was refused",
     "within": "kept: its turn came within the budget",
-    "required": "kept: select.require names it, or a sample of its unit",
+    "required": "kept: select.require names it, or a sample of its unit; after curate apply, the publication does",
     "nearest": "kept: it is among the nearest to the centroid of cluster {cluster}",
     "guided": "kept: by the bank it is {guided_class} (probability {guided_probability:.2g}), and its turn among the "
     "guided, {guided_place:.6g} from 0, came within the budget",

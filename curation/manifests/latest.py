@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from curation.errors import ConflictError, RequestError
 from curation.manifests.schema import HEADER_FILE, json_bytes
@@ -26,6 +27,19 @@ class Latest:
 
     id: str | None
     version: str | None
+
+
+def open_published(url: str, storage: dict[str, Any] | None) -> Folder:
+    """A workspace that has manifests, to be changed.
+
+    Raises:
+        RequestError: it has none, or cannot be written.
+    """
+    workspace = Folder(url, storage, "workspace")
+    if not workspace.exists("manifests"):
+        raise RequestError(f"there is no manifest in {workspace.public()}: give the workspace of a curate prune")
+    workspace.check_writable()
+    return workspace
 
 
 def latest_path(name: str | None) -> str:

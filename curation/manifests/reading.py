@@ -103,13 +103,7 @@ class ManifestReader:
     @property
     def archive(self) -> ArchiveConfig:
         """How the archive was read when the manifest was made; a model that looked for clouds does not look again."""
-        config = self.header.get("content", {}).get("config", {}).get("archive", {})
-        known = {field.name for field in dataclasses.fields(ArchiveConfig)}
-        said = {name: value for name, value in config.items() if name in known}
-        found = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ArchiveConfig), said))
-        assert isinstance(found, ArchiveConfig)
-        found.clouds.detector = None
-        return found
+        return archive_settings(self.header.get("content", {}).get("config", {}).get("archive", {}))
 
     def table(self, columns: Sequence[str] | None = None, budget: int | None = None) -> pa.Table:
         """All rows at once, sorted by (shard, index).
@@ -202,6 +196,16 @@ class ManifestReader:
         return self._opened
 
 
+def archive_settings(config: dict[str, Any]) -> ArchiveConfig:
+    """How an archive is read, by ``config.archive`` of a header; keys that this version does not know count nothing."""
+    known = {field.name for field in dataclasses.fields(ArchiveConfig)}
+    said = {name: value for name, value in config.items() if name in known}
+    found = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ArchiveConfig), said))
+    assert isinstance(found, ArchiveConfig)
+    found.clouds.detector = None
+    return found
+
+
 def open_workspace(manifest: ManifestReader, storage: dict[str, Any] | None) -> Folder:
     """The workspace that a manifest lies in; the manifest's own folder where it was copied elsewhere."""
     around, found, _ = manifest.folder.url.rpartition("/manifests/")
@@ -209,11 +213,21 @@ def open_workspace(manifest: ManifestReader, storage: dict[str, Any] | None) -> 
 
 
 def open_catalog(manifest: ManifestReader, storage: dict[str, Any] | None) -> CatalogStore:
-    """The catalog that a manifest was drawn from: in its workspace, or shared."""
+    """The catalog that a manifest was drawn from: in its workspace, or shared.
+
+    Raises:
+        RequestError: it was applied to a copy that has none.
+    """
     shared = manifest.header.get("provenance", {}).get("catalog")
+    catalog_id = manifest.header["content"]["catalog"]
+    if catalog_id is None:
+        raise RequestError(
+            f"{manifest.folder.public()} was applied to a copy of the archive that had no catalog: run curate catalog "
+            "over that copy with the published config, then curate apply again"
+        )
     return CatalogStore(
         open_workspace(manifest, storage),
-        manifest.header["content"]["catalog"],
+        catalog_id,
         Folder(shared, storage, "catalog") if shared else None,
     )
 

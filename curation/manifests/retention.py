@@ -1,8 +1,9 @@
 """What `curate gc` may remove: the manifests that nobody needs any more, and what only they need.
 
-Kept are the manifests that are in force, their ancestors as far back as asked for, those of the last day, whatever
-manifest any of these has files of, and everything that these name. Removed is what a removed manifest names and nothing
-kept does; what no manifest ever named (a catalog that is still being filled, say) is left alone.
+Kept are the manifests that are in force, their ancestors as far back as asked for, those of the last day, those that
+`curate apply` made, whatever manifest any of these has files of, and everything that these name. Removed is what a
+removed manifest names and nothing kept does; what no manifest ever named (a catalog that is still being filled, say) is
+left alone.
 """
 
 import json
@@ -69,6 +70,9 @@ def plan_removal(workspace: Folder, keep: int, now: float | None = None) -> Plan
     files = workspace.list("manifests")
     headers = {id: _header(workspace, f"manifests/{id}/{HEADER_FILE}") for id in _having(files, HEADER_FILE)}
     pointers = {name: str(latest.id) for name, latest in read_pointers(workspace)}
+    if not pointers:
+        path = workspace.public(latest_path(None))
+        raise RequestError(f"there is no {path}, so that nothing says what to keep: curate rollback puts one in force")
     kept = _kept(workspace, headers, pointers, keep, now)
     going = {id: header for id, header in headers.items() if id not in kept}
     for id in _having(files, TOMBSTONE) - headers.keys() - kept:
@@ -135,7 +139,7 @@ def _kept(
                 break
             kept.add(ancestor)
             ancestor = headers[ancestor]["content"].get("parent")
-    kept |= {id for id, header in headers.items() if _is_young(header, now)}
+    kept |= {id for id, header in headers.items() if "applied" in header["content"] or _is_young(header, now)}
     pending = sorted(kept)
     while pending:
         id = pending.pop()

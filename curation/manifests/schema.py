@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from curation.catalog.schema import WINDOW
-from curation.storage import Folder
+from curation.storage import CHUNK, Folder
 
 KEPT = ("sampled", "required", "nearest", "guided")
 DROPPED = (  # in the order of the stages
@@ -181,6 +181,19 @@ def batches(folder: Folder, path: str, columns: Sequence[str]) -> Iterator[pa.Re
     """Columns of a Parquet file, `BATCH` rows at a time."""
     with open_parquet(folder, path) as file:
         yield from file.iter_batches(BATCH, columns=list(columns))
+
+
+def file_digest(folder: Folder, path: str) -> tuple[int, str]:
+    """Bytes of a file, and their SHA-256 in hex.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    info, digest = folder.info(path), hashlib.sha256()
+    with folder.open(info) as file:
+        while data := file.read(CHUNK):
+            digest.update(data)
+    return info.size, digest.hexdigest()
 
 
 def json_bytes(value: Any) -> bytes:

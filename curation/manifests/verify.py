@@ -17,11 +17,10 @@ from curation.manifests.chain import decision_parts, listed, read_part, referenc
 from curation.manifests.loaders.decoded import Decoder
 from curation.manifests.loaders.fetch import Fetcher
 from curation.manifests.reading import ManifestReader
-from curation.manifests.schema import FILES_FILE, KEPT, REASONS, ROWS_FILE, batches
+from curation.manifests.schema import FILES_FILE, KEPT, REASONS, ROWS_FILE, batches, file_digest
 from curation.selection.sampling import mix, split_ids
 from curation.storage import Folder
 
-CHUNK = 8 << 20  # bytes hashed at once
 SHOWN = 100  # problems listed
 
 
@@ -79,20 +78,12 @@ def _check_files(manifest: ManifestReader) -> Iterator[str]:
         return
     for file, path in zip(_files(folder), listed(folder), strict=True):
         try:
-            size, digest = _digest(folder.parent, path)
+            size, digest = file_digest(folder.parent, path)
         except FileNotFoundError:
             yield f"{file['path']} is missing"
             continue
         if (size, digest) != (file["size"], file["sha256"]):
             yield f"{file['path']}: other bytes than were written ({size} where there were {file['size']})"
-
-
-def _digest(folder: Folder, path: str) -> tuple[int, str]:
-    info, digest = folder.info(path), hashlib.sha256()
-    with folder.open(info) as file:
-        while data := file.read(CHUNK):
-            digest.update(data)
-    return info.size, digest.hexdigest()
 
 
 def _check_rows(manifest: ManifestReader) -> Iterator[str]:

@@ -5,13 +5,15 @@ experts costs no training. ``part-…`` lie parallel to the assignments: the sam
 its file, ``score.json`` last; a run that was stopped goes on from there.
 """
 
+from __future__ import annotations
+
 import hashlib
 import json
 import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +25,6 @@ from numpy.typing import NDArray
 
 from curation.archive.listing import Root
 from curation.archive.tables import Table
-from curation.catalog.build import Catalog
 from curation.catalog.labels import Labels
 from curation.catalog.store import chunks, parquet_bytes
 from curation.catalog.tiles import build_tiles
@@ -34,6 +35,9 @@ from curation.runtime import Resources, numeric_profile
 from curation.scoring.experts import Labelled, check_network, file_of, train_expert
 from curation.scoring.sim import DYNAMICS, SCORES, agreement, correlation, ranks, separability, sim
 from curation.storage import Folder
+
+if TYPE_CHECKING:  # it brings Ray Data and pandas along, which tasks need not load
+    from curation.catalog.build import Catalog
 
 log = logging.getLogger("curation")
 

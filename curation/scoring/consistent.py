@@ -5,13 +5,15 @@ files, ``consistency.json`` last; a run that was stopped goes on from there. Eve
 embeddings: no pixel is read again. Only the text needs a model, the catalog's own, which must be ``open_clip``.
 """
 
+from __future__ import annotations
+
 import hashlib
 import json
 import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +25,6 @@ from threadpoolctl import threadpool_limits
 
 from curation.archive.tables import Table
 from curation.catalog.artefact import Artefact, encoder_config
-from curation.catalog.build import Catalog
 from curation.catalog.labels import Labels
 from curation.catalog.store import chunks, parquet_bytes
 from curation.clustering.assign import embeddings, parts_of
@@ -50,6 +51,9 @@ from curation.scoring.settings import ConsistencyConfig
 from curation.scoring.sim import ranks
 from curation.selection.sampling import hash01
 from curation.storage import Folder
+
+if TYPE_CHECKING:  # it brings Ray Data and pandas along, which tasks need not load
+    from curation.catalog.build import Catalog
 
 log = logging.getLogger("curation")
 

@@ -1,13 +1,14 @@
 """The options that stores are opened with: whose they are, and that there is no secret among them."""
 
+import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import fsspec
 
 from curation.errors import RequestError
-from curation.storage.urls import USER_INFO, is_local
+from curation.storage.urls import USER_INFO, is_local, without_credentials
 
 Options = dict[str, dict[str, Any]]
 
@@ -17,6 +18,14 @@ _SECRET_NAMES = {"key", "username"}
 _SECRET_PARTS = re.compile(
     "secret|password|passwd|token|credential|connection_string|access_key|account_key|sas|authorization"
 )
+_KEY = re.compile(r"[-+~]*[A-Za-z_][\w.@/-]*")  # of an override, or an option's name
+_NAMED = re.compile(  # a secret in a mapping, a query or a header
+    rf"({_SECRET_PARTS.pattern}|storage|key|username|pass|pwd|auth|sig)[\w-]*['\"]?\s*[:=]", re.IGNORECASE
+)
+_ACCOUNT = re.compile(r"://\S*@\S*")
+_QUERY = re.compile(r"[?#]\S*=\S*")
+_WORD = re.compile(r"[^\s,;:/@?&={}\[\]'\"]{6,}+(?!\s*['\"]?[:=])")  # but for names in a mapping
+HIDDEN = "…"
 
 
 def check_storage_options(options: dict[str, Any]) -> None:
@@ -80,7 +89,7 @@ def _refuse_secrets(where: str, value: Any) -> None:
     advice = "does not belong in a config; give credentials by environment, profile or instance role"
     if isinstance(value, dict):
         for name, below in value.items():
-            if _names_secret(str(name)):
+            if names_secret(str(name)):
                 raise RequestError(f"{where}.{name} is a secret and {advice}")
             _refuse_secrets(f"{where}.{name}", below)
     elif isinstance(value, list):
@@ -90,6 +99,40 @@ def _refuse_secrets(where: str, value: Any) -> None:
         raise RequestError(f"{where} is a URL with a user in it, which {advice}")
 
 
-def _names_secret(name: str) -> bool:
+def names_secret(name: str) -> bool:
+    """Whether an option or variable of this name would be a credential."""
     plain = name.lower().replace("-", "_")
     return plain in _SECRET_NAMES or _SECRET_PARTS.search(plain) is not None
+
+
+def public_arguments(arguments: Sequence[str]) -> list[str]:
+    """A command line as it may be kept: storage options and whatever looks like a credential are hidden.
+
+    More is hidden than must be: of a URL with a user all of it, of one with a query the query.
+    """
+    shown, secret = [], False
+    for text in arguments:
+        key, equals, value = text.partition("=")
+        if not equals or not _KEY.fullmatch(key):
+            key, equals, value = "", "", text
+        named = "storage" in key.lower() or any(map(names_secret, re.split("[./@]", key.lstrip("-+~"))))
+        if secret:
+            key, equals, value = "", "", HIDDEN
+        elif named or _NAMED.search(value):
+            value = HIDDEN
+        else:
+            value = without_credentials(_QUERY.sub("?" + HIDDEN, _ACCOUNT.sub("://" + HIDDEN, value)))
+        shown.append(key + equals + value)
+        secret = text.startswith("-") and not equals and names_secret(text.lstrip("-"))  # then it takes the next
+    return shown
+
+
+def hidden_parts(arguments: Sequence[str]) -> list[str]:
+    """What :func:`public_arguments` hides, and the words in it, the longest first: messages may quote a part."""
+    found: set[str] = set()
+    for text, shown in zip(arguments, public_arguments(arguments), strict=True):
+        if text != shown:
+            hidden = text[len(os.path.commonprefix([text, shown])) :]
+            account = shown.endswith("://" + HIDDEN)
+            found |= {hidden, *_WORD.findall(hidden.rpartition("@")[0] if account else hidden)}
+    return sorted((part for part in found if len(part) >= 6), key=lambda part: (-len(part), part))  # not every "me"

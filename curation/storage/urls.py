@@ -43,6 +43,11 @@ def file_name(url: str) -> str:
     return name if is_local(url) else name.partition("?")[0]
 
 
+def without_credentials(text: str) -> str:
+    """A text as it may be kept: of URLs in it neither the user nor the query, which may be signed."""
+    return _QUERY.sub(r"\1", USER_INFO.sub("://", text))
+
+
 def without_secrets(text: str) -> str:
-    """What a library's error says, in one line; of URLs in it neither the user nor the query, which may be signed."""
-    return _QUERY.sub(r"\1", USER_INFO.sub("://", " ".join(text.split())))
+    """What a library's error says, in one line and without credentials."""
+    return without_credentials(" ".join(text.split()))

@@ -64,7 +64,8 @@ class KeptTiles:
         ``streaming_split``, who gets which block depends on who is ready; all ranks together get each row once (with
         ``equal=True``, which is Ray Train's, but for the fewer than the ranks that do not divide).
         """
-        dataset = ray.data.range(self.slots, override_num_blocks=self.slots).map_batches(self._read, batch_size=None)
+        read: Any = self._read  # Ray's types differ with what else is installed
+        dataset = ray.data.range(self.slots, override_num_blocks=self.slots).map_batches(read, batch_size=None)
         dataset.context.execution_options.preserve_order = True
         return dataset
 

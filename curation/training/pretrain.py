@@ -35,6 +35,7 @@ from curation.errors import CurationError, RequestError
 from curation.evaluation.arms import codes_of, split_in_two
 from curation.evaluation.samples import gather
 from curation.manifests.exchange import submit
+from curation.runs import stage
 from curation.runtime import Resources, limit_threads, numeric_profile
 from curation.scoring.network import band_statistics
 from curation.stages import Run
@@ -209,7 +210,8 @@ def _fit(plan: Plan, shared: Room, spec: RedrawSpec | None) -> None:
         target=fit, daemon=True
     ).start()  # in the main thread Ray Train would take Ctrl-C for itself, and exit with 0
     try:
-        _watch(plan, finished)
+        with stage("train", plan.steps, "steps") as done:
+            _watch(plan, finished, done)
     except ray.train.WorkerGroupError as error:
         for cause in error.worker_failures.values():
             known = getattr(cause, "cause", cause)
@@ -257,7 +259,7 @@ def _train(config: dict[str, Any]) -> None:
     Course(plan, str(device), profile, begin if spec else None).run()
 
 
-def _watch(plan: Plan, finished: Future[Any]) -> None:
+def _watch(plan: Plan, finished: Future[Any], done: Callable[[float], None]) -> None:
     """Tell people how the training goes, out of its metrics, until it is finished; its error, if it has one."""
     shown, warned = -1, False
     while not wait([finished], 2).done:
@@ -267,7 +269,8 @@ def _watch(plan: Plan, finished: Future[Any]) -> None:
             continue
         if not rows or rows[-1]["step"] == shown:
             continue
-        shown = rows[-1]["step"]
+        before, shown = shown, rows[-1]["step"]
+        done(shown - max(before, 0))
         known = {key: value for row in rows for key, value in row.items()}
         figures = [f"{key} {known[key]:.4g}" for key in ("loss", "rate", "knn", "linear") if key in known]
         log.info("pretrain: step %d of %d, epoch %.4g: %s", shown, plan.steps, known["epoch"], ", ".join(figures))

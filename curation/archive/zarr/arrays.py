@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from curation.archive.image import bad_image
 from curation.archive.zarr.chunks import read_encoding
 from curation.archive.zarr.files import Files, ZipFiles
-from curation.archive.zarr.format3 import open_format_3
 from curation.errors import AccessError, BadSample
 
 Selection = tuple[slice, ...]
@@ -140,6 +139,8 @@ def _assembled(
 
 
 def _format_3(name: str, files: Files) -> Array:
+    from curation.archive.zarr.format3 import open_format_3  # zarr takes half a second, and few archives need it
+
     array = open_format_3(name, files)
     attrs, shape = dict(array.attrs), tuple(array.shape)
     at, metadata = f"{name}/" if name else "", array.metadata

@@ -30,8 +30,11 @@ def read_zarr(
     settings: ArchiveConfig,
     only: Sequence[Wanted] | None = None,
     sieve: Sieve | None = None,
+    bare: bool = False,
 ) -> Iterator[RawSample | Rejection]:
     """The samples of a store or a zip, chunk by chunk, numbered from 0; each chunk is read and decoded once.
+
+    ``bare``: no chunk of pixels is read, and an image that is to be cut comes once.
 
     Memory holds the samples of one chunk; of an image that is to be cut and has several rows of chunks, the rows that
     a row of tiles lies in.
@@ -54,8 +57,20 @@ def read_zarr(
     except Exception as error:  # zarr raises whatever it likes on metadata that contradict each other
         yield Rejection("", 0, "read", "DamagedShard", f"zarr: {' '.join(str(error).split())[:200]}")
         return
-    for index, item in enumerate(read_samples(Plan(layout, files, settings.tile, only, sieve), settings)):
+    plan = Plan(layout, files, settings.tile, only, sieve)
+    for index, item in enumerate(_keys(plan) if bare else read_samples(plan, settings)):
         yield replace(item, index=index)
+
+
+def _keys(plan: Plan) -> Iterator[RawSample | Rejection]:
+    """The samples in the order of `read_samples`, without pixels: what coordinates say of them."""
+    for _, positions in plan.blocks():
+        for position in positions:
+            key = plan.layout.key(position)
+            try:
+                yield RawSample(key, 0, [], {}, said=plan.layout.said(position), position=position)
+            except BadSample as error:
+                yield Rejection(key, 0, error.stage, error.kind, error.message)
 
 
 def survey_zarr(folder: Folder, shard: Shard, settings: ArchiveConfig) -> Effort:

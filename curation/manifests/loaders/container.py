@@ -10,12 +10,13 @@ from dataclasses import replace
 from itertools import repeat
 from typing import Any
 
+from curation.archive.decode import image_member
 from curation.archive.names import IMAGES, SIDECARS, extension, split_name
 from curation.archive.reader import read_shard
 from curation.archive.sample import Member, RawSample, Rejection, Wanted
 from curation.archive.shards import Shard, group_scenes, scene_key, shards_of
 from curation.config import ArchiveConfig
-from curation.errors import AccessError
+from curation.errors import AccessError, BadSample
 from curation.manifests.loaders.kept import LISTED, Kept, gone, image_key, is_safe, window_of
 from curation.storage import FileInfo, Folder
 
@@ -173,7 +174,10 @@ def _next(folder: Folder, path: str, row: Row, source: Iterator[RawSample | Reje
 
 def _checked(folder: Folder, path: str, row: Row, raw: RawSample, settings: ArchiveConfig) -> Kept:
     """A sample as it is handed on, if its image is the one that the manifest means."""
-    found = [i for i, member in enumerate(raw.members) if _is_image(member, row, path)]
+    if row["size"] is None and row["offset"] is None and raw.members:  # told by keys alone: see `archive.keys`
+        found = [raw.members.index(_image(folder, path, row, raw, settings))] if raw.data else [0]
+    else:
+        found = [i for i, member in enumerate(raw.members) if _is_image(member, row, path)]
     if not found:
         where = f"is not of {row['size']} bytes" if row["offset"] is None else "lies elsewhere in the shard"
         raise gone(folder, path, row, f"its image {where}")
@@ -184,6 +188,13 @@ def _checked(folder: Folder, path: str, row: Row, raw: RawSample, settings: Arch
         return Kept(row, folder.public(path), raw, "npy")
     suffixes = list(raw.data)  # one a member, in their order
     return Kept(row, folder.public(path), raw, min(suffixes[i] for i in found))
+
+
+def _image(folder: Folder, path: str, row: Row, raw: RawSample, settings: ArchiveConfig) -> Member:
+    try:
+        return image_member(raw, settings)
+    except BadSample as error:
+        raise gone(folder, path, row, error.message) from error
 
 
 def _is_image(member: Member, row: Row, path: str) -> bool:

@@ -43,6 +43,8 @@ _MAGIC = {
     b"MM\0*": "tif",
     b"\x93NUMPY": "npy",
     b"BM": "bmp",
+    b"PK\x03\x04": "zip",
+    b"\xff\x4f\xff\x51": "jp2",
 }
 
 
@@ -103,7 +105,7 @@ class Fetcher:
         """One request each."""
         name = rows["shard"][0].as_py()
         root, _, path = name.partition("/")
-        folder = self._root(root)
+        folder = self.root(root)
         kept = rows.to_pylist()
         loose = rows["offset"].null_count > 0
         known = (self._members(name, kept) or ()) if loose else ()
@@ -122,7 +124,12 @@ class Fetcher:
             return iter([partial(read_wanted, folder, name, kept, self.settings)])
         return _tar_jobs(folder, path, images, members, self.settings)
 
-    def _root(self, name: str) -> Folder:
+    def root(self, name: str) -> Folder:
+        """The folder of a root.
+
+        Raises:
+            RequestError: nothing says where it lies.
+        """
         if name not in self.urls:
             raise RequestError(f"the manifest does not say where its root {name!r} lies: give roots={{{name!r}: URL}}")
         if name not in self.folders:
@@ -150,7 +157,7 @@ class Fetcher:
 
 def _catalog(manifest: ManifestReader, storage: dict[str, Any] | None) -> CatalogStore | None:
     """The catalog that the manifest was drawn from, where it is still there."""
-    if "catalog" not in manifest.header["content"]:
+    if manifest.header["content"].get("catalog") is None:
         return None
     store = open_catalog(manifest, storage)
     return store if any(folder.exists() for folder, _ in store.folders) else None
@@ -227,7 +234,7 @@ def _cut(
         for member in piece.members[tar]:
             at = _offset(member) - start
             content = data[at : at + member.size]
-            suffix = _check_header(folder, tar, row, key, member, data[at - HEADER : at]) or _sniffed(content)
+            suffix = _check_header(folder, tar, row, key, member, data[at - HEADER : at]) or sniffed(content)
             files[prefix + suffix] = own[suffix] = content
             if tar == path and member.offset == row["offset"]:
                 image = prefix + suffix
@@ -317,8 +324,10 @@ def _offset(member: Member) -> int:
     return member.offset
 
 
-def _sniffed(content: bytes) -> str:
+def sniffed(content: bytes) -> str:
     """What kind of image it is, by its first bytes."""
     if content[8:12] == b"WEBP":
         return "webp"
+    if content[4:8] == b"jP  ":
+        return "jp2"
     return next((suffix for magic, suffix in _MAGIC.items() if content.startswith(magic)), "bin")

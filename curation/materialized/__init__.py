@@ -1,0 +1,1 @@
+"""Kept samples written out as shards of their own, for trainings that read too often to pick them out each time."""

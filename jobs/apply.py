@@ -1,0 +1,59 @@
+"""``curate apply PUBLISHED archive.url=COPY workspace=URL``: a published manifest over another copy of the same data.
+
+The copy is read by the published ``archive`` config; ``archive.*`` keys on the command line go over it.
+"""
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import ray
+from omegaconf import OmegaConf
+
+from curation.archive.listing import list_archive
+from curation.cli import execute
+from curation.config import load_config, to_dict
+from curation.errors import RequestError
+from curation.manifests.apply import Copy, apply
+from curation.manifests.publication import open_publication
+from curation.manifests.reading import archive_settings
+from curation.runtime import start_ray
+from curation.storage import Folder
+
+
+def run(arguments: Sequence[str]) -> dict[str, Any]:
+    """Apply; what is missing is told, listed, and no error unless it is everything."""
+    if not arguments or "=" in arguments[0].rpartition("/")[2]:
+        raise RequestError("apply takes a publication: curate apply PUBLISHED archive.url=COPY workspace=URL")
+    published, *overrides = arguments
+    config = load_config(overrides)
+    config.require("archive.url", "workspace")
+    assert config.workspace
+    storage = config.runtime.storage
+    workspace = Folder(config.workspace, storage, "workspace")
+    publication = open_publication(published, storage)
+    workspace.check_writable()
+    settled, told = publication.content["made"]["config"].get("archive", {}), {}
+    given = [text.partition("=")[0] for text in overrides]
+    if "config" in given:
+        raise RequestError("apply takes its config from the publication: give archive.* keys on the command line")
+    for key in given:
+        group, _, name = key.partition(".")
+        if group == "archive" and name != "url":
+            first = name.partition(".")[0]
+            merged = OmegaConf.create({**settled, **told})
+            OmegaConf.update(merged, name, OmegaConf.select(OmegaConf.create(to_dict(config.archive)), name))
+            told[first] = OmegaConf.to_container(merged)[first]  # type: ignore[index,call-overload]
+    settings = archive_settings({**settled, **told})
+    roots = list_archive(config.archive.url, storage, settings)
+    connected = ray.is_initialized()
+    start_ray(config.runtime)
+    try:
+        return apply(publication, Copy(roots, settings, told), workspace)
+    finally:
+        if not connected:
+            ray.shutdown()
+
+
+if __name__ == "__main__":
+    sys.exit(execute(run))
