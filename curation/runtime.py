@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray import exceptions
 
 from curation.config import RuntimeConfig
 from curation.errors import RequestError
@@ -17,6 +18,15 @@ from curation.errors import RequestError
 log = logging.getLogger("curation")
 
 LIBRARIES = ("imagecodecs", "numpy", "open-clip-torch", "pillow", "tifffile", "timm", "torch")  # decode and encode
+RAY_LOST = (  # what a job gets when the head dies, or the node that it runs on
+    exceptions.ActorDiedError,
+    exceptions.ActorUnavailableError,
+    exceptions.LocalRayletDiedError,
+    exceptions.NodeDiedError,
+    exceptions.ObjectLostError,
+    exceptions.RaySystemError,
+    exceptions.RpcError,
+)
 
 
 @dataclass(frozen=True)

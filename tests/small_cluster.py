@@ -1,4 +1,4 @@
-"""A Ray cluster of several nodes on this machine, each of processes of its own, that can be killed and started again."""
+"""A Ray cluster of several nodes on this machine, of processes of their own, that can be killed and started again."""
 
 import os
 import re

@@ -109,7 +109,9 @@ class Site:
         header = json.loads(self.fs.cat_file(f"{folder}/{id}/manifest.json"))
         listed = pq.read_table(io.BytesIO(self.fs.cat_file(f"{folder}/{id}/files.parquet")))["path"].to_pylist()
         paths = [posixpath.normpath(f"{id}/{path}") for path in [*listed, "files.parquet"]]
-        return Morning(id, json.dumps(header["content"]), {path: self.fs.cat_file(f"{folder}/{path}") for path in paths})
+        return Morning(
+            id, json.dumps(header["content"]), {path: self.fs.cat_file(f"{folder}/{path}") for path in paths}
+        )
 
 
 # what is done to a run
@@ -122,17 +124,21 @@ class Strike:
     Attributes:
         act: says what it did, or None where it is to be asked again at the next file.
         outage: seconds that every request is answered 503, from then on.
+        at: when it acted, by the monotonic clock.
     """
 
     act: Callable[[], str | None]
     outage: float = 0.0
     said: str | None = None
     refused: int = 0
+    at: float = field(default=0.0, init=False)
     until: float = field(default=0.0, init=False)
 
     def __call__(self, one: Seen) -> str | None:
+        """What is wrong with a request."""
         if self.said is None and one.method == "PUT" and "/catalog/" in one.path and (said := self.act()):
-            self.said, self.until = said, time.monotonic() + self.outage
+            self.said, self.at = said, time.monotonic()
+            self.until = self.at + self.outage
         if time.monotonic() >= self.until:
             return None
         self.refused += 1
@@ -167,9 +173,11 @@ class Rough:
                 assert strike.said, f"nothing was done to the run:\n{outcome.stderr}"
                 told.append(strike.said + (f" ({strike.refused} requests)" if strike.refused else ""))
             if attempt < len(done) - 1:
-                assert outcome.status, "the run should have failed"
+                assert outcome.status and strike, "the run should have failed"
+                after = time.monotonic() - strike.at
                 assert self.site.latest() == before, "a run that failed put something in force"
-                told.append(f"status {outcome.status}: {outcome.stderr.strip().rpartition(chr(10))[2]}")
+                told.append(f"status {outcome.status} after {after:.0f} s")
+                print(outcome.stderr, file=sys.stderr)
                 self.cluster.kill()
                 self.cluster.start()
             else:
@@ -210,8 +218,10 @@ def live_through(nights: Sequence[Night], calm: Site, run: Job, rough: Rough) ->
     """All nights, both ways; a row each.
 
     Args:
+        nights: in their order.
         calm: where nothing is done to a run.
         run: a job there.
+        rough: where something is.
 
     Raises:
         AssertionError: on some morning the two manifests differ.
@@ -298,17 +308,19 @@ def seven(paths: Sequence[Path]) -> list[Night]:
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """Markdown."""
     lines = [
-        "| night | new, changed, gone shards | samples | kept | came, went | far, share shift | undisturbed | disturbed | done to it |",
+        "| night | new, changed, gone shards | samples | kept | came, went | far, share shift "
+        "| undisturbed | disturbed | done to it |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         drift = row["drift"] or {}
-        moved = f"{drift['far']:.3f}, {drift['share_shift']:.3f}" if drift else ""
+        moved = f"{drift['far_share']:.3f}, {drift['share_shift']:.3f}" if drift else ""
         came = f"{row['came']}, {row['went']}" if row["came"] is not None else ""
         seconds = " + ".join(f"{value:g}" for value in row["disturbed_seconds"])
+        shards = f"{row['new']}, {row['changed']}, {row['gone']}"
         lines.append(
-            f"| {row['night']} | {row['new']}, {row['changed']}, {row['gone']} | {row['samples']:,} | {row['kept']:,} | "
-            f"{came} | {moved} | {row['seconds']:g} s | {seconds} s | {'; '.join(row['done'])} |"
+            f"| {row['night']} | {shards} | {row['samples']:,} | {row['kept']:,} | {came} | {moved} "
+            f"| {row['seconds']:g} s | {seconds} s | {'; '.join(row['done'])} |"
         )
     return "\n".join(lines)
 
@@ -319,7 +331,7 @@ def main() -> None:
     parser.add_argument("shards", help="a glob of WebDataset tars")
     parser.add_argument("--work", type=Path, required=True, help="a folder for what they are cut into")
     parser.add_argument("settings", nargs="*", help="of every job, as key=value")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     options.work.mkdir(parents=True, exist_ok=True)
     paths = cut(sorted(glob.glob(options.shards)), sum(ARRIVALS), options.work)
     with s3_server() as server, watched(server) as proxy, small_cluster() as cluster:
