@@ -81,14 +81,14 @@ class Cluster:
         folder: for sessions and logs; its path is short, for sockets lie in it.
         workers: nodes beside the head.
         cpus: of each node.
-        settings: Ray's own, as it takes them from the environment of nodes.
+        settings: Ray's own, as nodes and runs take them from their environment.
     """
 
     def __init__(self, folder: Path, workers: int = 2, cpus: int = 1, **settings: str) -> None:
         self.port = free_port()
-        self.environment = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+        self.environment = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), **settings}
         own = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_raylet_start_wait_time_s": "120"}
-        environment = os.environ | self.environment | own | settings
+        environment = os.environ | own | self.environment
         self.head = Node(folder, "head", cpus, environment)
         self.workers = [Node(folder, f"worker{number}", cpus, environment) for number in range(1, workers + 1)]
 

@@ -14,7 +14,10 @@ from tests.s3 import s3_server
 from tests.small_cluster import small_cluster
 
 SETTINGS = ("encoder.filters=8", "catalog.fit_samples=64", "cluster.k=6", "recurate.free_at=null")
-QUICK = {"RAY_health_check_period_ms": "500"}  # not 3000: how soon a dead node is noticed
+QUICK = {
+    "RAY_health_check_period_ms": "500",  # not 3000: how soon the head notices a dead node
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "10",  # not 60: how long a run waits for a dead head
+}
 
 
 def run_here(job: str, arguments: Sequence[str]) -> dict[str, Any]:
