@@ -69,7 +69,7 @@ class KeptTiles:
         dataset.context.execution_options.preserve_order = True
         return dataset
 
-    def _read(self, slots: dict[str, Any]) -> dict[str, Any]:
+    def _read(self, slots: Any) -> dict[str, Any]:
         """The samples of some slots."""
         number, index = ray.get(self._pass.get.remote())
         parts = drawn(self.seed, index.version, number, "parts").permutation(self.slots)
