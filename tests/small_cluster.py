@@ -75,22 +75,22 @@ class Node:
 
 
 class Cluster:
-    """A head and workers.
+    """A head, and workers of one CPU each.
 
     Args:
         folder: for sessions and logs; its path is short, for sockets lie in it.
         workers: nodes beside the head.
-        cpus: of each node.
+        head_cpus: of the head; 0: it does no work.
         settings: Ray's own, as nodes and runs take them from their environment.
     """
 
-    def __init__(self, folder: Path, workers: int = 2, cpus: int = 1, **settings: str) -> None:
+    def __init__(self, folder: Path, workers: int = 2, head_cpus: int = 1, **settings: str) -> None:
         self.port = free_port()
         self.environment = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), **settings}
         own = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_raylet_start_wait_time_s": "120"}
         environment = os.environ | own | self.environment
-        self.head = Node(folder, "head", cpus, environment)
-        self.workers = [Node(folder, f"worker{number}", cpus, environment) for number in range(1, workers + 1)]
+        self.head = Node(folder, "head", head_cpus, environment)
+        self.workers = [Node(folder, f"worker{number}", 1, environment) for number in range(1, workers + 1)]
 
     @property
     def address(self) -> str:
@@ -129,10 +129,10 @@ class Cluster:
 
 
 @contextmanager
-def small_cluster(**settings: str) -> Iterator[Cluster]:
-    """Three nodes of one CPU each; ``settings`` are Ray's own (``RAY_…``)."""
+def small_cluster(head_cpus: int = 1, **settings: str) -> Iterator[Cluster]:
+    """Three nodes; see `Cluster`."""
     with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as folder:
-        cluster = Cluster(Path(folder), **settings)
+        cluster = Cluster(Path(folder), head_cpus=head_cpus, **settings)
         try:
             cluster.start()
             yield cluster

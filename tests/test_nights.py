@@ -36,7 +36,7 @@ def test_whatever_breaks_at_night_the_morning_is_the_same(tmp_path: Path) -> Non
         Night({later[2].name: later[2], second.name: last}, gone=(first.name,), done=("head", "storage")),
     ]
     calm = Site(str(tmp_path / "calm"), {}, SETTINGS)  # on one machine's disk
-    with s3_server() as server, watched(server) as proxy, small_cluster(**QUICK) as cluster:
+    with s3_server() as server, watched(server) as proxy, small_cluster(head_cpus=0, **QUICK) as cluster:
         rough = Rough(Site(server.url, proxy.storage, SETTINGS), cluster, proxy, outage=4)
         rows = live_through(nights, calm, run_here, rough)
     assert [(row["new"], row["changed"], row["gone"]) for row in rows] == [(3, 0, 0), (2, 0, 0), (1, 1, 1)]

@@ -17,6 +17,7 @@ import glob
 import io
 import json
 import posixpath
+import re
 import sys
 import tarfile
 import time
@@ -36,6 +37,7 @@ from tests.small_cluster import Cluster, small_cluster
 
 ARRIVALS = (3, 2, 3, 2, 2, 2, 2)  # shards a night; of the fourth one takes the place of an older one
 OUTAGE = 12.0  # seconds; a request is tried for 22
+MOMENT = re.compile("/catalog/|/decisions/")  # decisions: where all was encoded before the head died
 LIMIT = 540.0  # seconds that a run may take
 
 Job = Callable[[str, Sequence[str]], dict[str, Any]]
@@ -119,7 +121,7 @@ class Site:
 
 @dataclass
 class Strike:
-    """A fault of the proxy that acts once, when the first catalog file is written, and then may refuse for a while.
+    """A fault of the proxy that acts once, when the run's first file is written, and then may refuse for a while.
 
     Attributes:
         act: says what it did, or None where it is to be asked again at the next file.
@@ -136,7 +138,7 @@ class Strike:
 
     def __call__(self, one: Seen) -> str | None:
         """What is wrong with a request."""
-        if self.said is None and one.method == "PUT" and "/catalog/" in one.path and (said := self.act()):
+        if self.said is None and one.method == "PUT" and MOMENT.search(one.path) and (said := self.act()):
             self.said, self.at = said, time.monotonic()
             self.until = self.at + self.outage
         if time.monotonic() >= self.until:
@@ -196,7 +198,7 @@ class Rough:
 
     def _kill_worker(self) -> str | None:
         for node in self.cluster.workers:
-            if node.busy("ShardEncoder"):
+            if node.busy("ShardEncoder"):  # else at the next file
                 node.kill()
                 return f"{node.name} killed"
         return None
