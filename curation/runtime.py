@@ -4,12 +4,16 @@ import importlib.metadata
 import logging
 import os
 import platform
+import socket
+import time
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
+from threading import Thread
 from typing import Any
 
 import ray
+from ray import exceptions
 
 from curation.config import RuntimeConfig
 from curation.errors import RequestError
@@ -17,6 +21,16 @@ from curation.errors import RequestError
 log = logging.getLogger("curation")
 
 LIBRARIES = ("imagecodecs", "numpy", "open-clip-torch", "pillow", "tifffile", "timm", "torch")  # decode and encode
+HEAD_PAUSE = 5.0  # seconds between two looks at the head
+RAY_LOST = (  # what a job gets when the head dies, or the node that it runs on
+    exceptions.ActorDiedError,
+    exceptions.ActorUnavailableError,
+    exceptions.LocalRayletDiedError,
+    exceptions.NodeDiedError,
+    exceptions.ObjectLostError,
+    exceptions.RaySystemError,
+    exceptions.RpcError,
+)
 
 
 @dataclass(frozen=True)
@@ -42,6 +56,7 @@ def start_ray(config: RuntimeConfig) -> Resources:
         try:
             if config.address:
                 ray.init(address=config.address, **common)
+                Thread(target=_watch_head, args=(ray.get_runtime_context().gcs_address,), daemon=True).start()
             else:
                 ray.init(
                     num_cpus=config.num_cpus or len(os.sched_getaffinity(0)),
@@ -64,6 +79,22 @@ def start_ray(config: RuntimeConfig) -> Resources:
     if device == "cuda" and not gpus:
         raise RequestError("runtime.device=cuda, but the cluster has no GPU: take runtime.device=cpu")
     return Resources(float(total.get("CPU", 0)), gpus, device)
+
+
+def _watch_head(address: str) -> None:
+    """Say so when the cluster's head is gone: Ray ends this process a minute later, without a word."""
+    host, _, port = address.rpartition(":")
+    while ray.is_initialized():
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=30).close()
+        except OSError as error:
+            log.error(
+                "curate: error: Ray's head at %s does not answer (%s): unless it is back in a minute, this run ends; "
+                "start the cluster anew, and the same command goes on from there",
+                *(address, error.strerror or error),
+            )
+            return
+        time.sleep(HEAD_PAUSE)
 
 
 def limit_threads(threads: int) -> None:

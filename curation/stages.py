@@ -25,7 +25,7 @@ from curation.clustering.build import build_clusters
 from curation.clustering.kmeans import default_k
 from curation.config import ClusterConfig, Config, load_config, to_dict
 from curation.encoders import QUALITY
-from curation.errors import ConflictError, CurationError, RequestError
+from curation.errors import ConflictError, CurationError, IncompleteError, RequestError
 from curation.manifests.access import LOCAL, OBJECT_STORE, reads_of_manifest
 from curation.manifests.again import Again
 from curation.manifests.build import check_budget, read_list, select
@@ -33,7 +33,7 @@ from curation.manifests.latest import Latest, publish_latest, read_latest
 from curation.manifests.schema import Manifest
 from curation.report.page import write_report
 from curation.runs import record_in, stage
-from curation.runtime import Resources, start_ray, versions
+from curation.runtime import RAY_LOST, Resources, start_ray, versions
 from curation.scoring.build import build_scores
 from curation.scoring.consistent import build_consistency
 from curation.selection.strategies import STRATEGIES
@@ -195,6 +195,7 @@ def open_run(arguments: Sequence[str]) -> Iterator[Run]:
 
     Raises:
         RequestError: the config, the archive, the bank or the workspace is wrong.
+        IncompleteError: Ray was lost under way, as when the head's machine dies.
     """
     config = load_config(arguments)
     config.require("archive.url", "workspace")
@@ -215,6 +216,11 @@ def open_run(arguments: Sequence[str]) -> Iterator[Run]:
     connected = ray.is_initialized()
     try:
         yield Run(config, workspace, roots, bank, tables, only)
+    except RAY_LOST as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise IncompleteError(
+            f"Ray was lost ({type(error).__name__}: {reason}): once it is up again, the same command goes on from there"
+        ) from error
     finally:
         if not connected and ray.is_initialized():
             ray.shutdown()
