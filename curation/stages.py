@@ -34,8 +34,6 @@ from curation.manifests.schema import Manifest
 from curation.report.page import write_report
 from curation.runs import record_in, stage
 from curation.runtime import RAY_LOST, Resources, start_ray, versions
-from curation.scoring.build import build_scores
-from curation.scoring.consistent import build_consistency
 from curation.selection.strategies import STRATEGIES
 from curation.storage import Folder, file_name, public_url
 
@@ -113,11 +111,15 @@ class Run:
     @stage("score")
     def scores(self, catalog: Catalog) -> Folder:
         """What models trained on the labels say of each sample, made unless it is there."""
+        from curation.scoring.build import build_scores  # two seconds of imports, which most jobs do not need
+
         return build_scores(self.config, self.roots, catalog, self.resources, self.tables)
 
     @stage("consistency")
     def consistency(self, catalog: Catalog) -> Folder:
         """How far each sample's image and what is said of it agree, judged unless that is there."""
+        from curation.scoring.consistent import build_consistency  # likewise
+
         return build_consistency(self.config, catalog, self.resources, self.tables)
 
     @stage("select")
