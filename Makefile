@@ -2,8 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 QUICKSTART := quickstart
+TESTS = -m "not long"
 
-.PHONY: help setup quickstart test lint bench clean
+.PHONY: help setup quickstart test test-all lint bench clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -23,7 +24,10 @@ quickstart: setup  ## make a sample archive, prune it, print the path of the rep
 
 test: setup  ## run the tests
 	$(BIN)/python -m compileall -q curation jobs  # each Ray worker imports them; some machines cache no bytecode
-	$(BIN)/python -m pytest -q -n 2 --no-loadscope-reorder --durations=20  # two files at a time: see tests/conftest.py
+	$(BIN)/python -m pytest -q -n 2 --no-loadscope-reorder --durations=20 $(TESTS)  # two files at a time: see tests/conftest.py
+
+test-all: TESTS =
+test-all: test  ## run the tests that take minutes each too
 
 lint: setup  ## check style and types
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

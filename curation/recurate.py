@@ -7,6 +7,7 @@ carries the ids of old clusters over.
 
 import json
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -74,9 +75,10 @@ def recurate(run: Run) -> dict[str, Any]:
         "recurate: %d new, %d changed, %d vanished of %d shards",
         *(len(changes.added), len(changes.changed), len(changes.gone), len(parent.sources)),
     )
+    other = other_keys(run, parent)
     if mode != "refit":
-        check_same_config(run, parent)
-    if nothing_to_do(run, parent, changes):
+        check_goes_on(run, other)
+    if nothing_to_do(run, parent, changes, other):
         log.info("recurate: nothing to do: %s is up to date", parent.id)
         return {**_result_of(run, parent), **_told(parent, parent.content, changes), "changed": False}
     if mode == "refit":
@@ -117,38 +119,49 @@ def find_changes(run: Run, parent: Parent) -> Changes:
     return compare(parent.sources, listed)
 
 
-def check_same_config(run: Run, parent: Parent) -> None:
-    """What decided the parent decides still: all but the budget.
+def other_keys(run: Run, parent: Parent) -> dict[str, tuple[Any, Any]]:
+    """Keys of the config that are other than they were for the parent, each with its value then and now.
 
-    Raises:
-        RequestError: a key is other than it was.
+    An encoder, bands, radiometry or tiling of another catalog count as ``catalog``; there are no further ones then.
     """
     config = run.config
     if catalog_id(config) != parent.content["catalog"]:
+        return {"catalog": (parent.content["catalog"], catalog_id(config))}
+    artefact = load_artefact(config, run.workspace)
+    now = _flat(config_without_urls(replace(config, archive=artefact.settled(config.archive)), run.tables))
+    then = _flat(parent.content["config"])
+    return {key: (then.get(key), now.get(key)) for key in sorted({*now, *then}) if now.get(key) != then.get(key)}
+
+
+def check_goes_on(run: Run, other: Mapping[str, tuple[Any, Any]]) -> None:
+    """What decided the parent decides still: all but the budget.
+
+    Raises:
+        RequestError: a key is other than it was, or what decides cannot go on.
+    """
+    if "catalog" in other:
         raise RequestError(
             "the encoder, bands, radiometry or tiling are not those of the last manifest: give the same ones, or take "
             "recurate.mode=refit"
         )
+    config = run.config
     strategy = STRATEGIES[config.select.strategy]
     if strategy.scored or config.select.grouped:
         what = f"select.strategy={config.select.strategy}" if strategy.scored else "units of samples"
         raise RequestError(f"{what}: what decides there is measured over everything; take recurate.mode=refit")
-    artefact = load_artefact(config, run.workspace)
-    now = _flat(config_without_urls(replace(config, archive=artefact.settled(config.archive)), run.tables))
-    then = _flat(parent.content["config"])
-    other = sorted(key for key in {*now, *then} if now.get(key) != then.get(key) and key != "select.budget")
-    if other:
-        key = other[0]
+    keys = [key for key in other if key != "select.budget"]
+    if keys:
+        then, now = other[keys[0]]
         raise RequestError(
-            f"{key} is {now.get(key)}, but was {then.get(key)} when the last manifest was drawn"
-            + (f" ({len(other) - 1} more keys differ)" if len(other) > 1 else "")
+            f"{keys[0]} is {now}, but was {then} when the last manifest was drawn"
+            + (f" ({len(keys) - 1} more keys differ)" if len(keys) > 1 else "")
             + ": give the same, or take recurate.mode=refit"
         )
 
 
-def nothing_to_do(run: Run, parent: Parent, changes: Changes) -> bool:
+def nothing_to_do(run: Run, parent: Parent, changes: Changes, other: Mapping[str, tuple[Any, Any]]) -> bool:
     """Whether the parent is what this run would make."""
-    if changes.any or parent.content["config"]["select"]["budget"] != run.config.select.budget:
+    if changes.any or other:
         return False
     if any(run.list_digest(name) != parent.content.get("lists", {}).get(name) for name in ("exclude", "require")):
         return False

@@ -11,6 +11,7 @@ import pytest
 
 from curation.archive.sample import sample_id
 from curation.catalog.build import Catalog
+from curation.catalog.sources import SOURCES_SCHEMA
 from curation.catalog.store import CatalogStore, parquet_bytes
 from curation.clustering import assign, build
 from curation.clustering.classifier import Classifier
@@ -55,7 +56,17 @@ def catalog(tmp_path_factory: pytest.TempPathFactory) -> Catalog:
     write_shard(store, "references/bank.tar", np.repeat(np.arange(4), 30), 99)
     unused: Any = None
     counts = {"read": 1350, "kept": 900, "quarantined": 450}
-    return Catalog(store, unused, tuple(sorted(shards)), ("references/bank.tar",), counts, "", None, ())
+    return Catalog(
+        store,
+        unused,
+        tuple(sorted(shards)),
+        ("references/bank.tar",),
+        counts,
+        "",
+        None,
+        (),
+        SOURCES_SCHEMA.empty_table(),
+    )
 
 
 def run(catalog: Catalog, folder: Folder, mode: str = "none", cpus: float = 2, **settings: Any) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from tests.test_loaders_s3 import upload
 from tests.test_resume import kill_family
 
 
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_killed_or_not_on_one_worker_or_more_it_writes_the_same(pruned: Pruned, tmp_path: Path) -> None:
     manifest = str(pruned.folder / "manifest.json")

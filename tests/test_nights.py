@@ -25,6 +25,7 @@ def run_here(job: str, arguments: Sequence[str]) -> dict[str, Any]:
     return result
 
 
+@pytest.mark.long
 @pytest.mark.timeout(600)
 @pytest.mark.usefixtures("ray_local")
 def test_whatever_breaks_at_night_the_morning_is_the_same(tmp_path: Path) -> None:

@@ -77,6 +77,7 @@ def kill_a_worker(folder: Path, killed: list[int]) -> None:
             continue
 
 
+@pytest.mark.long
 def test_a_killed_worker_changes_nothing(folder: Path) -> None:
     """Two ranks; one dies in mid-pass; Ray Train starts both again from the newest checkpoint."""
     common = [*SMALL, *arguments(folder), "pretrain.workers=2", "pretrain.checkpoint=2", "pretrain.epochs=2"]

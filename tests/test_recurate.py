@@ -110,6 +110,8 @@ def test_a_refit_carries_ids_and_stands_until_something_is_new(years: Years) -> 
     assert content["parent"] and content["refit"]
     assert years.go_on("recurate.mode=refit")["changed"] is False
     assert years.go_on()["changed"] is False
+    assert years.go_on("recurate.mode=refit", "select.balance=1.0")["changed"]
+    assert years.go_on("recurate.mode=refit")["changed"]
     years.take(4)
     onward = years.go_on()
     assert onward["samples"] == 100 and verify(onward["manifest"])["problems"] == []

@@ -192,7 +192,8 @@ def test_what_is_under_way_is_attached_to_and_ctrl_c_asks_whether_to_stop_it(hea
 
 
 def test_who_is_not_let_in_is_told_so_and_a_token_file_lets_in(head, tmp_path, monkeypatch):
-    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
+    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_MODE"):  # Ray itself sets the mode where it was started in this process
+        monkeypatch.delenv(name, raising=False)
     token = tmp_path / "token"
     token.write_text("another-token-of-the-tests-0123456789\n")
     with pytest.raises(RequestError, match="asks for a token"):
