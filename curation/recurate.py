@@ -73,7 +73,7 @@ def recurate(run: Run) -> dict[str, Any]:
     mode = run.config.recurate.mode
     log.info(
         "recurate: %d new, %d changed, %d vanished of %d shards",
-        *(len(changes.added), len(changes.changed), len(changes.gone), len(parent.sources)),
+        *(*changes.counts.values(), len(parent.sources)),
     )
     other = other_keys(run, parent)
     if mode != "refit":
@@ -222,8 +222,7 @@ def place(run: Run, parent: Parent, changes: Changes, catalog: Catalog) -> tuple
         log.info("recurate: %.0f %% of the new samples are far from every centroid: %d clusters more", 100 * far, added)
         target, spherical = run.workspace.child("clusters"), run.config.cluster.spherical
         clusters = add_free(clusters, target, vectors, min(added, len(vectors)), run.config.seed, spherical)
-        assigned, spread_now = _assign(run, catalog, clusters, new)
-        del spread_now  # what was far is told by the clusters of before
+        assigned, _ = _assign(run, catalog, clusters, new)  # what was far is told by the clusters of before
     lost: list[set[str]] = [set() for _ in parts]
     for shard in (*changes.gone, *changes.changed):
         lost[part_of(shard, len(parts))].add(shard)
@@ -233,7 +232,7 @@ def place(run: Run, parent: Parent, changes: Changes, catalog: Catalog) -> tuple
     ]
     told = {
         "mode": run.config.recurate.mode,
-        "shards": {"added": len(changes.added), "changed": len(changes.changed), "gone": len(changes.gone)},
+        "shards": changes.counts,
         "free_clusters": added,
     }
     grow = run.config.recurate.mode == "grow"
@@ -292,7 +291,7 @@ def _told(parent: Parent, content: dict[str, Any], changes: Changes) -> dict[str
     told = content["selection"].get("recurate", {})
     return {
         "parent": content["parent"],
-        "shards": {"added": len(changes.added), "changed": len(changes.changed), "gone": len(changes.gone)},
+        "shards": changes.counts,
         "drift": told.get("drift"),
         "came": told.get("came"),
         "went": told.get("went"),

@@ -168,26 +168,25 @@ class Terminal:
         """Press keys."""
         os.write(self.end, text.encode())
 
+    def interrupt(self, name: str, answer: str, then: str) -> None:
+        """Press Ctrl-C under way, and answer what is asked; it ends with 130."""
+        self.wait("Running entrypoint")
+        self.type("\x03")
+        self.wait(f"Stop {name}?")
+        self.type(f"{answer}\n")
+        self.wait(then)
+        assert self.process.wait(30) == 130
+
 
 def test_what_is_under_way_is_attached_to_and_ctrl_c_asks_whether_to_stop_it(head, let_in, tmp_path):
     arguments = ("prune", head.archive, f"workspace={tmp_path / 'w'}", "encoder.filters=4096", "catalog.fit_samples=64")
     name = head.submit(*arguments, "--detach")["submission"]
     first = Terminal("submit", *arguments, "--address", head.address)
     first.wait(f"attached to {name}")
-    first.wait("Running entrypoint")
-    first.type("\x03")
-    first.wait(f"Stop {name}?")
-    first.type("n\n")
-    first.wait("goes on by itself")
-    assert first.process.wait(30) == 130
+    first.interrupt(name, "n", "goes on by itself")
     assert head.client.get_job_status(name) == JobStatus.RUNNING
     second = Terminal("submit", *arguments, "--address", head.address)
-    second.wait("Running entrypoint")
-    second.type("\x03")
-    second.wait(f"Stop {name}?")
-    second.type("y\n")
-    second.wait("was stopped")
-    assert second.process.wait(30) == 130
+    second.interrupt(name, "y", "was stopped")
     assert head.client.get_job_status(name) == JobStatus.STOPPED
 
 

@@ -50,6 +50,11 @@ class Changes:
     same: pa.Table
 
     @property
+    def counts(self) -> dict[str, int]:
+        """How many of each."""
+        return {"added": len(self.added), "changed": len(self.changed), "gone": len(self.gone)}
+
+    @property
     def any(self) -> bool:
         """Whether it does at all."""
         return bool(self.added or self.changed or self.gone)

@@ -24,7 +24,7 @@ from curation.clustering.actors import ActorRows
 from curation.clustering.assign import assign, embeddings
 from curation.clustering.classifier import CLASSIFIER, fit_classifier
 from curation.clustering.classifier import ROWS as BANK_ROWS
-from curation.clustering.extend import RETIRED, renumbered
+from curation.clustering.extend import RETIRED, neighbours_of, renumbered
 from curation.clustering.hierarchy import FLAT, build_levels, fit_in_cells
 from curation.clustering.kmeans import KMeans, default_k, fit_kmeans
 from curation.clustering.nearest import Floats, Labels, Nearest, Vectors, nearest
@@ -38,7 +38,6 @@ from curation.storage import Folder
 log = logging.getLogger("curation")
 
 ROWS = 32_768  # sampled rows a partition, about
-NEIGHBOURS = 8
 PROBED = 2000  # points on which the search in cells is held against the exact one
 
 
@@ -157,7 +156,7 @@ class _Fit:
                 "kind": pa.array(np.where(reference, "reference", "free"), pa.string()),
                 "scene": pa.array(scenes, pa.string()),
                 "scene_share": pa.array(shares, pa.float32()),
-                "neighbours": pa.array(_neighbours(centroids, self.cells), pa.list_(pa.int32())),
+                "neighbours": neighbours_of(centroids, np.arange(k), k, self.cells),
                 "ancestors": pa.array(_ancestors(k, parents), pa.list_(pa.int32())),
                 "centroid": pa.array(list(centroids), pa.list_(pa.float32())),
             }
@@ -260,12 +259,6 @@ def _figures(fit: KMeans) -> dict[str, Any]:
         "reseeded": fit.reseeded,
         "moved": int(fit.moved.sum()),
     }
-
-
-def _neighbours(centroids: Floats, cells: Floats | None) -> list[list[int]]:
-    """The nearest other centroids of each, nearest first."""
-    _, found = Nearest(centroids, coarse=cells).search(centroids, NEIGHBOURS + 1)
-    return [[int(c) for c in row if c not in (own, -1)][:NEIGHBOURS] for own, row in enumerate(found)]
 
 
 def _ancestors(k: int, parents: Sequence[Labels]) -> list[list[int]]:

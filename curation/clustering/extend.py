@@ -132,15 +132,16 @@ def renumbered(table: pa.Table, old: Folder) -> tuple[pa.Table, dict[str, Any]]:
     return both, {"ids": kept, "retired": len(used) - kept, "new": len(ids) - kept}
 
 
-def neighbours_of(centroids: Floats, ids: NDArray[np.int32], number: int) -> pa.Array:
+def neighbours_of(centroids: Floats, ids: NDArray[np.integer], number: int, cells: Floats | None = None) -> pa.Array:
     """The ids of the nearest other clusters of each, nearest first; none of those that are not in use.
 
     Args:
         centroids: ``(k, d)`` in use.
         ids: theirs.
         number: of all clusters.
+        cells: see :class:`Nearest`.
     """
-    _, found = Nearest(centroids).search(centroids, NEIGHBOURS + 1)
+    _, found = Nearest(centroids, coarse=cells).search(centroids, NEIGHBOURS + 1)
     near: list[list[int]] = [[] for _ in range(number)]
     for own, row in enumerate(found):
         near[ids[own]] = [int(ids[c]) for c in row if c not in (own, -1)][:NEIGHBOURS]

@@ -435,7 +435,7 @@ def _publish(workspace: Folder, header: dict[str, Any], rows: pa.Table, missing:
     sink = io.BytesIO()
     pq.write_table(rows.cast(APPLIED), sink, row_group_size=KEPT_ROW_GROUP, **WRITING)
     data = {ROWS_FILE: sink.getvalue(), decisions_path(0): parquet_bytes(decisions)}
-    files = [File(path, len(own), hashlib.sha256(own).hexdigest(), len(rows)) for path, own in data.items()]
+    files = [File.of(path, own, len(rows)) for path, own in data.items()]
     listing = parquet_bytes(pa.Table.from_pylist([asdict(file) for file in files], schema=FILES_SCHEMA))
     kept = {"samples": len(rows), "kept": len(rows), "dropped": 0, "reasons": {REASON: len(rows)}}
     content = {**header["content"], "counts": kept, "files": hashlib.sha256(listing).hexdigest()}

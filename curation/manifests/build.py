@@ -33,7 +33,7 @@ from curation.errors import CurationError, RequestError
 from curation.manifests import again, grown, guided, order, steps
 from curation.manifests.again import Again
 from curation.manifests.drift import Drift, Spread, entropy_shift, far_share, share_shift
-from curation.manifests.duplicates import RANGES, find_alike, find_duplicates, mark
+from curation.manifests.duplicates import RANGES, distinct_ids, find_alike, find_duplicates, mark
 from curation.manifests.exchange import Layers, exchange, submit
 from curation.manifests.places import Found, find_places, unite
 from curation.manifests.schema import (
@@ -236,7 +236,7 @@ class _Selection:
             loaded = [submit(steps.load, self.shared, path, returns=4) for path in self.paths]
         else:
             befores = [self.again.before(number) for number in range(len(self.again.pieces))]
-            lost = submit(_lost, *(submit(again.gone_ids, before) for before in befores))
+            lost = submit(distinct_ids, *(submit(again.gone_ids, before) for before in befores))
             loaded = [
                 submit(again.load, self.shared, before, assigned, lost, returns=4)
                 for before, assigned in zip(befores, self.again.assigned, strict=True)
@@ -735,10 +735,6 @@ class _Selection:
             named = ", ".join(f"{name} ({fell[name]} of {before[name]})" for name in lost[:NAMED])
             more = f" and {len(lost) - NAMED} more" if len(lost) > NAMED else ""
             self.warn(f"the entropy stage takes more than {LOSS:.0%} of: {named}{more}")
-
-
-def _lost(*ids: NDArray[np.bytes_]) -> NDArray[np.bytes_]:
-    return np.unique(np.concatenate([np.zeros(0, "S16"), *ids]))
 
 
 def read_list(name: str, url: str | None, workspace: Folder) -> SampleList | None:

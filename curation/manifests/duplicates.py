@@ -1,6 +1,5 @@
 """Near-duplicates of the whole archive: `selection.duplicates` over ranges of clusters, in Ray tasks."""
 
-import hashlib
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
@@ -92,7 +91,7 @@ def find_alike(
     sketches = [submit(_fresh_sketches, plan, names, *part) for names, part in zip(shards, parts, strict=True)]
     fresh, beside = submit(_sorted_sketches, *sketches), ray.put(neighbours)
     groups = np.array_split(np.array(files, object), min(len(files), SKETCH_TASKS)) if files else []
-    found = submit(_sorted_ids, *(submit(_propose, around, list(some), fresh, beside) for some in groups))
+    found = submit(distinct_ids, *(submit(_propose, around, list(some), fresh, beside) for some in groups))
     return [[*part, submit(_mark_alike, found, *part)] for part in parts]
 
 
@@ -182,7 +181,7 @@ def _write_sketches(folder: Folder, number: int, rows: pa.Table, groups: Columns
     data = sketch_bytes(sketch(rows))
     path = f"{SKETCHES}/part-{number:05d}.parquet"
     folder.publish(path, data)
-    return File(path, len(data), hashlib.sha256(data).hexdigest(), rows.num_rows)
+    return File.of(path, data, rows.num_rows)
 
 
 def _fresh_sketches(plan: Plan, shards: Shards, *layers: Columns) -> pa.Table:
@@ -213,7 +212,8 @@ def _propose(
     return np.concatenate(found)
 
 
-def _sorted_ids(*some: NDArray[np.bytes_]) -> NDArray[np.bytes_]:
+def distinct_ids(*some: NDArray[np.bytes_]) -> NDArray[np.bytes_]:
+    """Each id once, sorted: S16."""
     return np.unique(np.concatenate([np.zeros(0, "S16"), *some]))
 
 

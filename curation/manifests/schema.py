@@ -150,6 +150,11 @@ class File:
     sha256: str
     rows: int
 
+    @staticmethod
+    def of(path: str, data: bytes, rows: int) -> "File":
+        """What is said of a file of these bytes."""
+        return File(path, len(data), hashlib.sha256(data).hexdigest(), rows)
+
 
 def decisions_path(number: int) -> str:
     """Where the decisions of a part lie in a manifest's folder."""

@@ -106,7 +106,7 @@ def write_part(
     if other.any() or before is None:
         schema = DECISIONS_SCHEMA if plan.guide is None else pa.unify_schemas([DECISIONS_SCHEMA, GUIDED_SCHEMA])
         data = parquet_bytes(_table(table, schema, other[wanted]))
-        file = File(decisions_path(number), len(data), hashlib.sha256(data).hexdigest(), int(other.sum()))
+        file = File.of(decisions_path(number), data, int(other.sum()))
         folder.publish(file.path, data)
     counts = Counter({name: int((reason == code).sum()) for name, code in CODE.items()})
     judged = "entropy" in plan.columns and before is None

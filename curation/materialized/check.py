@@ -1,6 +1,5 @@
 """Checks a materialised folder: every file has the bytes that were written, every shard as many samples."""
 
-import hashlib
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -11,9 +10,10 @@ from curation.archive.reader import read_shard
 from curation.archive.sample import RawSample
 from curation.archive.shards import Shard
 from curation.config import ArchiveConfig
+from curation.manifests.schema import file_digest
 from curation.materialized.build import INDEX_FILE, SUMS_FILE
 from curation.materialized.plan import find_plan
-from curation.storage import CHUNK, Folder
+from curation.storage import Folder
 
 SHOWN = 100  # problems listed
 
@@ -55,7 +55,7 @@ def _problems(folder: Folder) -> Iterator[str]:
     damaged = set()
     for digest, _, path in (line.partition("  ") for line in lines):
         try:
-            if _sha256(folder, path) != digest:
+            if file_digest(folder, path)[1] != digest:
                 damaged.add(path)
                 yield f"{path}: other bytes than were written"
         except FileNotFoundError:
@@ -75,11 +75,3 @@ def count_samples(folder: Folder, path: str) -> int:
             return int(pq.read_metadata(file).num_rows)
     shard = Shard("materialized", path, "tar", folder.info(path))
     return sum(isinstance(raw, RawSample) for raw in read_shard(folder, shard, ArchiveConfig()))
-
-
-def _sha256(folder: Folder, path: str) -> str:
-    with folder.open(folder.info(path)) as file:
-        digest = hashlib.sha256()
-        while data := file.read(CHUNK):
-            digest.update(data)
-        return digest.hexdigest()
