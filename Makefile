@@ -15,7 +15,7 @@ setup: .venv/.ready  ## put the environment into .venv
 .venv/.ready: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -c constraints.txt -e '.[test,bench,dev]'
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -c constraints.txt -e '.[distill,test,bench,dev]'
 	touch $@
 
 quickstart: setup  ## make a sample archive, prune it, print the path of the report

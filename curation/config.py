@@ -26,6 +26,7 @@ from curation.archive.listing import root_names
 from curation.archive.radiometry import KINDS as RADIOMETRIES
 from curation.archive.radiometry import UNITS
 from curation.archive.sidecar import FIELDS
+from curation.distillation.settings import DistillConfig
 from curation.errors import RequestError, require
 from curation.scoring.settings import ConsistencyConfig
 from curation.scoring.sim import SCORES
@@ -51,13 +52,15 @@ LITERAL = {
     "compare.test.url",
     "pretrain.test.url",
     "pretrain.cache",
+    "distill.test.url",
+    "distill.weights",
     "runtime.log_json",
     "submit.working_dir",
     "submit.wheel",
     "schedule.cron",
     "schedule.image",
 }
-GROUPS = ("encoder", "select", "cluster", "runtime", "schedule")
+GROUPS = ("encoder", "select", "cluster", "runtime", "schedule", "distill")
 MEMORY = re.compile(r"[0-9]+(\.[0-9]+)?([KMGTP]i?)?")  # a Kubernetes quantity of bytes
 LABEL = re.compile(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?")  # a DNS label
 NAME_LENGTH = 38  # KubeRay takes 47 characters, and a CronJob adds - and 8 digits
@@ -699,6 +702,7 @@ class Config:
     compare: CompareConfig = field(default_factory=CompareConfig)
     choose: ChooseConfig = field(default_factory=ChooseConfig)
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
     materialize: MaterializeConfig = field(default_factory=MaterializeConfig)
     submit: SubmitConfig = field(default_factory=SubmitConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
