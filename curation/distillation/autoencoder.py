@@ -62,7 +62,8 @@ class Autoencoder(nn.Module):
         """Scaled latents (n, c, h, w) -> uint8 (n, bands, h * factor, w * factor)."""
         z = latents.to(self.scale) / self.scale + self.shift
         made = self.net.decode(z.to(self.net.dtype)).sample
-        return (made.float() + 1).mul(127.5).round().clamp(0, 255).byte()
+        pixels: Tensor = (made.float() + 1).mul(127.5).round().clamp(0, 255).byte()
+        return pixels
 
     def posterior(self, pixels: Tensor) -> Any:
         """The distribution over latents, unscaled, of uint8 (n, bands, s, s)."""
@@ -93,7 +94,7 @@ class Autoencoder(nn.Module):
     @classmethod
     def load(cls, folder: Path, device: str = "cpu") -> Autoencoder:
         """What :meth:`save` wrote, or a network of diffusers without ``latents.json``."""
-        net = AutoencoderKL.from_pretrained(folder, local_files_only=True)
+        net = AutoencoderKL.from_pretrained(folder, local_files_only=True)  # type: ignore[no-untyped-call]
         path = folder / LATENTS
         values = json.loads(path.read_text()) if path.exists() else {}
         return cls(net, values.get("shift"), values.get("scale")).to(device).eval()
@@ -104,7 +105,7 @@ def new_autoencoder(bands: int, settings: AutoencoderConfig, seed: int) -> Autoe
     widths = WIDTHS[: int(math.log2(settings.factor)) + 1]
     with torch.random.fork_rng(devices=[]):  # the first weights are drawn from torch's global state
         torch.manual_seed(seed)
-        net = AutoencoderKL(
+        net = AutoencoderKL(  # type: ignore[no-untyped-call]
             in_channels=bands,
             out_channels=bands,
             down_block_types=("DownEncoderBlock2D",) * len(widths),

@@ -29,7 +29,7 @@ class Denoiser(nn.Module):
 
     Args:
         net: `UNet2DModel` with an embedding of each class and of none; with texts `UNet2DConditionModel`.
-        scheduler: of sampling, whose noise the network was or will be trained with.
+        scheduler: `DDIMScheduler` of sampling, whose noise the network was or will be trained with.
         texts: float (classes + 1, tokens, width) the text encoder's output for each class, then for the empty text.
 
     Attributes:
@@ -38,7 +38,7 @@ class Denoiser(nn.Module):
         signal: float32 (times,) abar.
     """
 
-    def __init__(self, net: Any, scheduler: DDIMScheduler, texts: Tensor | None = None) -> None:
+    def __init__(self, net: Any, scheduler: Any, texts: Tensor | None = None) -> None:
         super().__init__()
         self.signal: Tensor
         self.texts: Tensor | None
@@ -96,9 +96,10 @@ class Denoiser(nn.Module):
     def load(cls, folder: Path, device: str = "cpu") -> Denoiser:
         """What :meth:`save` wrote."""
         texts = load_file(folder / TEXTS)["texts"] if (folder / TEXTS).exists() else None
-        made_by = UNet2DModel if texts is None else UNet2DConditionModel
+        made_by: Any = UNet2DModel if texts is None else UNet2DConditionModel
         net = made_by.from_pretrained(folder, local_files_only=True)
-        return cls(net, DDIMScheduler.from_pretrained(folder, local_files_only=True), texts).to(device).eval()
+        scheduler = DDIMScheduler.from_pretrained(folder, local_files_only=True)  # type: ignore[no-untyped-call]
+        return cls(net, scheduler, texts).to(device).eval()
 
 
 def new_denoiser(channels: int, side: int, classes: int, seed: int) -> Denoiser:
@@ -117,7 +118,7 @@ def new_denoiser(channels: int, side: int, classes: int, seed: int) -> Denoiser:
     plain = len(widths) - 1
     with torch.random.fork_rng(devices=[]):  # the first weights are drawn from torch's global state
         torch.manual_seed(seed)
-        net = UNet2DModel(
+        net = UNet2DModel(  # type: ignore[no-untyped-call]
             sample_size=side,
             in_channels=channels,
             out_channels=channels,
@@ -129,7 +130,7 @@ def new_denoiser(channels: int, side: int, classes: int, seed: int) -> Denoiser:
             attention_head_dim=HEAD,
             num_class_embeds=classes + 1,
         )
-    scheduler = DDIMScheduler(
+    scheduler = DDIMScheduler(  # type: ignore[no-untyped-call]
         TIMES,
         beta_schedule="squaredcos_cap_v2",
         prediction_type="v_prediction",
