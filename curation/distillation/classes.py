@@ -1,8 +1,7 @@
 """The classes of a labelled archive: the class of each row, and which part of each class nothing learns from (Ray).
 
-``distilled/classes/<id>/rows.safetensors`` has ``codes`` int32 (n,), -1 for no label, and ``held`` bool (n,) of all rows
-of the archive, in the order of its shards and then of their catalog files (as `training.dataset.TileDataset` counts
-them).
+``distilled/classes/<id>/rows.safetensors`` has ``codes`` int32 (n,), -1 for no label, and ``held`` bool (n,) of all
+rows of the archive, in the order of its shards and then of their catalog files, as `TileDataset` counts them.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""Folders of trained models: written whole, and brought to where they can be loaded; which numeric profile they go by."""
+"""Folders of trained models: written whole, and brought to where they are loaded; the numeric profile of a folder."""
 
 import hashlib
 import json

@@ -48,7 +48,7 @@ class Pool:
 
     @classmethod
     def of(cls, runtime: RuntimeConfig, resources: Resources, threads: int, restarts: int) -> "Pool":
-        """An actor for each GPU (or the part of one that is configured), else for each ``threads`` cores; at least one."""
+        """An actor for each GPU (or the configured part of one), else for each ``threads`` cores; at least one."""
         cuda = resources.device == "cuda"
         gpus = runtime.gpus_per_actor if cuda else 0.0
         room = int(resources.gpus / gpus if cuda else resources.cpus / threads)
