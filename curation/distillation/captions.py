@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curation.distillation.settings import DistillConfig
-from curation.errors import RequestError, require
+from curation.errors import require
 
 log = logging.getLogger("curation")
 

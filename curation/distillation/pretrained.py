@@ -160,8 +160,8 @@ def load_tokenizer(weights: Weights) -> Any:
     except Exception as error:  # noqa: BLE001 - likewise
         raise RequestError(f"{what} does not load: {without_secrets(str(error))[:200]}") from error
     text = _config(weights.name, weights.folder, "text_encoder")
-    known = text["vocab_size"]
-    require(len(tokenizer) <= known, f"{what} has {len(tokenizer)} tokens, of which the text_encoder knows {known}: {FORM}")
+    has, known = len(tokenizer), text["vocab_size"]
+    require(has <= known, f"{what} has {has} tokens, of which the text_encoder knows {known}: give parts of one model")
     tokenizer.model_max_length = min(tokenizer.model_max_length, text["max_position_embeddings"])
     return tokenizer
 
@@ -228,8 +228,8 @@ def _files(name: str, folder: Path, part: str) -> list[Path]:
         return [index, *plain.parent.glob(f"{FILES[part]}-*-of-*.safetensors")]
     others = sorted(file.name for file in plain.parent.iterdir() if file.name not in CONFIGS.values())
     raise RequestError(
-        f"distill.weights={name}: {part}/ has no {plain.name} (but {', '.join(others[:3]) or 'nothing'}); pickles (.bin) "
-        "are not opened: save it again with safe_serialization=True"
+        f"distill.weights={name}: {part}/ has no {plain.name} (but {', '.join(others[:3]) or 'nothing'}); pickles "
+        "(.bin) are not opened: save it again with safe_serialization=True"
     )
 
 
