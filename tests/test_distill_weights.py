@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -73,15 +74,20 @@ def edit(path, **changes):
 # the reference
 
 
-@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
-def test_drawing_is_that_of_diffusers_own_pipeline(tmp_path, prediction):
-    folder = save_model(tmp_path / "model", prediction)
+@pytest.mark.parametrize(
+    ("prediction", "unet"), [("epsilon", {}), ("v_prediction", {}), ("epsilon", {"class_embed_type": "timestep"})]
+)
+def test_drawing_is_that_of_diffusers_own_pipeline(tmp_path, prediction, unet):
+    """Stable Diffusion 1, 2, and Text2Earth."""
+    folder = save_model(tmp_path / "model", prediction, unet)
     weights = find_weights(str(folder))
     autoencoder = load_autoencoder(weights)
     denoiser = load_denoiser(weights, class_texts(weights, CLASSES, DistillConfig()), FULL, seed=0)
     latents = drawn(denoiser)
     reference = pipeline(folder)
     reference.set_progress_bar_config(disable=True)
+    if unet:  # no resolution is told
+        reference.unet.forward = partial(reference.unet.forward, class_labels=torch.zeros(4, dtype=torch.int64))
     said = {"prompt": TEXTS, "latents": noise(), "num_inference_steps": GUIDANCE.steps, "guidance_scale": 7.5}
     torch.testing.assert_close(latents, reference(**said, output_type="latent").images, rtol=1e-4, atol=1e-4)
     images = (reference(**said, output_type="np").images * 255).transpose(0, 3, 1, 2)
@@ -337,6 +343,8 @@ def lacking(part, file, name):
         (edited("vae/config.json", latent_channels=16), "maps 4 channels to 4, and its vae's latents have 16"),
         (edited("unet/config.json", cross_attention_dim=24), "texts of width 24, and its text_encoder writes 16"),
         (edited("unet/config.json", addition_embed_type="text_time"), "also wants addition_embed_type"),
+        (edited("unet/config.json", class_embed_type="projection"), "also wants class_embed_type"),
+        (edited("unet/config.json", num_class_embeds=1000), "also wants num_class_embeds"),
         (edited("vae/config.json", in_channels=13), "its vae is for 13 bands: give one for 3"),
         (edited("scheduler/scheduler_config.json", prediction_type="sample"), "predicts sample: give a model of eps"),
         (lambda f: (f / "vae/config.json").write_text("{"), "vae/config.json cannot be read"),

@@ -70,7 +70,9 @@ class Denoiser(nn.Module):
         if self.texts is None:
             made: Tensor = self.net(noisy, times, class_labels=classes).sample
         else:
-            made = self.net(noisy, times, encoder_hidden_states=self.texts[classes]).sample
+            # Text2Earth's U-Net also reads a level of resolution; 0 is none, and what DPD's released code gives it
+            level = torch.zeros_like(classes) if self.net.config.class_embed_type else None
+            made = self.net(noisy, times, encoder_hidden_states=self.texts[classes], class_labels=level).sample
         return made
 
     def noised(self, clean: Tensor, noise: Tensor, times: Tensor) -> tuple[Tensor, Tensor]:
