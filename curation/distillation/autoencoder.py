@@ -42,7 +42,7 @@ class Autoencoder(nn.Module):
         self.shift: Tensor
         self.scale: Tensor
         config = net.config
-        self.net = net
+        self.net = net.to(memory_format=torch.channels_last)  # as trained, so as loaded: bits depend on it
         self.bands, self.channels = int(config.in_channels), int(config.latent_channels)
         self.factor = 2 ** (len(config.block_out_channels) - 1)
         shift = config.shift_factor or 0.0 if shift is None else shift

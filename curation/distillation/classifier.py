@@ -40,6 +40,7 @@ class LatentClassifier(nn.Module):
                 inside = out
         self.layers, self.norm = nn.Sequential(*layers), nn.BatchNorm2d(inside)
         self.head = nn.Linear(inside, classes)
+        self.to(memory_format=torch.channels_last)
 
     def forward(self, latents: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Scaled latents (n, c, h, w) -> logits (n, classes); features are dropped where a generator is given."""
@@ -78,8 +79,7 @@ def new_classifier(channels: int, classes: int, dropout: float, seed: int) -> La
     """One with first weights, on the CPU."""
     with torch.random.fork_rng(devices=[]):  # the first weights are drawn from torch's global state
         torch.manual_seed(seed)
-        made = LatentClassifier(channels, classes, dropout)
-    return made.to(memory_format=torch.channels_last)
+        return LatentClassifier(channels, classes, dropout)
 
 
 def validation_rows(codes: NDArray[np.integer], seed: int) -> NDArray[np.bool_]:

@@ -53,7 +53,8 @@ class Denoiser(nn.Module):
         predicts = scheduler.config.prediction_type
         if predicts not in PREDICTIONS:
             raise ValueError(f"the model predicts {predicts}: {' or '.join(PREDICTIONS)} are known")
-        self.net, self.scheduler, self.velocity = net, scheduler, predicts == "v_prediction"
+        self.net = net.to(memory_format=torch.channels_last)  # as trained, so as loaded: bits depend on it
+        self.scheduler, self.velocity = scheduler, predicts == "v_prediction"
         self.given, self.base = texts is not None, base
         self.classes = len(texts) - 1 if texts is not None else int(net.config.num_class_embeds) - 1
         self.register_buffer("signal", scheduler.alphas_cumprod.float().clone(), persistent=False)
@@ -169,7 +170,7 @@ def new_denoiser(channels: int, side: int, classes: int, seed: int) -> Denoiser:
         timestep_spacing="trailing",  # from pure noise on (Lin et al. 2023)
         clip_sample=False,  # latents have no bounds
     )
-    return Denoiser(net.to(memory_format=torch.channels_last), scheduler)
+    return Denoiser(net, scheduler)
 
 
 def _width(side: int) -> int:

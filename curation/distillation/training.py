@@ -32,6 +32,7 @@ Codes = NDArray[np.integer[Any]]
 Fetch = Callable[[NDArray[np.int64]], tuple[Tensor, ...]]
 Loss = Callable[[tuple[Tensor, ...], torch.Generator], Tensor]
 
+STATISTICS = "running_mean", "running_var", "num_batches_tracked"
 CLIP = 1.0  # longest gradient
 WARM_EPOCHS = 5  # of the classifier (DPD's released code)
 WARM_SHARE = 0.1  # of its steps, at most
@@ -224,14 +225,14 @@ class Course:
 
     def _statistics(self) -> list[tuple[str, Tensor]]:
         """Those of batch normalisation."""
-        return [(name, b) for name, b in self.model.named_buffers() if name.rsplit(".", 1)[-1].startswith("running_")]
+        return [(name, b) for name, b in self.model.named_buffers() if name.rsplit(".", 1)[-1] in STATISTICS]
 
     def _gather(self, share: float) -> None:
         """Make gradients those of the whole batch, and statistics the ranks' mean."""
         if self.world == 1:
             return
         summed = [p.grad for p in self._weights if p.grad is not None]
-        meant = [b for _, b in self._statistics()]
+        meant = [b for _, b in self._statistics() if b.is_floating_point()]
         parts = [g * share for g in summed] + [b / self.world for b in meant]
         whole = torch.cat([x.flatten() for x in parts])
         dist.all_reduce(whole)
