@@ -12,7 +12,7 @@ from curation.distillation.captions import aggregated_texts, captions_count, few
 from curation.distillation.settings import DistillConfig
 from curation.errors import RequestError
 
-TEMPLATE = "A satellite image of {}."
+TEMPLATE = "A satellite image of {}"
 SAID = {
     "Airport": [
         "Many planes are parked next to a long building .",
@@ -45,7 +45,7 @@ def anything(text):
 )
 def test_a_label_is_said_in_words(label, said):
     assert spoken(label) == said
-    assert template_texts([label], TEMPLATE) == [f"A satellite image of {said}."]
+    assert template_texts([label], TEMPLATE) == [f"A satellite image of {said}"]
 
 
 def test_numbers_as_labels_are_warned_of(caplog):
@@ -63,7 +63,7 @@ def test_the_most_typical_sentences_follow_the_template():
     airport, pond, none = aggregated_texts(["Airport", "Pond", "School"], TEMPLATE, rows(), anything)
     assert airport.startswith("A satellite image of airport. many planes are parked next to a long building. there are")
     assert pond.startswith("A satellite image of pond. green trees are around a pond. a pond is near a road.")
-    assert none == "A satellite image of school."
+    assert none == "A satellite image of school"
 
 
 def test_each_sentence_is_the_one_that_brings_the_text_nearest_to_its_class():
@@ -83,7 +83,7 @@ def test_each_sentence_is_the_one_that_brings_the_text_nearest_to_its_class():
         if chosen and cosine([*chosen, best]) <= cosine(chosen) + 1e-9:
             break
         chosen.append(best)
-    assert text == " ".join(["airport", *chosen])
+    assert text == " ".join(["airport.", *chosen])
 
 
 def test_a_text_is_never_longer_than_the_encoder_reads():

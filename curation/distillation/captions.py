@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curation.distillation.settings import DistillConfig
-from curation.errors import RequestError, require
+from curation.errors import require
 
 log = logging.getLogger("curation")
 
@@ -122,7 +122,7 @@ def aggregated_texts(
         if found[name]:
             said = sorted(found[name])
             counts = np.array([found[name][sentence] for sentence in said], np.float64)
-            texts[number] = _typical(texts[number], said, tfidf.transform(said), counts, fits)
+            texts[number] = _typical(texts[number].rstrip(" .") + ".", said, tfidf.transform(said), counts, fits)
     return texts
 
 

@@ -28,6 +28,7 @@ KEYS = {  # of their configs, without which nothing can be told
 FILES = {part: "model" if part == "text_encoder" else "diffusion_pytorch_model" for part in CLASSES}
 INDEX = ".safetensors.index.json"
 TOKENIZERS = (("tokenizer.json",), ("vocab.json", "merges.txt"))  # either, in tokenizer/
+LEVEL = "timestep"  # class_embed_type of Text2Earth's U-Net, which reads a level of resolution as if it were a time
 PREDICTIONS = ("epsilon", "v_prediction")
 TAG = re.compile(r"[\w.-]+/[\w.-]+")
 BANDS = 3
@@ -160,8 +161,8 @@ def load_tokenizer(weights: Weights) -> Any:
     except Exception as error:  # noqa: BLE001 - likewise
         raise RequestError(f"{what} does not load: {without_secrets(str(error))[:200]}") from error
     text = _config(weights.name, weights.folder, "text_encoder")
-    known = text["vocab_size"]
-    require(len(tokenizer) <= known, f"{what} has {len(tokenizer)} tokens, of which the text_encoder knows {known}: {FORM}")
+    has, known = len(tokenizer), text["vocab_size"]
+    require(has <= known, f"{what} has {has} tokens, of which the text_encoder knows {known}: give parts of one model")
     tokenizer.model_max_length = min(tokenizer.model_max_length, text["max_position_embeddings"])
     return tokenizer
 
@@ -228,8 +229,8 @@ def _files(name: str, folder: Path, part: str) -> list[Path]:
         return [index, *plain.parent.glob(f"{FILES[part]}-*-of-*.safetensors")]
     others = sorted(file.name for file in plain.parent.iterdir() if file.name not in CONFIGS.values())
     raise RequestError(
-        f"distill.weights={name}: {part}/ has no {plain.name} (but {', '.join(others[:3]) or 'nothing'}); pickles (.bin) "
-        "are not opened: save it again with safe_serialization=True"
+        f"distill.weights={name}: {part}/ has no {plain.name} (but {', '.join(others[:3]) or 'nothing'}); pickles "
+        "(.bin) are not opened: save it again with safe_serialization=True"
     )
 
 
@@ -243,7 +244,7 @@ def _tokenizer_files(name: str, folder: Path) -> list[str]:
 def _check(
     name: str, vae: Mapping[str, Any], unet: Mapping[str, Any], text: Mapping[str, Any], schedule: Mapping[str, Any]
 ) -> None:
-    """See that the parts of a model go together, and that a latent, a time and a text are all that its U-Net wants."""
+    """See that the parts of a model go together, and that its U-Net needs no more than a latent, a time and a text."""
     wrong = f"distill.weights={name}: its"
     latent, ins, outs = vae["latent_channels"], unet["in_channels"], unet["out_channels"]
     require(
@@ -256,8 +257,8 @@ def _check(
         width == made,
         f"{wrong} unet reads texts of width {width}, and its text_encoder writes {made}: give parts of one model",
     )
-    more = ("addition_embed_type", "class_embed_type", "num_class_embeds", "encoder_hid_dim_type")
-    more = tuple(key for key in more if unet.get(key) is not None)
+    more = [key for key in ("addition_embed_type", "num_class_embeds", "encoder_hid_dim_type") if unet.get(key)]
+    more += ["class_embed_type"] if unet.get("class_embed_type") not in (None, LEVEL) else []
     require(not more, f"{wrong} unet also wants {', '.join(more)} (SDXL and upscalers do): {FORM}")
     bands = vae["in_channels"]
     require(bands == vae["out_channels"] == BANDS, f"{wrong} vae is for {bands} bands: give one for {BANDS}")
