@@ -1,4 +1,4 @@
-"""What comes out of a distillation: shards that every reader takes, and a manifest that accounts for every image drawn."""
+"""What comes out of a distillation: shards that every reader takes, a manifest that accounts for every image."""
 
 import dataclasses
 import io
