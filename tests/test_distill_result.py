@@ -1,10 +1,12 @@
-"""What comes out of a distillation: shards that every reader takes, and a manifest that accounts for every image drawn."""
+"""What comes out of a distillation: shards that every reader takes, a manifest that accounts for every image."""
 
 import dataclasses
 import io
 import json
 import tarfile
 from collections import Counter
+from collections.abc import Mapping
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from curation.archive.reader import read_shard
 from curation.archive.sample import RawSample, sample_id
 from curation.config import ArchiveConfig
 from curation.distillation.drawn import Candidate, Drawn
+from curation.distillation.leakage import Baseline, Images, Limits, Membership, Seen, account
 from curation.distillation.write import Lineage, Units, round_robin, write_set
 from curation.encoders.base import Preparation
 from curation.errors import RequestError
@@ -29,7 +32,9 @@ from curation.manifests.loaders.webdataset import WebDatasetSamples
 from curation.manifests.reading import ManifestReader
 from curation.manifests.schema import Manifest
 from curation.manifests.verify import verify
+from curation.report import distilled
 from curation.storage import Folder
+from tests.materialized import write as materialize
 
 LABELS = {"bare land": 3, "forest": 2, "port, old": 1}  # prototypes of each class
 RGB = Units(("red", "green", "blue"), "uint8", np.float32([[0, 255]] * 3))
@@ -37,9 +42,9 @@ LIMITS = {"similarity": 0.99, "ssim": 0.8}
 
 
 def candidates(draw: np.random.Generator, leaking: int) -> tuple[Candidate, ...]:
-    """Four, of which so many of the surest are too near a real image; the least sure was not looked at."""
+    """Four, of which so many of the surest are too near a real image; what is less sure than the kept was not looked at."""
     found = [Candidate(i, float(margin), 0.5) for i, margin in enumerate(draw.normal(size=4))]
-    for place, i in enumerate(sorted(range(4), key=lambda i: -found[i].margin)[:3]):
+    for place, i in enumerate(sorted(range(4), key=lambda i: -found[i].margin)[: leaking + 1]):
         name = sample_id("root0/a.tar", f"real {i}")
         seen = {"similarity": 0.995 if place < leaking else 0.9, "ssim": 0.4, "nearest": name, "ssim_nearest": name}
         found[i] = dataclasses.replace(found[i], **seen, leaks=place < leaking)
@@ -240,3 +245,125 @@ def test_verify_finds_what_was_touched(tmp_path: Path) -> None:
     header["content"]["config"]["seed"] = 8
     (tmp_path / "set/manifest.json").write_text(json.dumps(header))
     assert "its content has the id" in verify(manifest.url)["problems"][0]
+
+
+@pytest.mark.parametrize("form", ["webdataset", "parquet"])
+def test_it_can_be_materialised_like_any_manifest(tmp_path: Path, form: str) -> None:
+    manifest = written(tmp_path / "set", shard_bytes=4096)
+    materialize(manifest.url, tmp_path / "out", f"format={form}")
+    folder, config = Folder(str(tmp_path / "out")), ArchiveConfig()
+    (name,) = [path.name for path in (tmp_path / "out").iterdir() if path.suffix in (".tar", ".parquet")]
+    shard = find_shard(folder, f"root0/{name}", config)
+    assert shard
+    found = [decode(raw, config) for raw in read_shard(folder, shard, config) if isinstance(raw, RawSample)]
+    truth = {one.name(one.chosen): images(3)(one) for one in drawing() if one.chosen}
+    assert {sample.key: sample.label for sample in found} == {
+        one.name(one.chosen): one.label for one in drawing() if one.chosen
+    }
+    assert all(np.array_equal(sample.pixels, truth[sample.key]) for sample in found)
+
+
+# the page
+
+
+class Page(HTMLParser):
+    """The texts of a page, its images, and whether anything would be fetched or run."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.words: list[str] = []
+        self.images = 0
+        self.outside: list[str] = []
+        self.feed(html)
+        self.text = " ".join(" ".join(self.words).split())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        told = dict(attrs)
+        assert tag != "script"
+        self.images += tag == "img"
+        self.outside += [v for k in ("src", "href") if (v := told.get(k)) and not v.startswith(("data:", "#"))]
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+
+def marks(over: str, random: str = "no difference") -> dict[str, Any]:
+    """What students reach, and the verdicts on the set against its prototypes and against random real images."""
+    arm = {"mean": 0.5, "low": 0.4, "high": 0.6, "values": [0.5]}
+    one = {"mean": -0.051, "low": -0.08, "high": -0.02, "p": 0.01, "words": ""}
+    return {
+        "seeds": 5,
+        "arms": {name: arm for name in ("distilled", "prototypes", "random", "full")},
+        "differences": {
+            "distilled": {**one, "verdict": random},
+            "prototypes": {**one, "verdict": "better"},
+            "full": {**one, "verdict": "better"},
+        },
+        "over_prototypes": {**one, "verdict": over},
+    }
+
+
+def shown(
+    folder: Path, drawn: list[Drawn], students: Mapping[str, Any] | None, units: Units = RGB, limit: float | None = 0.9
+) -> Page:
+    """The page of a set, with real images that hold every prototype and every nearest one."""
+    manifest = written(folder, units, drawn)
+    names = {one.sample_id for one in drawn} | {c.nearest for one in drawn for c in one.candidates if c.nearest}
+    pixels = np.random.default_rng(0).integers(0, 256, (len(names), len(units.bands), 24, 24), np.uint8)
+    real = Images(np.array(sorted(names), "S32"), np.zeros((len(names), 1)), pixels.__getitem__)
+    draw = np.random.default_rng(1)
+    seen = [Seen(float(a), "", float(b), "") for a, b in draw.random((60, 2))]
+    leaks = sum(c.leaks for one in drawn for c in one.candidates)
+    lost = sum(one.chosen is None for one in drawn)
+    membership = Membership.of(seen[:20], seen[20:40], [dataclasses.replace(one, ssim=1.5) for one in seen[40:]])
+    told = account(seen[:6], Baseline.of(seen[20:]), Limits(limit, limit), membership, leaks, lost)
+    header = json.loads((folder / "manifest.json").read_text())
+    header["content"]["config"]["distill"]["candidates"] = 3
+    assert manifest.kept == len(drawn) - lost
+    arguments = drawn, images(len(units.bands)), real, units, told, students
+    return Page(distilled.render("abc", header, *arguments))
+
+
+def test_the_page_has_each_image_between_its_prototype_and_the_nearest_real_one(tmp_path: Path) -> None:
+    page = shown(tmp_path / "set", drawing({0: 1, 4: 3}), marks("worse"))
+    assert page.images == 3 * 6 and not page.outside
+    assert "6 synthetic images of 3 classes" in page.text and "port, old" in page.text
+    assert "4 of the images drawn were dropped for being too near a real one." in page.text
+    assert "tell better than by chance which of these were prototypes" in page.text
+    assert "no differential privacy" in page.text and "limit 0.900" in page.text
+    assert "candidates, 6 of them again" in page.text
+
+
+def test_the_page_says_in_words_where_real_prototypes_win(tmp_path: Path) -> None:
+    for verdict, words in {
+        "worse": "Real prototypes beat the synthetic images: 50.0\xa0% against 50.0\xa0% (the set is worse: −5.1",
+        "better": "The synthetic images beat the real prototypes that they were made from",
+        "no difference": "could not be told apart",
+    }.items():
+        said = distilled.verdicts(marks(verdict), json.loads(json.dumps(_leakage())))
+        assert words in said[1]
+    page = shown(tmp_path / "set", drawing(), None, limit=None)
+    assert "No student was trained" in page.text and "limit" in page.text and "Against random" not in page.text
+
+
+def _leakage() -> dict[str, Any]:
+    seen = [Seen(0.5, "", 0.5, "")] * 4
+    return account(seen, Baseline.of(seen), Limits(None, None), Membership.of(seen, seen, []), 0, 0)
+
+
+def test_a_page_that_is_full_says_how_many_images_are_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(distilled, "IMAGE_BYTES", 20_000)
+    page = shown(tmp_path / "set", drawing(), None)
+    assert 0 < page.images < 18 and f"{6 - page.images // 3} of 6 images are not shown" in page.text
+    monkeypatch.setattr(distilled, "CLASSES", 1)
+    monkeypatch.setattr(distilled, "IMAGE_BYTES", 10**6)
+    page = shown(tmp_path / "set", drawing(), None)
+    assert page.images == 9 and "3 of 6 images are not shown" in page.text
+
+
+def test_the_page_draws_images_of_many_bands(tmp_path: Path) -> None:
+    bands = ("B02", "B03", "B04", "B08")
+    units = Units(bands, "float32", np.float32([[0, 0.6]] * 4), "reflectance")
+    assert shown(tmp_path / "set", drawing(), marks("better"), units).images == 18
