@@ -33,7 +33,7 @@ from curation.distillation.fit import Task, fit, model_folder
 from curation.distillation.generate import Spec, build_prototypes, generate, pixels_of, read_drawn
 from curation.distillation.judge import Exam, Test, held_out, judge, tell_leakage, test_rows
 from curation.distillation.latents import Latents, build_latents
-from curation.distillation.leakage import Limits
+from curation.distillation.leakage import Images, Limits
 from curation.distillation.models import account_of, id_of, publish
 from curation.distillation.pool import Pool
 from curation.distillation.pretrained import Weights, find_weights
@@ -44,7 +44,8 @@ from curation.errors import CurationError, RequestError, require
 from curation.evaluation.disjoint import find_shared
 from curation.evaluation.disjoint import told as told_of_shared
 from curation.manifests.exchange import submit
-from curation.manifests.schema import Manifest
+from curation.manifests.schema import HEADER_FILE, Manifest
+from curation.report.distilled import write_page
 from curation.runs import stage
 from curation.runtime import versions
 from curation.stages import Run, config_without_urls
@@ -102,11 +103,12 @@ class _Distillation:
     """A distillation under way."""
 
     def __init__(self, run: Run) -> None:
-        self.run_, self.config, self.settings, self.seed = run, run.config, run.config.distill, run.config.seed
+        given = run.config.distill.weights is not None
+        settings = replace(run.config.distill, diffusion=run.config.distill.diffusion.filled(given))
+        self.run_, self.config, self.settings, self.seed = run, run.config, settings, run.config.seed
         self.workspace, self.resources = run.workspace, run.resources
-        self.source = Labels.of(self.settings.label, run.tables, "distill.label")
-        self.weights = find_weights(self.settings.weights) if self.settings.weights else None
-        settings = self.settings
+        self.source = Labels.of(settings.label, run.tables, "distill.label")
+        self.weights = find_weights(settings.weights) if settings.weights else None
         self.pool = Pool.of(self.config.runtime, self.resources, settings.threads, settings.restarts)
         self.warnings: list[str] = []
 
@@ -135,9 +137,12 @@ class _Distillation:
         found: list[Drawn] = ray.get(submit(read_drawn, folder, prototypes))
         with stage("write"):
             manifest = self._write(folder, found, made_of, limits)
-        tell_leakage(self.config, folder, found, real, limits)
+        leakage = tell_leakage(self.config, folder, found, real, limits)
         marks = self._judge(folder, found, real, tested, size)
-        return self._told(manifest, marks)
+        with stage("report"):
+            told = Units.of(catalog.artefact), leakage, marks
+            report = ray.get(submit(_write_page, self.workspace, folder, found, real.images, *told))
+        return self._told(manifest, report, marks)
 
     # what is asked
 
@@ -202,10 +207,9 @@ class _Distillation:
         batches = math.ceil(sum(self.classes.learned) / settings.classifier.batch)
         steps = min(settings.classifier.steps, settings.classifier.epochs * batches)
         of_classifier = replace(self._task("classifier", classifier, steps), latents=latents)
-        steps = settings.diffusion.filled(self.weights is not None).steps or 0
         teacher = classifier if taught else None
         of_denoiser = replace(
-            self._task("denoiser", denoiser, steps),
+            self._task("denoiser", denoiser, settings.diffusion.steps or 0),
             **{"latents": latents, "weights": self.weights, "texts": tuple(texts), "teacher": teacher},  # type: ignore[arg-type]
         )
         account, _ = fit([of_classifier, of_denoiser], self.resources)
@@ -318,7 +322,7 @@ class _Distillation:
             raise RequestError("distill.test.url has no sample of the archive's classes, or all are in the archive too")
         return Test(tiles, tested.shards, rows, codes, tested.digest)
 
-    def _told(self, manifest: Manifest, marks: dict[str, Any] | None) -> dict[str, Any]:
+    def _told(self, manifest: Manifest, report: str, marks: dict[str, Any] | None) -> dict[str, Any]:
         """The result line.
 
         Raises:
@@ -330,13 +334,13 @@ class _Distillation:
             "kept": manifest.kept,
             "dropped": manifest.samples - manifest.kept,
             "quarantined": self.catalog.counts["quarantined"],
-            "report": None,
+            "report": report,
             "classes": len(self.classes.names),
             "accuracy": marks and {name: round(arm["mean"], 4) for name, arm in marks["arms"].items()},
         }
         if marks and "words" in marks:
             log.info("distill: %s", marks["words"])
-        log.info("manifest  %s", result["manifest"])
+        log.info("manifest  %s\nreport    %s", result["manifest"], report)
         check_bad_fraction(self.config, self.catalog, result)
         return result
 
@@ -373,3 +377,17 @@ def _write_set(
     folder: Folder, found: list[Drawn], units: Units, lineage: Lineage, provenance: dict[str, Any]
 ) -> Manifest:
     return write_set(folder, found, lambda one: pixels_of(folder, one), units, lineage, provenance)
+
+
+def _write_page(
+    workspace: Folder,
+    folder: Folder,
+    found: list[Drawn],
+    images: Images,
+    units: Units,
+    leakage: dict[str, Any],
+    marks: dict[str, Any] | None,
+) -> str:
+    header = json.loads(folder.read(HEADER_FILE))
+    arguments = images, units, leakage, marks
+    return write_page(workspace, id_of(folder), header, found, lambda one: pixels_of(folder, one), *arguments)

@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 
 from curation.catalog.store import chunks
 from curation.catalog.tiles import Tiles, header_of
-from curation.distillation.autoencoder import Autoencoder
 from curation.distillation.models import CACHE, fetched, id_of
 from curation.distillation.pool import Maker, Pool
 from curation.manifests.exchange import submit
@@ -196,6 +195,8 @@ class LatentEncoder:
     """
 
     def __init__(self, latents: Latents, tiles: Tiles, autoencoder: Folder, pool: Pool) -> None:
+        from curation.distillation.autoencoder import Autoencoder  # diffusers takes seconds to import, and few need it
+
         self.latents, self.tiles = latents, tiles
         self.device = pool.begin(latents.folder)
         self.autoencoder = Autoencoder.load(fetched(autoencoder), str(self.device))
