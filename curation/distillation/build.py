@@ -70,12 +70,12 @@ def distill(run: Run) -> dict[str, Any]:
         RequestError: archive, labels, weights or settings do not go together.
         CurationError: there is no space left, a worker died too often, or too many samples are quarantined.
     """
-    with _space(run.workspace):
+    with full_disks_told(run.workspace):
         return _Distillation(run).run()
 
 
 @contextmanager
-def _space(workspace: Folder) -> Iterator[None]:
+def full_disks_told(workspace: Folder) -> Iterator[None]:
     """Say in one line that there is no space left, whoever found out."""
     try:
         yield
