@@ -106,9 +106,9 @@ def _judged(differences: Mapping[str, Difference], against: str) -> dict[str, An
 def _words(made: Mapping[str, Any]) -> str:
     told = [f"{name} {100 * arm['mean']:.1f} %" for name, arm in made["arms"].items()]
     over, random = made["over_prototypes"], made["differences"]["distilled"]
-    verdicts = f"{_told(random)} random real images and {_told(over)} its own real prototypes"
+    verdicts = f"the distilled set is {_told(random)} random real images and {_told(over)} its own real prototypes"
     advice = {"better": "", "worse": ": the prototypes teach better", "no difference": ": the prototypes teach as well"}
-    return f"students reach {', '.join(told)} of held-out accuracy; the distilled set is {verdicts}{advice}"
+    return f"students reach {', '.join(told)} of held-out accuracy; {verdicts}{advice[over['verdict']]}"
 
 
 def _told(one: Mapping[str, Any]) -> str:
