@@ -25,6 +25,7 @@ JOBS = {
     "compare": "strategies, budgets and seeds trained and judged: which way of pruning is worth it, if any",
     "choose": "sweep clusters, budgets and encoders: how stable the choice is, or that it is mostly noise",
     "pretrain": "train an encoder on the archive alone, perhaps pruning it on the way, for encoder=timm",
+    "distill": "a labelled archive in a few synthetic images a class, and what they are worth",
     "inspect": "URL: what lies there, and a config to begin with",
     "plan": "shards, bytes, expected time and cost; --pilot N measures N shards first",
     "explain": "MANIFEST SAMPLE: which rule decided, and which kept sample stands for it",

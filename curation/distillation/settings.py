@@ -1,13 +1,14 @@
 """The keys ``distill.*``: their defaults, and every check that needs no data (imports neither torch nor Ray)."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from curation.errors import require
 
 ADAPT = ("lora", "full")
 CAPTIONS = ("template", "aggregated")
+GIVEN, SCRATCH = (20000, 8, 5e-4), (8000, 64, 1e-3)  # steps, batch and rate of diffusion; the second a choice
 
 
 @dataclass
@@ -63,7 +64,7 @@ class DiffusionConfig:
     consistency: float = 0.0
     unconditional: float = 0.1
     adapt: str = "lora"
-    rank: int = 16
+    rank: int = 4
 
     def __post_init__(self) -> None:
         _positive("diffusion", self, "steps", "batch", "rate", "snr", "rank")
@@ -73,6 +74,11 @@ class DiffusionConfig:
         ok = 0 <= self.unconditional < 1
         require(ok, f"distill.diffusion.unconditional={self.unconditional:g}: give a share below 1")
         require(self.adapt in ADAPT, f"distill.diffusion.adapt={self.adapt}: choose {' or '.join(ADAPT)}")
+
+    def filled(self, given: bool) -> "DiffusionConfig":
+        """With numbers for those that are null: one set for weights that were given, one for a model from scratch."""
+        steps, batch, rate = GIVEN if given else SCRATCH
+        return replace(self, steps=self.steps or steps, batch=self.batch or batch, rate=self.rate or rate)
 
 
 @dataclass
@@ -142,7 +148,7 @@ class DistillConfig:
     holdout: float = 0.2
     weights: str | None = None
     captions: str = "template"
-    template: str = "A satellite image of {}."
+    template: str = "A satellite image of {}"
     candidates: int = 5
     batch: int = 10
     workers: int = 1
