@@ -29,7 +29,7 @@ from curation.manifests.explain import explain
 from curation.manifests.loaders.container import find_shard
 from curation.manifests.loaders.torch import TorchSamples
 from curation.manifests.loaders.webdataset import WebDatasetSamples
-from curation.manifests.reading import ManifestReader
+from curation.manifests.reading import ManifestReader, open_catalog
 from curation.manifests.schema import Manifest
 from curation.manifests.verify import verify
 from curation.report import distilled
@@ -42,7 +42,7 @@ LIMITS = {"similarity": 0.99, "ssim": 0.8}
 
 
 def candidates(draw: np.random.Generator, leaking: int) -> tuple[Candidate, ...]:
-    """Four, of which so many of the surest are too near a real image; what is less sure than the kept was not looked at."""
+    """Four, so many of the surest too near a real image; nobody looked at what is less sure than the kept."""
     found = [Candidate(i, float(margin), 0.5) for i, margin in enumerate(draw.normal(size=4))]
     for place, i in enumerate(sorted(range(4), key=lambda i: -found[i].margin)[: leaking + 1]):
         name = sample_id("root0/a.tar", f"real {i}")
@@ -230,6 +230,12 @@ def test_explain_says_why_an_image_was_dropped_and_what_stands_for_it(tmp_path: 
             assert f"its margin {candidate.margin:.4g} is not above {chosen.margin:.4g}" in told["why"]
     with pytest.raises(RequestError, match="decides over no sample"):
         explain(manifest.url, "no-such-key")
+
+
+def test_what_needs_a_catalog_says_that_there_is_none(tmp_path: Path) -> None:
+    manifest = ManifestReader(written(tmp_path / "set").url)
+    with pytest.raises(RequestError, match="is a distilled set"):
+        open_catalog(manifest, None)
 
 
 def test_verify_finds_what_was_touched(tmp_path: Path) -> None:
