@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import webdataset as wds
@@ -26,7 +27,9 @@ from curation.distillation.write import Lineage, Units, round_robin, write_set
 from curation.encoders.base import Preparation
 from curation.errors import RequestError
 from curation.manifests.explain import explain
+from curation.manifests.loaders import ray_data
 from curation.manifests.loaders.container import find_shard
+from curation.manifests.loaders.order import Order
 from curation.manifests.loaders.torch import TorchSamples
 from curation.manifests.loaders.webdataset import WebDatasetSamples
 from curation.manifests.reading import ManifestReader, open_catalog
@@ -74,7 +77,8 @@ def images(bands: int, side: int = 24) -> Any:
 
 
 def lineage(**more: Any) -> Lineage:
-    return Lineage({"seed": 7, "distill": {"ipc": 3}}, {"archive": {"digest": "d"}, "models": {}}, LIMITS, **more)
+    config = {"seed": 7, "distill": {"ipc": 3}, "archive": {"bands": ["B04"], "tile": {"size": 64}}}
+    return Lineage(config, {"archive": {"digest": "d"}, "models": {}}, LIMITS, **more)
 
 
 def written(folder: Path, units: Units = RGB, drawn: list[Drawn] | None = None, **more: Any) -> Manifest:
@@ -132,6 +136,8 @@ def test_the_same_images_give_the_same_bytes_in_whatever_order_they_come(tmp_pat
     one, two = files(tmp_path / "one/set"), files(tmp_path / "two/set")
     headers = [json.loads(found.pop("manifest.json")) for found in (one, two)]
     assert one == two and sum(name.endswith(".tar") for name in one) == 3
+    made_of = headers[0]["content"]["distilled"]
+    assert made_of["archive"] == {"digest": "d", "config": lineage().config["archive"]} and made_of["limits"] == LIMITS
     assert headers[0]["content"] == headers[1]["content"] and headers[0]["id"] == headers[1]["id"]
     before = (tmp_path / "one/set/manifest.json").stat().st_mtime_ns
     again = write_set(Folder(str(tmp_path / "one/set")), [], images(3), RGB, lineage(), {})
@@ -161,6 +167,19 @@ def test_every_loader_gives_the_pixels_that_were_written(tmp_path: Path) -> None
     tars = sorted(str(path) for path in (tmp_path / "set/shards").iterdir())
     plain = wds.WebDataset(tars, shardshuffle=False).decode("pil").to_tuple("__key__", "png", "json")
     assert [key for key, _, _ in plain] == [one.name(one.chosen) for one in round_robin(drawn) if one.chosen]
+
+
+def test_a_task_of_ray_data_gives_the_files_with_labels_and_all_figures(tmp_path: Path) -> None:
+    reader = ManifestReader(written(tmp_path / "set", shard_bytes=8192).url)
+    order = Order(0, 0, 0)
+    runs = [{**dataclasses.asdict(run), "given": 0} for run in order.runs(reader.shards(), 0, 6)]
+    blocks = ray_data._read(reader, order, None, "all", {}, None, pa.Table.from_pylist(runs))
+    truth = {one.name(one.chosen): (images(3)(one), one) for one in drawing() if one.chosen}
+    for row in pa.concat_tables(blocks).to_pylist():
+        pixels, one = truth.pop(row["key"])
+        assert np.array_equal(np.asarray(Image.open(io.BytesIO(row["image"]))).transpose(2, 0, 1), pixels)
+        assert (row["label"], row["prototype"]) == (one.label, one.sample_id) and row["margin"] is not None
+    assert not truth
 
 
 def test_the_readers_of_prune_find_labels_in_the_shards(tmp_path: Path) -> None:
