@@ -20,7 +20,6 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 SOCKET = "CURATE_TEST_FORKS"  # of the environment: where the process that forks listens
@@ -103,12 +102,15 @@ def work(told: dict[str, Any], outputs: list[int]) -> None:
 
 
 def hand_over(arguments: list[str]) -> None:
-    """What Ray starts as a worker; one with an environment of its own (``runtime_env``) is set up as everywhere."""
-    if any(text.startswith("--serialized-runtime-env-context") for text in arguments):
-        path = Path(arguments[0]).with_name("setup_worker.py")
-        os.execv(sys.executable, [sys.executable, str(path), *arguments])
-    arguments = [text for text in arguments if not text.startswith("--language")]
-    told = {"arguments": arguments, "environment": dict(os.environ), "folder": os.getcwd()}
+    """What Ray starts as a worker; of a ``runtime_env`` the worker gets its variables."""
+    options = dict(text.split("=", 1) for text in arguments[1:] if "=" in text)
+    context = json.loads(options.get("--serialized-runtime-env-context", "{}"))
+    own = ("--language", "--serialized-runtime-env-context")  # of what is started here, the worker does not know them
+    told = {
+        "arguments": [text for text in arguments if not text.startswith(own)],
+        "environment": dict(os.environ) | context.get("env_vars", {}),
+        "folder": os.getcwd(),
+    }
     with socket.socket(socket.AF_UNIX) as forks:
         forks.connect(os.environ[SOCKET])
         socket.send_fds(forks, [json.dumps(told).encode()], [0, 1, 2])
