@@ -33,6 +33,8 @@ SLOW = (
     "test_object_store",
     "test_resume",
     "test_compare",
+    "test_recurate",
+    "test_submit",
     "test_choose",
     "test_catalog",
     "test_metrics",
