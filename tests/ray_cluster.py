@@ -8,7 +8,8 @@ import ray
 from tests.forked_workers import forked_workers
 
 if __name__ == "__main__":
-    os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")  # a busy machine takes longer than 30
+    os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")  # a busy machine takes longer than 30,
+    os.environ.setdefault("RAY_agent_register_timeout_ms", "120000")  # and this is a part of it
     with forked_workers():
         ray.init(
             num_cpus=2,
