@@ -293,7 +293,10 @@ class _Distillation:
         """What students reach; None where none are asked for, or nothing is there to test them on."""
         if not self.settings.students.seeds:
             return None
-        test = self._test(tested, size) if tested else held_out(self.tiles, self.shards, self.classes)
+        if tested:
+            test: Test | None = self._test(tested, size)
+        else:
+            test = ray.get(submit(held_out, self.tiles, self.shards, self.classes))
         if test is None:
             log.warning(
                 "distill: nothing is held out, so that no student tells what the set is worth: give distill.holdout, "
