@@ -38,7 +38,7 @@ class Denoiser(nn.Module):
         signal: float32 (times,) abar.
     """
 
-    def __init__(self, net: Any, scheduler: Any, texts: Tensor | None = None) -> None:
+    def __init__(self, net: Any, scheduler: DDIMScheduler, texts: Tensor | None = None) -> None:
         super().__init__()
         self.signal: Tensor
         self.texts: Tensor | None
@@ -96,10 +96,9 @@ class Denoiser(nn.Module):
     def load(cls, folder: Path, device: str = "cpu") -> Denoiser:
         """What :meth:`save` wrote."""
         texts = load_file(folder / TEXTS)["texts"] if (folder / TEXTS).exists() else None
-        made_by: Any = UNet2DModel if texts is None else UNet2DConditionModel
+        made_by = UNet2DModel if texts is None else UNet2DConditionModel
         net = made_by.from_pretrained(folder, local_files_only=True)
-        scheduler = DDIMScheduler.from_pretrained(folder, local_files_only=True)  # type: ignore[no-untyped-call]
-        return cls(net, scheduler, texts).to(device).eval()
+        return cls(net, DDIMScheduler.from_pretrained(folder, local_files_only=True), texts).to(device).eval()
 
 
 def new_denoiser(channels: int, side: int, classes: int, seed: int) -> Denoiser:
@@ -118,7 +117,7 @@ def new_denoiser(channels: int, side: int, classes: int, seed: int) -> Denoiser:
     plain = len(widths) - 1
     with torch.random.fork_rng(devices=[]):  # the first weights are drawn from torch's global state
         torch.manual_seed(seed)
-        net = UNet2DModel(  # type: ignore[no-untyped-call]
+        net = UNet2DModel(
             sample_size=side,
             in_channels=channels,
             out_channels=channels,
@@ -130,7 +129,7 @@ def new_denoiser(channels: int, side: int, classes: int, seed: int) -> Denoiser:
             attention_head_dim=HEAD,
             num_class_embeds=classes + 1,
         )
-    scheduler = DDIMScheduler(  # type: ignore[no-untyped-call]
+    scheduler = DDIMScheduler(
         TIMES,
         beta_schedule="squaredcos_cap_v2",
         prediction_type="v_prediction",
