@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,16 @@ from diffusers import DDIMScheduler, UNet2DConditionModel, UNet2DModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from curation.distillation.pretrained import Weights, find_weights, load_unet
+from curation.errors import RequestError
+
 TIMES = 1000  # of the diffusion
 LEAST = 4  # places a side of the latent at which the U-Net halves no more
 NARROW, WIDE = 32, 128  # channels: so that places times channels is about constant, between these
 GROUPS = 8  # of normalisation
 HEAD = 32  # channels a head of attention
 TEXTS = "texts.safetensors"
+BASE = "base.json"  # the weights that an adapter rests on
 PREDICTIONS = "epsilon", "v_prediction"
 
 
@@ -31,6 +36,7 @@ class Denoiser(nn.Module):
         net: `UNet2DModel` with an embedding of each class and of none; with texts `UNet2DConditionModel`.
         scheduler: `DDIMScheduler` of sampling, whose noise the network was or will be trained with.
         texts: float (classes + 1, tokens, width) the text encoder's output for each class, then for the empty text.
+        base: the weights whose network is part of ``net``, a `PeftModel`, which saves nothing but its adapter.
 
     Attributes:
         classes: how many; as a class's number it means that the class is not told.
@@ -38,7 +44,9 @@ class Denoiser(nn.Module):
         signal: float32 (times,) abar.
     """
 
-    def __init__(self, net: Any, scheduler: DDIMScheduler, texts: Tensor | None = None) -> None:
+    def __init__(
+        self, net: Any, scheduler: DDIMScheduler, texts: Tensor | None = None, base: Weights | None = None
+    ) -> None:
         super().__init__()
         self.signal: Tensor
         self.texts: Tensor | None
@@ -47,7 +55,7 @@ class Denoiser(nn.Module):
             raise ValueError(f"the model predicts {predicts}: {' or '.join(PREDICTIONS)} are known")
         self.net = net.to(memory_format=torch.channels_last)  # as trained, so as loaded: bits depend on it
         self.scheduler, self.velocity = scheduler, predicts == "v_prediction"
-        self.given = texts is not None
+        self.given, self.base = texts is not None, base
         self.classes = len(texts) - 1 if texts is not None else int(net.config.num_class_embeds) - 1
         self.register_buffer("signal", scheduler.alphas_cumprod.float().clone(), persistent=False)
         self.register_buffer("texts", texts, persistent=False)
@@ -63,7 +71,9 @@ class Denoiser(nn.Module):
         if self.texts is None:
             made: Tensor = self.net(noisy, times, class_labels=classes).sample
         else:
-            made = self.net(noisy, times, encoder_hidden_states=self.texts[classes]).sample
+            # Text2Earth's U-Net also reads a level of resolution; 0 is none, and what DPD's released code gives it
+            level = torch.zeros_like(classes) if self.net.config.class_embed_type else None
+            made = self.net(noisy, times, encoder_hidden_states=self.texts[classes], class_labels=level).sample
         return made
 
     def noised(self, clean: Tensor, noise: Tensor, times: Tensor) -> tuple[Tensor, Tensor]:
@@ -86,19 +96,43 @@ class Denoiser(nn.Module):
         return signal.sqrt(), (1 - signal).sqrt()
 
     def save(self, folder: Path) -> None:
-        """Write the format of diffusers: the network, ``scheduler_config.json``, and the texts where there are any."""
+        """Write the network as diffusers or, an adapter, as peft does it, ``scheduler_config.json``, and the texts."""
         self.net.save_pretrained(folder)
         self.scheduler.save_pretrained(folder)
         if self.texts is not None:
             save_file({"texts": self.texts.contiguous()}, folder / TEXTS)
+        if self.base is not None:
+            (folder / BASE).write_text(json.dumps({"weights": self.base.name, "sha256": self.base.digest}))
 
     @classmethod
     def load(cls, folder: Path, device: str = "cpu") -> Denoiser:
-        """What :meth:`save` wrote."""
+        """What :meth:`save` wrote.
+
+        Raises:
+            RequestError: an adapter whose weights are no longer there, or are others.
+        """
         texts = load_file(folder / TEXTS)["texts"] if (folder / TEXTS).exists() else None
-        made_by = UNet2DModel if texts is None else UNet2DConditionModel
-        net = made_by.from_pretrained(folder, local_files_only=True)
-        return cls(net, DDIMScheduler.from_pretrained(folder, local_files_only=True), texts).to(device).eval()
+        base = _base(folder) if (folder / BASE).exists() else None
+        if base is not None:
+            from peft import PeftModel
+
+            net = PeftModel.from_pretrained(load_unet(base), folder)
+        else:
+            made_by = UNet2DModel if texts is None else UNet2DConditionModel
+            net = made_by.from_pretrained(folder, local_files_only=True)
+        scheduler = DDIMScheduler.from_pretrained(folder, local_files_only=True)
+        return cls(net, scheduler, texts, base).to(device).eval()
+
+
+def _base(folder: Path) -> Weights:
+    said = json.loads((folder / BASE).read_text())
+    base = find_weights(said["weights"])
+    if base.digest != said["sha256"]:
+        raise RequestError(
+            f"distill.weights={base.name} is not what this workspace's model was adapted from: put that back, or take "
+            "a fresh workspace"
+        )
+    return base
 
 
 def new_denoiser(channels: int, side: int, classes: int, seed: int) -> Denoiser:

@@ -64,7 +64,7 @@ class DiffusionConfig:
     consistency: float = 0.0
     unconditional: float = 0.1
     adapt: str = "lora"
-    rank: int = 16
+    rank: int = 4
 
     def __post_init__(self) -> None:
         _positive("diffusion", self, "steps", "batch", "rate", "snr", "rank")
@@ -148,7 +148,7 @@ class DistillConfig:
     holdout: float = 0.2
     weights: str | None = None
     captions: str = "template"
-    template: str = "A satellite image of {}."
+    template: str = "A satellite image of {}"
     candidates: int = 5
     batch: int = 10
     workers: int = 1
