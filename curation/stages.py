@@ -135,7 +135,7 @@ class Run:
         content["parent"] = refit_of if again is None else again.parent.base.rpartition("/")[2]
         if refit_of:
             content["refit"] = True
-        header = {"content": content, "provenance": self._provenance()}
+        header = {"content": content, "provenance": self.provenance()}
         told = self.config.score.label, catalog.sources, again
         return select(catalog.store, clusters, settings, seed, self.workspace, header, self.tables, scores, *told)
 
@@ -176,7 +176,7 @@ class Run:
             "parent": None,
         }
 
-    def _provenance(self) -> dict[str, Any]:
+    def provenance(self) -> dict[str, Any]:
         """Where, with what and when it was made."""
         shared = self.config.catalog.url
         return {

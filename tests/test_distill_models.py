@@ -113,11 +113,11 @@ def test_it_learns_to_give_back_tiles() -> None:
     ramp = np.linspace(0, 200, 16)
     plain = [np.add.outer(ramp * a, ramp * (1 - a))[None].repeat(2, 0) for a in np.linspace(0, 1, N)]
     tiles = torch.from_numpy(np.array(plain).astype(np.uint8))
-    settings = AutoencoderConfig(factor=2, steps=60, batch=8, rate=2e-3)
+    settings = AutoencoderConfig(factor=2, steps=40, batch=8, rate=3e-3)
     made = new_autoencoder(2, settings, seed=0)
     course = autoencoder_course(made, N, settings, seed=0)
     first = course.train(lambda rows: (tiles[rows],), until=5)
-    course.train(lambda rows: (tiles[rows],), until=50)
+    course.train(lambda rows: (tiles[rows],), until=35)
     last = course.train(lambda rows: (tiles[rows],))
     assert course.finished and math.isnan(course.train(lambda rows: (tiles[rows],)))
     course.finish()
@@ -169,7 +169,7 @@ def test_an_oracle_s_loss_is_nothing_and_consistency_is_the_classifier_s_on_the_
     assert loss() < 1e-6
     once, twice = loss(consistency=1.0, unconditional=0.0), loss(consistency=2.0, unconditional=0.0)
     assert twice == pytest.approx(2 * once, rel=1e-3)
-    worst = F.cross_entropy(teacher(mean), codes, reduction="none").max()
+    worst = F.cross_entropy(teacher.logits(mean), codes, reduction="none").max()
     assert 0 < once < float(worst)  # rows are weighed by abar, between 0 and 1
 
 
@@ -200,7 +200,8 @@ def test_a_denoiser_comes_back_of_a_folder(side: int, tmp_path: Path) -> None:
     noisy, times, codes = torch.randn(2, 4, side, side), torch.tensor([0, 999]), torch.tensor([0, CLASSES])
     with torch.no_grad():
         assert torch.equal(made(noisy, times, codes), again(noisy, times, codes))
-    assert again.scheduler.config == made.scheduler.config
+    same = [(m.signal.tolist(), m.scheduler.config.timestep_spacing) for m in (made, again)]
+    assert same[0] == same[1]
 
 
 def test_texts_are_what_a_model_of_texts_is_told(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from curation.errors import RequestError
 from curation.runtime import Resources
+from curation.training.group import Group
 from curation.training.pretrain import Room, room
 from curation.training.settings import PretrainConfig, PruneConfig
 from jobs import pretrain, prune, verify
@@ -104,11 +105,11 @@ def test_what_cannot_be_is_one_line(folder: Path) -> None:
 
 def test_the_cluster_is_shared_out() -> None:
     settings = PretrainConfig(workers=2, prune=PruneConfig(strategy="balanced"))
-    assert room(settings, Resources(2, 0, "cpu")) == Room(2, 0.5, 0, 1, 0)
-    assert room(settings, Resources(16, 2, "cuda")) == Room(2, 1, 0.6, 2, 0.4)
-    assert room(settings, Resources(16, 8, "cuda")) == Room(2, 1, 1, 6, 1)
-    assert room(replace(settings, prune=PruneConfig()), Resources(2, 0, "cpu")) == Room(2, 1, 0, 1, 0)
-    with pytest.raises(RequestError, match="1 CPU has no room for pretrain.workers=2 and the draws"):
+    assert room(settings, Resources(2, 0, "cpu")) == Room(Group(2, 0.5, 0), 1, 0)
+    assert room(settings, Resources(16, 2, "cuda")) == Room(Group(2, 1, 0.6), 2, 0.4)
+    assert room(settings, Resources(16, 8, "cuda")) == Room(Group(2, 1, 1), 6, 1)
+    assert room(replace(settings, prune=PruneConfig()), Resources(2, 0, "cpu")) == Room(Group(2, 1, 0), 1, 0)
+    with pytest.raises(RequestError, match="1 CPU has no room for pretrain.workers=2"):
         room(settings, Resources(1, 0, "cpu"))
     with pytest.raises(RequestError, match="the cluster has 1"):
         room(settings, Resources(8, 1, "cuda"))

@@ -13,7 +13,7 @@ from curation.catalog.store import CatalogStore
 
 @dataclass(frozen=True)
 class Labels:
-    """The labels that ``score.label`` means.
+    """The labels that ``score.label`` or ``distill.label`` means.
 
     Attributes:
         column: its name.
@@ -24,15 +24,15 @@ class Labels:
     table: Table | None = None
 
     @classmethod
-    def of(cls, column: str, tables: Sequence[Table]) -> "Labels":
-        """Those of a column of the catalog (``label``) or of one of the tables.
+    def of(cls, column: str, tables: Sequence[Table], key: str = "score.label") -> "Labels":
+        """Those of a column of the catalog (``label``) or of one of the tables; ``key`` is the setting that says which.
 
         Raises:
             RequestError: no table has it.
         """
         if column == "label":
             return cls()
-        ((table, _),) = columns_by_table(tables, [column], "score.label").items()
+        ((table, _),) = columns_by_table(tables, [column], key).items()
         return cls(column, table)
 
     @property

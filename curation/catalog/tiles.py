@@ -57,6 +57,7 @@ class Tiles:
     folder: Folder
     bands: int
     size: int
+    dtype = np.dtype(np.uint8)
 
     def read(self, shard: str, rows: slice = slice(None)) -> Pixels:
         """``(n, bands, size, size)`` of a shard, in the order of its catalog file; or of a run of its rows.
@@ -76,13 +77,13 @@ class Tiles:
         Raises:
             FileNotFoundError: it has none yet.
         """
-        start, header = _header(self.folder, self.path(shard))
+        start, header = header_of(self.folder, self.path(shard))
         return start, int(header["tiles"]["shape"][0])
 
     def digest(self, shard: str) -> str | None:
         """Of the content that the shard's tiles were made from; ``None`` where there are none."""
         try:
-            return str(_header(self.folder, self.path(shard))[1]["__metadata__"]["digest"])
+            return str(header_of(self.folder, self.path(shard))[1]["__metadata__"]["digest"])
         except (FileNotFoundError, KeyError, ValueError):
             return None
 
@@ -227,7 +228,11 @@ def _head(shape: tuple[int, ...], digest: str) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-def _header(folder: Folder, path: str) -> tuple[int, dict[str, Any]]:
-    """Where a safetensors file's data begin, and its header."""
+def header_of(folder: Folder, path: str) -> tuple[int, dict[str, Any]]:
+    """Where a safetensors file's data begin, and its header.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
     length = int.from_bytes(folder.read_range(path, 0, 8), "little")
     return 8 + length, json.loads(folder.read_range(path, 8, 8 + length))

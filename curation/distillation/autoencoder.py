@@ -62,7 +62,8 @@ class Autoencoder(nn.Module):
         """Scaled latents (n, c, h, w) -> uint8 (n, bands, h * factor, w * factor)."""
         z = latents.to(self.scale) / self.scale + self.shift
         made = self.net.decode(z.to(self.net.dtype)).sample
-        return (made.float() + 1).mul(127.5).round().clamp(0, 255).byte()
+        pixels: Tensor = (made.float() + 1).mul(127.5).round().clamp(0, 255).byte()
+        return pixels
 
     def posterior(self, pixels: Tensor) -> Any:
         """The distribution over latents, unscaled, of uint8 (n, bands, s, s)."""

@@ -57,7 +57,7 @@ class LatentClassifier(nn.Module):
         """Logits (n, classes) of scaled latents (n, c, h, w), without training."""
         self.eval()
         device = self.head.weight.device
-        parts = [self(part.to(device, torch.float32)) for part in latents.split(EVALUATED)]
+        parts = [self(part.to(device, torch.float32)) for part in torch.split(latents, EVALUATED)]
         return torch.cat(parts) if parts else torch.zeros(0, self.head.out_features, device=device)
 
     def save(self, folder: Path) -> None:

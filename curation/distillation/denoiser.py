@@ -34,7 +34,7 @@ class Denoiser(nn.Module):
 
     Args:
         net: `UNet2DModel` with an embedding of each class and of none; with texts `UNet2DConditionModel`.
-        scheduler: of sampling, whose noise the network was or will be trained with.
+        scheduler: `DDIMScheduler` of sampling, whose noise the network was or will be trained with.
         texts: float (classes + 1, tokens, width) the text encoder's output for each class, then for the empty text.
         base: the weights whose network is part of ``net``, a `PeftModel`, which saves nothing but its adapter.
 

@@ -49,7 +49,7 @@ def draw(
     scheduler = copy.deepcopy(denoiser.scheduler)  # it keeps the times of a sampling
     scheduler.set_timesteps(settings.steps)
     denoiser.eval()
-    z = z * scheduler.init_noise_sigma
+    z = z * float(scheduler.init_noise_sigma)
     for number, now in enumerate(scheduler.timesteps.tolist()):
         times = torch.full_like(told, now)
         if scale == 1:
@@ -62,7 +62,8 @@ def draw(
             way = wanted - denoiser.clean(predicted, z, times)
             length = way.flatten(1).norm(dim=1).clamp_min(1e-12).view(-1, 1, 1, 1)
             z = z + settings.strength * denoiser.shares(times)[1] * way / length
-        z = scheduler.step(predicted, now, z).prev_sample
+        stepped: Tensor = scheduler.step(predicted, now, z).prev_sample
+        z = stepped
     return z
 
 

@@ -36,7 +36,7 @@ STATISTICS = "running_mean", "running_var", "num_batches_tracked"
 CLIP = 1.0  # longest gradient
 WARM_EPOCHS = 5  # of the classifier (DPD's released code)
 WARM_SHARE = 0.1  # of its steps, at most
-KL = 1e-4  # weight of the autoencoder's, per number of the latent
+KL = 1e-6  # weight of the autoencoder's, per number of the latent
 EDGES = 1.0  # weight of the differences between neighbouring pixels
 AVERAGED = 0.999  # decay of the average of a diffusion model's weights that is trained from scratch
 
@@ -187,7 +187,9 @@ class Course:
             assert self.recipe.average is not None
             decay = min(self.recipe.average, (1 + self.done) / (10 + self.done))  # the first weights are forgotten soon
             with torch.no_grad():
-                get_ema_multi_avg_fn(decay)(self._average, [p.detach() for p in self._weights], 0)
+                get_ema_multi_avg_fn(decay)(  # type: ignore[no-untyped-call]
+                    self._average, [p.detach() for p in self._weights], 0
+                )
         return loss.detach()
 
     def finish(self) -> None:
@@ -236,7 +238,7 @@ class Course:
         parts = [g * share for g in summed] + [b / self.world for b in meant]
         whole = torch.cat([x.flatten() for x in parts])
         dist.all_reduce(whole)
-        for x, y in zip(summed + meant, whole.split([x.numel() for x in parts]), strict=True):
+        for x, y in zip(summed + meant, torch.split(whole, [x.numel() for x in parts]), strict=True):
             x.copy_(y.view_as(x))
 
 
@@ -276,9 +278,9 @@ def autoencoder_loss(model: Autoencoder, pixels: Tensor, generator: torch.Genera
     """
     x, found = normalised(pixels), model.posterior(pixels)
     z, x = mirrored(generator, found.sample(generator), x)
-    wrong = model.net.decode(z).sample - x
+    wrong: Tensor = model.net.decode(z).sample - x
     edges = sum((wrong.diff(dim=dim).abs().mean() for dim in (2, 3)), torch.zeros((), device=x.device))
-    kl = 0.5 * (found.mean**2 + found.var - 1 - found.logvar).mean()
+    kl: Tensor = 0.5 * (found.mean**2 + found.var - 1 - found.logvar).mean()
     return wrong.abs().mean() + (wrong**2).mean() + EDGES * edges + KL * kl
 
 
@@ -336,7 +338,7 @@ def diffusion_loss(
     noisy, target = model.noised(clean, noise, times)
     predicted = model(noisy, times, torch.where(untold, model.classes, codes))
     weights = snr_weights(model.signal[times], settings.snr, model.velocity)
-    loss = (weights * (predicted - target).square().mean((1, 2, 3))).mean()
+    loss: Tensor = (weights * (predicted - target).square().mean((1, 2, 3))).mean()
     if settings.consistency:
         assert teacher is not None
         teacher.eval()
@@ -350,7 +352,8 @@ def snr_weights(signal: Tensor, gamma: float | None, velocity: bool) -> Tensor:
     if gamma is None:
         return torch.ones_like(signal)
     snr = signal / (1 - signal)
-    return snr.clamp_max(gamma) / (snr + 1 if velocity else snr)
+    weights: Tensor = snr.clamp_max(gamma) / (snr + 1 if velocity else snr)
+    return weights
 
 
 def sampled(mean: Tensor, std: Tensor, generator: torch.Generator) -> Tensor:

@@ -15,7 +15,7 @@ from curation.catalog.store import CatalogStore
 from curation.errors import AccessError, RequestError
 from curation.manifests.chain import decision_parts, read_part
 from curation.manifests.reading import ManifestReader, open_catalog
-from curation.manifests.schema import DECISIONS_SCHEMA, GUIDED_SCHEMA, open_parquet
+from curation.manifests.schema import DECISIONS_SCHEMA, DISTILLED_SCHEMA, GUIDED_SCHEMA, open_parquet
 from curation.selection.strategies import STRATEGIES
 from curation.storage import Folder
 
@@ -39,6 +39,12 @@ WHY = {
     "hard": "dropped: its {name} {score:.6g} is beyond {threshold:.6g}, among the hardest (select.ccs.beta)",
     "quota": "dropped: its priority {priority:.6g} is not below {threshold:.6g}, the first that was refused",
     "full": "dropped: the budget was used up before its turn",
+    "chosen": "kept: of the images drawn for its prototype {prototype} that are not too near a real one it has the "
+    "largest margin, {margin:.4g}",
+    "margin": "dropped: its margin {margin:.4g} is not above {threshold:.4g}, that of {duplicate_of}, which was kept "
+    "for the same prototype",
+    "leakage": "dropped: it is too near a real image: its cosine to {nearest} is {similarity:.4g} (too near from "
+    "{limits[similarity]:.4g} on), its SSIM to {ssim_nearest} is {ssim:.4g} (too near from {limits[ssim]:.4g} on)",
 }
 FIGURE = {  # what an order goes by
     "k_center": "its distance to the nearest that its cluster took before it",
@@ -76,19 +82,20 @@ def explain(url: str, sample: str, storage: dict[str, Any] | None = None) -> dic
         RequestError: the manifest decides over no such sample, or over several of that key.
     """
     manifest = ManifestReader(url, storage)
-    store = open_catalog(manifest, storage)
+    content = manifest.header["content"]
+    store = None if "distilled" in content else open_catalog(manifest, storage)
     found = _rows(manifest.folder, "sample_id", sample) or _rows(manifest.folder, "key", sample)
     if len(found) > 1:
         ids = ", ".join(f"{row['sample_id']} in {row['shard']}" for row in found[:5])
         raise RequestError(f"{len(found)} samples have the key {sample!r}: name one by its id, as {ids}")
     if not found:
-        return _quarantined(store, sample) or _unknown(manifest, sample)
+        return (store and _quarantined(store, sample)) or _unknown(manifest, sample)
     row = found[0]
     if row["decision"] == "kept":  # its row of the decisions may be of an ancestor
         row |= _kept_row(manifest, row["sample_id"])
     stands = _stand_in(manifest, store, row) if row["decision"] == "dropped" else None
-    settings = manifest.header["content"]["config"].get("select", {})
-    return {**row, "why": _why(row, settings), "stands_for_it": stands}
+    settings, limits = content["config"].get("select", {}), content.get("distilled", {}).get("limits")
+    return {**row, "why": _why({**row, "limits": limits}, settings), "stands_for_it": stands}
 
 
 def _why(row: dict[str, Any], settings: dict[str, Any]) -> str:
@@ -121,12 +128,12 @@ def _rows(folder: Folder, column: str, value: str) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     for files in decision_parts(folder):
         if pc.any(pc.equal(read_part(folder, files, [column])[column], value)).as_py():
-            rows = read_part(folder, files, [*DECISIONS_SCHEMA.names, *GUIDED_SCHEMA.names])
+            rows = read_part(folder, files, [*DECISIONS_SCHEMA.names, *GUIDED_SCHEMA.names, *DISTILLED_SCHEMA.names])
             found += rows.filter(pc.equal(rows[column], value)).to_pylist()
     return found
 
 
-def _stand_in(manifest: ManifestReader, store: CatalogStore, row: dict[str, Any]) -> dict[str, Any] | None:
+def _stand_in(manifest: ManifestReader, store: CatalogStore | None, row: dict[str, Any]) -> dict[str, Any] | None:
     """The kept representative of the sample's duplicates, or the nearest kept sample of its cluster."""
     kept = pa.concat_tables(
         group.filter(
@@ -136,6 +143,8 @@ def _stand_in(manifest: ManifestReader, store: CatalogStore, row: dict[str, Any]
     )
     for other in kept.filter(pc.equal(kept["sample_id"], row["duplicate_of"] or "")).to_pylist():
         return {"by": row["reason"], **other}
+    if store is None:
+        return None
     try:
         own, others = (
             vectors(catalog_rows(store, rows, ["embedding"])["embedding"])

@@ -20,6 +20,7 @@ DROPPED = (  # in the order of the stages
     *("entropy", "place", "duplicate", "hard", "quota"),
 )
 REASONS = KEPT + DROPPED
+OF_DISTILLED = ("chosen", "margin", "leakage")  # of a distilled set: its kept, then its dropped
 
 HEADER_FILE = "manifest.json"  # written last: its presence means that the rest is there
 ROWS_FILE = "manifest.parquet"
@@ -85,6 +86,18 @@ GUIDED_SCHEMA = pa.schema(  # further columns of decisions, where the bank's cla
         pa.field("guided_class", pa.string()),  # of the bank's classes the likeliest; null where it is never guided
         pa.field("guided_probability", pa.float32()),  # of that class, by the archive's class shares
         pa.field("guided_place", pa.float64()),  # in the guided order, from 0; null where that ended before it
+    ]
+)
+
+DISTILLED_SCHEMA = pa.schema(  # further columns of a distilled set's rows and decisions
+    [
+        pa.field("prototype", pa.string()),  # sample_id of the real image that guided it
+        pa.field("candidate", pa.int32()),  # its number among the images drawn for that prototype
+        pa.field("margin", pa.float32()),  # of the classifier: its class's logit less the largest other
+        pa.field("similarity", pa.float32()),  # largest cosine to a real image; null where none was looked for
+        pa.field("nearest", pa.string()),  # sample_id of that real image
+        pa.field("ssim", pa.float32()),  # largest SSIM among the nearest by cosine, over the eight ways to turn it
+        pa.field("ssim_nearest", pa.string()),  # sample_id of that one
     ]
 )
 
@@ -161,10 +174,10 @@ def decisions_path(number: int) -> str:
     return f"{DECISIONS}/part-{number:05d}.parquet"
 
 
-def parquet_bytes(table: pa.Table) -> bytes:
+def parquet_bytes(table: pa.Table, row_group: int = ROW_GROUP) -> bytes:
     """A table as a Parquet file."""
     sink = io.BytesIO()
-    pq.write_table(table, sink, row_group_size=ROW_GROUP, **WRITING)
+    pq.write_table(table, sink, row_group_size=row_group, **WRITING)
     return sink.getvalue()
 
 

@@ -17,7 +17,7 @@ from curation.manifests.chain import decision_parts, listed, read_part, referenc
 from curation.manifests.loaders.decoded import Decoder
 from curation.manifests.loaders.fetch import Fetcher
 from curation.manifests.reading import ManifestReader
-from curation.manifests.schema import FILES_FILE, KEPT, REASONS, ROWS_FILE, batches, file_digest
+from curation.manifests.schema import FILES_FILE, KEPT, OF_DISTILLED, REASONS, ROWS_FILE, batches, file_digest
 from curation.selection.sampling import mix, split_ids
 from curation.storage import Folder
 
@@ -67,7 +67,9 @@ def _files(folder: Folder) -> list[dict[str, Any]]:
 def _check_files(manifest: ManifestReader) -> Iterator[str]:
     """The header's own id, the list of files, and each file's bytes."""
     folder, content = manifest.folder, manifest.header["content"]
-    if folder.base.rpartition("/")[2] != manifest.id:
+    if (
+        manifest.header.get("id", folder.base.rpartition("/")[2]) != manifest.id
+    ):  # a distilled set's own, else the folder's
         yield f"manifest.json: its content has the id {manifest.id}, not that of its folder"
     try:
         if hashlib.sha256(folder.read(FILES_FILE)).hexdigest() != content["files"]:
@@ -106,8 +108,8 @@ def _check_rows(manifest: ManifestReader) -> Iterator[str]:
         stays = pc.equal(part["decision"], "kept")
         found = Counter({pair["values"]: pair["counts"] for pair in part["reason"].value_counts().to_pylist()})
         reasons += found
-        of_kept = pc.is_in(part["reason"], value_set=pa.array(KEPT))
-        if set(found) - set(REASONS) or not of_kept.equals(stays):
+        of_kept = pc.is_in(part["reason"], value_set=pa.array([*KEPT, OF_DISTILLED[0]]))
+        if set(found) - {*REASONS, *OF_DISTILLED} or not of_kept.equals(stays):
             yield f"{files[-1]}: a decision does not follow from its reason"
         decided.add(part.filter(stays))
     own = not referenced(manifest.folder)  # an ancestor's decisions have the ranks of their day

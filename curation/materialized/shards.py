@@ -54,15 +54,27 @@ def write_tar(sink: Sink, samples: Iterable[Kept]) -> int:
     for key, kept in _unique((tar_key(kept.row["key"]), kept) for kept in samples):
         count += 1
         for suffix, content in sorted({**kept.raw.data, OWN: own_file(kept.row)}.items()):
-            info = tarfile.TarInfo(f"{key}.{suffix}")
-            info.size = len(content)
-            short = len(info.name.encode()) <= tarfile.LENGTH_NAME  # wids knows no names in extended headers
-            sink.write(info.tobuf(tarfile.USTAR_FORMAT if short else tarfile.PAX_FORMAT, "utf-8", "surrogateescape"))
-            sink.write(content)
-            sink.write(bytes(-len(content) % BLOCK))
+            add_member(sink, f"{key}.{suffix}", content)
+    end_tar(sink)
+    return count
+
+
+def add_member(sink: Sink, name: str, content: bytes) -> int:
+    """Write a file into a tar; where in it its data begin, in bytes."""
+    info = tarfile.TarInfo(name)
+    info.size = len(content)
+    short = len(name.encode()) <= tarfile.LENGTH_NAME  # wids knows no names in extended headers
+    sink.write(info.tobuf(tarfile.USTAR_FORMAT if short else tarfile.PAX_FORMAT, "utf-8", "surrogateescape"))
+    offset = sink.size
+    sink.write(content)
+    sink.write(bytes(-len(content) % BLOCK))
+    return offset
+
+
+def end_tar(sink: Sink) -> None:
+    """Write what a tar ends with."""
     end = sink.size + 2 * BLOCK
     sink.write(bytes(2 * BLOCK + -end % RECORD))
-    return count
 
 
 def tar_bytes(kept: Kept) -> int:

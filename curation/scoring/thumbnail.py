@@ -39,6 +39,19 @@ def thumbnail(
             the first as grey.
         radiometry: what the numbers mean; reflectance is drawn brighter, as are 16-bit numbers that may be such.
     """
+    out = io.BytesIO()
+    picture(pixels, mask, ranges, bands, radiometry).save(out, "JPEG", quality=80)
+    return out.getvalue()
+
+
+def picture(
+    pixels: NDArray[np.generic],
+    mask: NDArray[np.bool_],
+    ranges: NDArray[np.float32],
+    bands: Sequence[str],
+    radiometry: str = "unknown",
+) -> Image.Image:
+    """What a :func:`thumbnail` of these is a JPEG of."""
     chosen = _chosen(bands)
     low, high = ranges[chosen, :1, None], ranges[chosen, 1:, None]
     x = np.where(mask, pixels[chosen], low).astype(np.float32)
@@ -48,9 +61,7 @@ def thumbnail(
     rgb = np.where(mask, np.rint(x * 255), INVALID).astype(np.uint8)
     image = Image.fromarray(rgb[0] if len(rgb) == 1 else np.ascontiguousarray(rgb.transpose(1, 2, 0)))
     image.thumbnail((SIDE, SIDE), Image.Resampling.BOX)
-    out = io.BytesIO()
-    image.save(out, "JPEG", quality=80)
-    return out.getvalue()
+    return image
 
 
 def _chosen(bands: Sequence[str]) -> list[int]:

@@ -8,7 +8,6 @@ numeric profile.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -26,6 +25,7 @@ from torch import distributed as dist
 from curation.errors import RequestError
 from curation.evaluation.probe import Features, linear, nearest_neighbours
 from curation.storage import Folder
+from curation.training import checkpoints
 from curation.training.dataset import TileDataset
 from curation.training.draws import due
 from curation.training.export import Input, encoder_bytes
@@ -39,7 +39,6 @@ if TYPE_CHECKING:  # it imports Ray
     from curation.catalog.tiles import Tiles
 
 LOG = 50  # steps from one note to the next
-CHECKPOINTS = 2  # the newest ones, which are kept
 COLLAPSED = 0.1, 1.5  # spread and rank of vectors below which they tell tiles no more apart
 COLLAPSE = (
     "the encoder's vectors have collapsed to about one: lower pretrain.rate, raise pretrain.batch, or take another "
@@ -289,31 +288,17 @@ class Course:
                 "losses": self.losses,
                 "costs": self.costs,
                 "rows": json.dumps(self.journal.rows),
-                "profile": self.profile,
             }
-            with self.plan.folder.writer(_path(self.trainer.done)) as file:
-                torch.save(state, file)
-            for path in _checkpoints(self.plan.folder)[:-CHECKPOINTS]:
-                self.plan.folder.remove(path)
+            checkpoints.save(self.plan.folder, self.trainer.done, state, self.profile)
         self.since = time.monotonic()
 
     def _resume(self) -> list[dict[str, Any]]:
         """Go on from the newest checkpoint that rank 0 sees; the figures that it knew."""
-        found = _checkpoints(self.plan.folder)[-1:]
-        if self.trainer.world > 1:
-            dist.broadcast_object_list(first := [found], 0)
-            found = first[0]
-        if not found:
+        state = checkpoints.newest(self.plan.folder, self.profile, self.plan.mix)
+        if state is None:
             self._keep(0)
             self.sampler = KeptSampler(self.index, seed=self.plan.seed)
             return []
-        data = io.BytesIO(self.plan.folder.read(found[0]))
-        state = torch.load(data, map_location="cpu", weights_only=True)
-        if state["profile"] != self.profile and not self.plan.mix:
-            raise RequestError(
-                f"{self.plan.folder.public(found[0])} was written on another numeric profile ({state['profile']}, here "
-                f"{self.profile}): go on there, or allow another encoder with runtime.mix_profiles=true"
-            )
         self.trainer.load_state_dict(state["trainer"])
         self._keep(state["version"])
         self.sampler = KeptSampler(self.index, seed=self.plan.seed)
@@ -347,7 +332,7 @@ class Course:
             "made_of": plan.made_of,
         }
         plan.folder.publish(RUN, json.dumps(account, indent=1).encode())
-        plan.folder.discard("checkpoints")
+        checkpoints.discard(plan.folder)
 
     def _encoder(self) -> bytes:
         more = {**self.plan.made_of, "steps": self.trainer.done}
@@ -359,14 +344,5 @@ class Course:
         self.since = now
 
 
-def _path(step: int) -> str:
-    return f"checkpoints/{step:09d}.pt"
-
-
 def _drawn_by(version: int) -> str:
     return f"draws/{version:06d}.safetensors"
-
-
-def _checkpoints(folder: Folder) -> list[str]:
-    """Paths, the oldest first."""
-    return sorted(file.path for file in folder.list("checkpoints") if file.path.endswith(".pt"))

@@ -8,21 +8,17 @@ of them dies.
 import hashlib
 import json
 import logging
-import math
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import Future, wait
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import numpy as np
-import pyarrow.fs
 import ray
-import ray.train
 from numpy.typing import NDArray
-from ray.train.torch import TorchConfig, TorchTrainer, get_device
+from ray.train.torch import get_device
 
 from curation.archive.listing import Root, list_archive
 from curation.archive.radiometry import in_decibels
@@ -44,6 +40,7 @@ from curation.training.course import ENCODER, RUN, Course, Plan, SideSet
 from curation.training.dataset import TileDataset
 from curation.training.draws import budget
 from curation.training.export import Input, open_encoder
+from curation.training.group import Group, train
 from curation.training.journal import read_rows
 from curation.training.pruner import RedrawSpec, redraw
 from curation.training.settings import PretrainConfig
@@ -54,7 +51,6 @@ VERSION = 1  # raise when the same request would give another encoder
 TEST = "test_set"  # the side set's root name
 LEAST, MOST = 20, 20_000  # labelled samples of the side set that probes need, and take
 STATISTICS = 2000  # tiles that mean and standard deviation are taken of
-PATIENCE = 24 * 3600  # seconds that ranks wait for rank 0, which may be drawing
 APART = ("checkpoint", "probe", "restarts", "cache", "test")  # settings that leave the encoder as it is
 
 
@@ -137,13 +133,11 @@ class Room:
     """What Ray is asked for.
 
     Attributes:
-        workers: of the training, each with ``cpus`` and ``gpus``.
+        group: of the training.
         drawers: of draws, each with a CPU and ``part`` of a GPU.
     """
 
-    workers: int
-    cpus: float
-    gpus: float
+    group: Group
     drawers: int
     part: float
 
@@ -157,22 +151,15 @@ def room(settings: PretrainConfig, resources: Resources) -> Room:
         RequestError: the cluster has not as much.
     """
     workers, drawn, cuda = settings.workers, settings.prune.strategy != "none", resources.device == "cuda"
-    if cuda and resources.gpus < workers:
-        raise RequestError(f"pretrain.workers={workers} need as many GPUs, and the cluster has {resources.gpus:g}")
-    least = 1.0 if drawn else 0.0
-    cpus = min(1.0 if cuda else float(settings.threads), math.floor((resources.cpus - least) / workers * 100) / 100)
-    if cpus <= 0:
-        raise RequestError(
-            f"{resources.cpus:g} CPU has no room for pretrain.workers={workers}"
-            f"{' and the draws of pretrain.prune' if drawn else ''}: raise runtime.num_cpus"
-        )
-    free = int(resources.cpus - workers * cpus + 0.01)
+    least = 1.0 if drawn else 0.0  # for the draws
+    group = Group.of("pretrain.workers", workers, settings.threads, resources, least)
+    free = int(resources.cpus - workers * group.cpus + 0.01)
     if not cuda:
-        return Room(workers, cpus, 0, max(1, free), 0)
+        return Room(group, max(1, free), 0)
     left = int(resources.gpus) - workers
     if drawn and not left:
-        return Room(workers, cpus, 0.6, max(1, min(workers, free)), 0.4)
-    return Room(workers, cpus, 1, max(1, min(left, free)), 1)
+        return Room(replace(group, gpus=0.6), max(1, min(workers, free)), 0.4)
+    return Room(group, max(1, min(left, free)), 1)
 
 
 def _fit(plan: Plan, shared: Room, spec: RedrawSpec | None) -> None:
@@ -181,50 +168,16 @@ def _fit(plan: Plan, shared: Room, spec: RedrawSpec | None) -> None:
     Raises:
         CurationError: a worker's own, or that it died too often.
     """
-    store = plan.folder.child("ray")  # Ray Train wants a folder that all nodes see; nothing of worth lies there
-    trainer = TorchTrainer(
-        _train,
-        train_loop_config={"plan": plan, "spec": spec},
-        torch_config=TorchConfig(timeout_s=PATIENCE),
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=shared.workers,
-            use_gpu=shared.gpus > 0,
-            resources_per_worker={"CPU": shared.cpus, **({"GPU": shared.gpus} if shared.gpus else {})},
-        ),
-        run_config=ray.train.RunConfig(
-            name="train",
-            storage_path=store.full(""),
-            storage_filesystem=None if store.local else pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(store.fs)),
-            failure_config=ray.train.FailureConfig(max_failures=plan.settings.restarts),
-        ),
-    )
-    finished: Future[Any] = Future()
-
-    def fit() -> None:
-        try:
-            finished.set_result(trainer.fit())
-        except BaseException as error:  # noqa: BLE001 - told to whoever waits
-            finished.set_exception(error)
-
-    Thread(
-        target=fit, daemon=True
-    ).start()  # in the main thread Ray Train would take Ctrl-C for itself, and exit with 0
-    try:
-        with stage("train", plan.steps, "steps") as done:
-            _watch(plan, finished, done)
-    except ray.train.WorkerGroupError as error:
-        for cause in error.worker_failures.values():
-            known = getattr(cause, "cause", cause)
-            if isinstance(known, CurationError):
-                raise known from error
-        rank, cause = next(iter(error.worker_failures.items()))
-        reason = " ".join(str(cause).split())[-300:]
-        raise CurationError(
-            f"worker {rank} of the training failed more than pretrain.restarts={plan.settings.restarts} times; "
-            f"the same command goes on from the last checkpoint: {reason}"
-        ) from error
-    finally:
-        store.discard("")
+    with stage("train", plan.steps, "steps") as done:
+        train(
+            _train,
+            {"plan": plan, "spec": spec},
+            shared.group,
+            plan.folder,
+            plan.settings.restarts,
+            "pretrain.restarts",
+            lambda finished: _watch(plan, finished, done),
+        )
 
 
 def _redraws(plan: Plan, catalog: Catalog, shared: Room) -> RedrawSpec:

@@ -1,0 +1,125 @@
+"""Runs a training loop on Ray Train: a group of workers, started again where one dies, watched until it ends (Ray)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from threading import Thread
+from typing import Any
+
+import pyarrow.fs
+import ray.train
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from curation.errors import CurationError, RequestError
+from curation.runtime import Resources
+from curation.storage import Folder
+
+PATIENCE = 24 * 3600  # seconds that ranks wait for rank 0, which may be at work alone
+
+
+@dataclass(frozen=True)
+class Group:
+    """The workers of a training.
+
+    Attributes:
+        workers: how many.
+        cpus, gpus: of each, as Ray is asked for them.
+    """
+
+    workers: int
+    cpus: float
+    gpus: float
+
+    @classmethod
+    def of(cls, key: str, workers: int, threads: int, resources: Resources, least: float = 0.0) -> Group:
+        """As much as the cluster has room for: several workers may share a core, but not a GPU.
+
+        Args:
+            key: the setting that says how many workers, for messages.
+            workers: how many.
+            threads: of each; with a GPU one core is asked for.
+            resources: what the cluster has.
+            least: CPUs that must be left for others.
+
+        Raises:
+            RequestError: the cluster has not as much.
+        """
+        cuda = resources.device == "cuda"
+        if cuda and resources.gpus < workers:
+            raise RequestError(f"{key}={workers} need as many GPUs, and the cluster has {resources.gpus:g}")
+        cpus = min(1.0 if cuda else float(threads), math.floor((resources.cpus - least) / workers * 100) / 100)
+        if cpus <= 0:
+            raise RequestError(f"{resources.cpus:g} CPU has no room for {key}={workers}: raise runtime.num_cpus")
+        return cls(workers, cpus, float(cuda))
+
+
+def train(
+    loop: Callable[[dict[str, Any]], None],
+    config: dict[str, Any],
+    group: Group,
+    folder: Folder,
+    restarts: int,
+    key: str,
+    watch: Callable[[Future[Any]], None],
+) -> None:
+    """Run a loop to its end.
+
+    Args:
+        loop: what each worker runs.
+        config: that it is given.
+        group: the workers.
+        folder: of the training; what Ray Train leaves there is removed.
+        restarts: of workers that died.
+        key: the setting that says how many, for messages.
+        watch: told of the future of the whole, waits until it is done and takes its result.
+
+    Raises:
+        CurationError: a worker's own, or that it died too often.
+        OSError: a worker's own.
+    """
+    store = folder.child("ray")  # Ray Train wants a folder that all nodes see; nothing of worth lies there
+    trainer = TorchTrainer(
+        loop,
+        train_loop_config=config,
+        torch_config=TorchConfig(timeout_s=PATIENCE),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=group.workers,
+            use_gpu=group.gpus > 0,
+            resources_per_worker={"CPU": group.cpus, **({"GPU": group.gpus} if group.gpus else {})},
+        ),
+        run_config=ray.train.RunConfig(
+            name="train",
+            storage_path=store.full(""),
+            storage_filesystem=None if store.local else pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(store.fs)),
+            failure_config=ray.train.FailureConfig(max_failures=restarts),
+        ),
+    )
+    finished: Future[Any] = Future()
+
+    def fit() -> None:
+        try:
+            finished.set_result(trainer.fit())
+        except BaseException as error:  # noqa: BLE001 - told to whoever waits
+            finished.set_exception(error)
+
+    Thread(
+        target=fit, daemon=True
+    ).start()  # in the main thread Ray Train would take Ctrl-C for itself, and exit with 0
+    try:
+        watch(finished)
+    except ray.train.WorkerGroupError as error:
+        for cause in error.worker_failures.values():
+            known = getattr(cause, "cause", cause)
+            if isinstance(known, CurationError | OSError):
+                raise known from error
+        rank, cause = next(iter(error.worker_failures.items()))
+        reason = " ".join(str(cause).split())[-300:]
+        raise CurationError(
+            f"worker {rank} of the training failed more than {key}={restarts} times; "
+            f"the same command goes on from the last checkpoint: {reason}"
+        ) from error
+    finally:
+        store.discard("")
