@@ -26,7 +26,7 @@ from curation.catalog.labels import Labels
 from curation.catalog.store import CatalogStore, chunks
 from curation.catalog.tiles import build_tiles
 from curation.config import to_dict
-from curation.distillation.captions import Captioned, few
+from curation.distillation.captions import Captioned, captions_count, few
 from curation.distillation.classes import build_classes, warn_of_small
 from curation.distillation.drawn import Drawn
 from curation.distillation.fit import Task, fit, model_folder
@@ -243,10 +243,11 @@ class _Distillation:
 
     def _texts(self) -> list[str]:
         """What a model of text is told of each class; nothing where there is none."""
+        wanted = captions_count(self.settings)
         if self.weights is None:
             return []
         captions: list[Any] = []
-        if self.settings.captions == "aggregated":
+        if wanted:
             arguments = self.catalog.store, self.source
             captions = [submit(_captions, *arguments, list(some)) for some in chunks(self.shards, 100)]
         texts: list[str] = ray.get(submit(_class_texts, self.weights, self.classes.names, self.settings, *captions))
