@@ -30,7 +30,7 @@ from curation.distillation.captions import Captioned, captions_count, few
 from curation.distillation.classes import build_classes, warn_of_small
 from curation.distillation.drawn import Drawn
 from curation.distillation.fit import Task, fit, model_folder
-from curation.distillation.generate import Spec, build_prototypes, generate, pixels_of, read_drawn
+from curation.distillation.generate import PROTOTYPES, Spec, build_prototypes, generate, pixels_of, read_drawn
 from curation.distillation.judge import Exam, Test, held_out, judge, tell_leakage, test_rows
 from curation.distillation.latents import Latents, build_latents
 from curation.distillation.leakage import Images, Limits
@@ -282,7 +282,8 @@ class _Distillation:
         own = {key: value for key, value in to_dict(self.settings).items() if key not in APART}
         if self.weights is not None:
             own["weights"] = [file_name(self.weights.name), self.weights.digest]
-        lineage = Lineage({**content, "distill": own}, made_of, limits.as_dict(), self.warnings)
+        digest = hashlib.sha256(folder.read(PROTOTYPES)).hexdigest()
+        lineage = Lineage({**content, "distill": own}, {**made_of, "prototypes": digest}, limits.as_dict(), self.warnings)
         provenance = run.provenance()
         provenance["versions"] |= versions(LIBRARIES)
         units = Units.of(self.catalog.artefact)

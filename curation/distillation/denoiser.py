@@ -44,9 +44,7 @@ class Denoiser(nn.Module):
         signal: float32 (times,) abar.
     """
 
-    def __init__(
-        self, net: Any, scheduler: DDIMScheduler, texts: Tensor | None = None, base: Weights | None = None
-    ) -> None:
+    def __init__(self, net: Any, scheduler: Any, texts: Tensor | None = None, base: Weights | None = None) -> None:
         super().__init__()
         self.signal: Tensor
         self.texts: Tensor | None
@@ -118,9 +116,9 @@ class Denoiser(nn.Module):
 
             net = PeftModel.from_pretrained(load_unet(base), folder)
         else:
-            made_by = UNet2DModel if texts is None else UNet2DConditionModel
+            made_by: Any = UNet2DModel if texts is None else UNet2DConditionModel
             net = made_by.from_pretrained(folder, local_files_only=True)
-        scheduler = DDIMScheduler.from_pretrained(folder, local_files_only=True)
+        scheduler = DDIMScheduler.from_pretrained(folder, local_files_only=True)  # type: ignore[no-untyped-call]
         return cls(net, scheduler, texts, base).to(device).eval()
 
 
