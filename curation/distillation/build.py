@@ -283,7 +283,8 @@ class _Distillation:
         if self.weights is not None:
             own["weights"] = [file_name(self.weights.name), self.weights.digest]
         digest = hashlib.sha256(folder.read(PROTOTYPES)).hexdigest()
-        lineage = Lineage({**content, "distill": own}, {**made_of, "prototypes": digest}, limits.as_dict(), self.warnings)
+        made_of = {**made_of, "prototypes": digest}
+        lineage = Lineage({**content, "distill": own}, made_of, limits.as_dict(), self.warnings)
         provenance = run.provenance()
         provenance["versions"] |= versions(LIBRARIES)
         units = Units.of(self.catalog.artefact)

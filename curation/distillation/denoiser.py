@@ -118,7 +118,7 @@ class Denoiser(nn.Module):
         else:
             made_by: Any = UNet2DModel if texts is None else UNet2DConditionModel
             net = made_by.from_pretrained(folder, local_files_only=True)
-        scheduler = DDIMScheduler.from_pretrained(folder, local_files_only=True)  # type: ignore[no-untyped-call]
+        scheduler = DDIMScheduler.from_pretrained(folder, local_files_only=True)
         return cls(net, scheduler, texts, base).to(device).eval()
 
 
