@@ -27,7 +27,7 @@ JOBS = {
     "pretrain": "train an encoder on the archive alone, perhaps pruning it on the way, for encoder=timm",
     "distill": "a labelled archive in a few synthetic images a class, and what they are worth",
     "inspect": "URL: what lies there, and a config to begin with",
-    "plan": "shards, bytes, expected time and cost; --pilot N measures N shards first",
+    "plan": "shards, bytes, expected time and cost; --pilot N measures N shards first; --distill: curate distill's too",
     "explain": "MANIFEST SAMPLE: which rule decided, and which kept sample stands for it",
     "verify": "MANIFEST [--deep]: hashes and counts; --deep: every kept sample is still readable",
     "diff": "[A] B [--out FILE.parquet]: what came, what went and why, from manifest A (or B's parent) to B",

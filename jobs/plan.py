@@ -1,4 +1,4 @@
-"""``curate plan [--pilot N]``: shards, bytes, expected time and cost, before spending them."""
+"""``curate plan [--pilot N] [--distill]``: shards, bytes, expected time and cost, before spending them."""
 
 import json
 import logging
@@ -16,7 +16,7 @@ from curation.errors import RequestError
 
 def run(arguments: Sequence[str]) -> dict[str, Any]:
     """Plan; only a pilot starts Ray and writes to the workspace."""
-    rest, pilot = list(arguments), 0
+    rest, pilot = [argument for argument in arguments if argument != "--distill"], 0
     if "--pilot" in rest:
         position = rest.index("--pilot")
         number = rest[position + 1] if position + 1 < len(rest) else ""
@@ -29,6 +29,10 @@ def run(arguments: Sequence[str]) -> dict[str, Any]:
     roots = list_archive(config.archive.url, config.runtime.storage, config.archive)
     tables = open_tables(config.archive.tables, config.runtime.storage)
     result = plan(config, roots, pilot, open_filter(tables, config.archive.filter))
+    if "--distill" in arguments:
+        from curation.distillation.plan import plan_distillation  # torch and diffusers
+
+        result["distill"] = plan_distillation(config, roots, tables, result)
     logging.getLogger("curation").info(json.dumps(result, indent=2))
     return result
 

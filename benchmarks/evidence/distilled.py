@@ -37,19 +37,25 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from curation.distillation.autoencoder import Autoencoder, new_autoencoder
-from curation.distillation.classifier import LatentClassifier, accuracy, new_classifier, validation_rows
-from curation.distillation.denoiser import Denoiser, new_denoiser
-from curation.distillation.guidance import draw, margin, noise
-from curation.distillation.prototypes import class_prototypes, nearest_real
-from curation.distillation.training import autoencoder_course, classifier_course, diffusion_course
 from numpy.typing import NDArray
 
 from benchmarks.evidence.noisy import BANDS, ENCODER, RANGES, SIZE, judged, prepare
 from benchmarks.output import print_result
 from curation.archive.sample import Member, Sample
-from curation.distillation.settings import DistillConfig
+from curation.distillation.autoencoder import Autoencoder, new_autoencoder
+from curation.distillation.classifier import LatentClassifier, accuracy, new_classifier, validation_rows
+from curation.distillation.denoiser import Denoiser, new_denoiser
+from curation.distillation.guidance import draw, margin, noise
+from curation.distillation.prototypes import class_prototypes, nearest_real
+from curation.distillation.settings import (
+    AutoencoderConfig,
+    ClassifierConfig,
+    DiffusionConfig,
+    DistillConfig,
+    GuidanceConfig,
+)
 from curation.distillation.students import random_rows, summarise, train_student
+from curation.distillation.training import autoencoder_course, classifier_course, diffusion_course
 from curation.encoders.base import Encoder, build_encoder, fit_artefact
 from curation.evaluation.coreset import Labelled
 from curation.evaluation.frechet import axes, frechet_distance
@@ -58,7 +64,12 @@ from curation.evaluation.statistics import LEVEL, paired
 
 TESTED = 20  # percent of the images, by hash
 STEPS = 300  # of a student
-MADE = DistillConfig()  # the defaults
+MADE = DistillConfig(  # less than the defaults, for ten minutes of a processor each at most
+    autoencoder=AutoencoderConfig(factor=2, steps=1200, batch=32, rate=2e-3),
+    classifier=ClassifierConfig(steps=300, batch=64),
+    diffusion=DiffusionConfig(steps=2200, batch=32, warm=100),
+    guidance=GuidanceConfig(steps=20, strength=1.25),  # the pulls add up to as much of a latent as the paper's
+)
 CONSISTENCY = 0.1  # as in conf/distill/first.yaml
 SEED = 0  # of the models
 ACCOUNT = "account.json"
@@ -479,6 +490,8 @@ def run(options: argparse.Namespace) -> None:
     arms = list(dict.fromkeys(wanted))
     pending = [arm for arm in arms if not (options.work / "arms" / f"{arm}.json").exists()]
     train_models(*where, models_of(arm.way for arm in pending))
+    if options.models:
+        return
     draws = dict.fromkeys(drawing(arm) for arm in pending if arm.way in DRAWN)
     wanting = [one for one in draws if not drawn_path(options.work, one).exists()]
     print(f"{len(wanting)} sets to draw, {len(pending)} of {len(arms)} arms to judge", file=sys.stderr)
@@ -522,6 +535,7 @@ def main() -> None:
         help="random always among them; tables show all that is there",
     )
     two.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)), help="at a time")
+    two.add_argument("--models", action="store_true", help="train the models that the arms need, and stop")
     options = parser.parse_args()
     if options.command == "prepare":
         print(json.dumps(prepare(options.archive, options.tiles, options.size)))

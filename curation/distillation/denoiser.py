@@ -116,7 +116,7 @@ class Denoiser(nn.Module):
 
             net = PeftModel.from_pretrained(load_unet(base), folder)
         else:
-            made_by = UNet2DModel if texts is None else UNet2DConditionModel
+            made_by: Any = UNet2DModel if texts is None else UNet2DConditionModel
             net = made_by.from_pretrained(folder, local_files_only=True)
         scheduler = DDIMScheduler.from_pretrained(folder, local_files_only=True)
         return cls(net, scheduler, texts, base).to(device).eval()
