@@ -50,7 +50,8 @@ def start_ray(config: RuntimeConfig) -> Resources:
     """
     if not ray.is_initialized():
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")  # a busy machine takes longer than 30
+        os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")  # a busy machine takes longer than 30,
+        os.environ.setdefault("RAY_agent_register_timeout_ms", "120000")  # and this is a part of it
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what matters reaches us as exceptions
         common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
         try:

@@ -20,6 +20,7 @@ import curation.storage.retries
 from tests.browser import Browser, find_browser
 from tests.command import Outcome, curate
 from tests.faulty_proxy import Watched, watched
+from tests.forked_workers import forked_workers
 from tests.recipes import write_sample_archive
 from tests.s3 import S3
 
@@ -32,6 +33,8 @@ SLOW = (
     "test_object_store",
     "test_resume",
     "test_compare",
+    "test_recurate",
+    "test_submit",
     "test_choose",
     "test_catalog",
     "test_metrics",
@@ -72,11 +75,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def ray_local() -> Iterator[None]:
     """A small local Ray, started once a session."""
-    os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")  # a busy machine takes longer than 30
+    os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")  # a busy machine takes longer than 30,
+    os.environ.setdefault("RAY_agent_register_timeout_ms", "120000")  # and this is a part of it
     os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "600000")  # not 1000: the next test needs them
-    ray.init(num_cpus=2, include_dashboard=False, object_store_memory=200 << 20, log_to_driver=False)
-    yield
-    ray.shutdown()
+    with forked_workers():
+        ray.init(num_cpus=2, include_dashboard=False, object_store_memory=200 << 20, log_to_driver=False)
+        yield
+        ray.shutdown()
 
 
 @pytest.fixture(scope="module")

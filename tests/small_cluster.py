@@ -88,6 +88,7 @@ class Cluster:
         self.port = free_port()
         self.environment = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), **settings}
         own = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_raylet_start_wait_time_s": "120"}
+        own |= {"RAY_agent_register_timeout_ms": "120000"}
         environment = os.environ | own | self.environment
         self.head = Node(folder, "head", head_cpus, environment)
         self.workers = [Node(folder, f"worker{number}", 1, environment) for number in range(1, workers + 1)]

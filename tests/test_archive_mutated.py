@@ -1,4 +1,4 @@
-"""Files with bytes flipped, overwritten or cut: no crash, no hang, and every sample is an image or a reason."""
+"""Files with bytes flipped, overwritten, swapped or cut: no crash, no hang, every sample is an image or a reason."""
 
 import random
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from curation.config import ArchiveConfig
 from curation.errors import BadSample
 from tests.archive_tools import read_all
 from tests.containers import major_tom_row, optical, ssl4eo, store, write_major_tom, write_terramesh, zip_store
-from tests.recipes import npy
+from tests.recipes import geotiff, npy, write_tar
 
 BOTH = ["S2L2A", "S1GRD"]
 
@@ -43,6 +43,11 @@ def zarr_3(folder: Path) -> Path:
     return folder / "a.zarr.zip"
 
 
+def tar(folder: Path) -> Path:
+    members = [(f"{n}.tif", geotiff(optical(n, 12).astype(np.uint16), nodata="0")) for n in range(4)]
+    return write_tar(folder / "a.tar", [*members, *((f"{n}.json", b'{"label": "a"}') for n in range(4))])
+
+
 def joined(folder: Path) -> Path:
     write_terramesh(folder, BOTH, shards=1, each=4, splits=["train"])
     return next(folder.rglob("S1GRD/*.tar"))
@@ -50,7 +55,7 @@ def joined(folder: Path) -> Path:
 
 def mutated(data: bytes, rng: random.Random) -> bytes:
     """Some damage, half of it near the end, where indices lie."""
-    changed, how = bytearray(data), rng.randrange(4)
+    changed, how = bytearray(data), rng.randrange(5)
     for _ in range(rng.choice([1, 1, 3, 20])):
         near_end = max(0, len(changed) - 1 - int(rng.expovariate(1 / 800)))
         at = rng.randrange(len(changed)) if rng.random() < 0.5 else near_end
@@ -60,12 +65,17 @@ def mutated(data: bytes, rng: random.Random) -> bytes:
             changed[at : at + rng.randrange(1, 40)] = rng.randbytes(rng.randrange(1, 40))
         elif how == 2:
             changed[at] = rng.choice([0, 255, 127, 128])
+        elif how == 3:
+            other = rng.randrange(len(changed))
+            one, two = sorted((at, other))
+            size = min(rng.randrange(1, 600), two - one, len(changed) - two)
+            changed[one : one + size], changed[two : two + size] = changed[two : two + size], changed[one : one + size]
         else:
             changed = changed[: max(1, at)]
     return bytes(changed)
 
 
-@pytest.mark.parametrize("make", [major_tom, snappy, zarr_2, zarr_3, joined], ids=lambda make: make.__name__)
+@pytest.mark.parametrize("make", [tar, major_tom, snappy, zarr_2, zarr_3, joined], ids=lambda make: make.__name__)
 def test_damaged_files_cost_what_is_damaged(make: Callable[[Path], Path], tmp_path: Path) -> None:
     path = make(tmp_path)
     config = ArchiveConfig(modalities=BOTH if make is joined else None)
@@ -74,7 +84,7 @@ def test_damaged_files_cost_what_is_damaged(make: Callable[[Path], Path], tmp_pa
     for _ in range(40):
         path.write_bytes(mutated(whole, rng))
         items = read_all(path if make is not joined else tmp_path, modalities=config.modalities)
-        assert items  # never nothing at all
+        assert [item.index for item in items] == list(range(len(items))) and items  # never nothing at all
         for item in items:
             try:
                 if isinstance(item, Rejection):

@@ -10,6 +10,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import ray
 
 from curation.errors import RequestError
 from jobs import compare
@@ -142,7 +143,8 @@ def test_a_killed_comparison_goes_on(ray_local: None, compared: Compared, tmp_pa
     )
     other = Compared(compared.archive, tmp_path / "workspace", compared.result)
     tag = f"compare-{tmp_path.name}"
-    process = start("compare", *compared.arguments, f"workspace={other.workspace}", CURATE_TEST_RUN=tag)
+    cluster = f"runtime.address={ray.get_runtime_context().gcs_address}"
+    process = start("compare", *compared.arguments, f"workspace={other.workspace}", cluster, CURATE_TEST_RUN=tag)
     arms, deadline = other.folder / "arms", time.monotonic() + 200
     while not (arms.exists() and len(list(arms.glob("*.json"))) > 2) and time.monotonic() < deadline:
         time.sleep(0.2)

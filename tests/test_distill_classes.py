@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from curation.distillation.training import Draws
 from hypothesis import given
 from hypothesis import strategies as st
 
 from curation.distillation.classes import Classes, Members, hold_out, join, warn_of_small
+from curation.distillation.training import Draws
 from curation.errors import RequestError
 from curation.storage import Folder
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import webdataset as wds
@@ -26,10 +27,12 @@ from curation.distillation.write import Lineage, Units, round_robin, write_set
 from curation.encoders.base import Preparation
 from curation.errors import RequestError
 from curation.manifests.explain import explain
+from curation.manifests.loaders import ray_data
 from curation.manifests.loaders.container import find_shard
+from curation.manifests.loaders.order import Order
 from curation.manifests.loaders.torch import TorchSamples
 from curation.manifests.loaders.webdataset import WebDatasetSamples
-from curation.manifests.reading import ManifestReader
+from curation.manifests.reading import ManifestReader, open_catalog
 from curation.manifests.schema import Manifest
 from curation.manifests.verify import verify
 from curation.report import distilled
@@ -42,7 +45,7 @@ LIMITS = {"similarity": 0.99, "ssim": 0.8}
 
 
 def candidates(draw: np.random.Generator, leaking: int) -> tuple[Candidate, ...]:
-    """Four, of which so many of the surest are too near a real image; what is less sure than the kept was not looked at."""
+    """Four, so many of the surest too near a real image; nobody looked at what is less sure than the kept."""
     found = [Candidate(i, float(margin), 0.5) for i, margin in enumerate(draw.normal(size=4))]
     for place, i in enumerate(sorted(range(4), key=lambda i: -found[i].margin)[: leaking + 1]):
         name = sample_id("root0/a.tar", f"real {i}")
@@ -74,7 +77,8 @@ def images(bands: int, side: int = 24) -> Any:
 
 
 def lineage(**more: Any) -> Lineage:
-    return Lineage({"seed": 7, "distill": {"ipc": 3}}, {"archive": {"digest": "d"}, "models": {}}, LIMITS, **more)
+    config = {"seed": 7, "distill": {"ipc": 3}, "archive": {"bands": ["B04"], "tile": {"size": 64}}}
+    return Lineage(config, {"archive": {"digest": "d"}, "models": {}}, LIMITS, **more)
 
 
 def written(folder: Path, units: Units = RGB, drawn: list[Drawn] | None = None, **more: Any) -> Manifest:
@@ -132,6 +136,8 @@ def test_the_same_images_give_the_same_bytes_in_whatever_order_they_come(tmp_pat
     one, two = files(tmp_path / "one/set"), files(tmp_path / "two/set")
     headers = [json.loads(found.pop("manifest.json")) for found in (one, two)]
     assert one == two and sum(name.endswith(".tar") for name in one) == 3
+    made_of = headers[0]["content"]["distilled"]
+    assert made_of["archive"] == {"digest": "d", "config": lineage().config["archive"]} and made_of["limits"] == LIMITS
     assert headers[0]["content"] == headers[1]["content"] and headers[0]["id"] == headers[1]["id"]
     before = (tmp_path / "one/set/manifest.json").stat().st_mtime_ns
     again = write_set(Folder(str(tmp_path / "one/set")), [], images(3), RGB, lineage(), {})
@@ -161,6 +167,19 @@ def test_every_loader_gives_the_pixels_that_were_written(tmp_path: Path) -> None
     tars = sorted(str(path) for path in (tmp_path / "set/shards").iterdir())
     plain = wds.WebDataset(tars, shardshuffle=False).decode("pil").to_tuple("__key__", "png", "json")
     assert [key for key, _, _ in plain] == [one.name(one.chosen) for one in round_robin(drawn) if one.chosen]
+
+
+def test_a_task_of_ray_data_gives_the_files_with_labels_and_all_figures(tmp_path: Path) -> None:
+    reader = ManifestReader(written(tmp_path / "set", shard_bytes=8192).url)
+    order = Order(0, 0, 0)
+    runs = [{**dataclasses.asdict(run), "given": 0} for run in order.runs(reader.shards(), 0, 6)]
+    blocks = ray_data._read(reader, order, None, "all", {}, None, pa.Table.from_pylist(runs))
+    truth = {one.name(one.chosen): (images(3)(one), one) for one in drawing() if one.chosen}
+    for row in pa.concat_tables(blocks).to_pylist():
+        pixels, one = truth.pop(row["key"])
+        assert np.array_equal(np.asarray(Image.open(io.BytesIO(row["image"]))).transpose(2, 0, 1), pixels)
+        assert (row["label"], row["prototype"]) == (one.label, one.sample_id) and row["margin"] is not None
+    assert not truth
 
 
 def test_the_readers_of_prune_find_labels_in_the_shards(tmp_path: Path) -> None:
@@ -230,6 +249,12 @@ def test_explain_says_why_an_image_was_dropped_and_what_stands_for_it(tmp_path: 
             assert f"its margin {candidate.margin:.4g} is not above {chosen.margin:.4g}" in told["why"]
     with pytest.raises(RequestError, match="decides over no sample"):
         explain(manifest.url, "no-such-key")
+
+
+def test_what_needs_a_catalog_says_that_there_is_none(tmp_path: Path) -> None:
+    manifest = ManifestReader(written(tmp_path / "set").url)
+    with pytest.raises(RequestError, match="is a distilled set"):
+        open_catalog(manifest, None)
 
 
 def test_verify_finds_what_was_touched(tmp_path: Path) -> None:

@@ -23,6 +23,8 @@ from curation.distillation.weights import class_texts, embed, load_autoencoder, 
 from curation.errors import RequestError
 from tests.diffusion_recipes import TOKENS, WIDTH, save_model
 
+torch.set_num_threads(1)  # the models are tiny
+
 CLASSES = ["BareLand", "Pond"]
 TEXTS = ["A satellite image of bare land", "A satellite image of pond"]
 RGB = ("red", "green", "blue")
@@ -231,6 +233,21 @@ def test_all_of_the_unet_can_be_trained_and_kept(folder, tmp_path):
     assert torch.equal(drawn(Denoiser.load(kept)), drawn(denoiser))
     first = load_denoiser(find_weights(str(folder)), TEXTS, FULL, seed=0)
     assert not torch.allclose(drawn(denoiser), drawn(first), atol=0.1)
+
+
+def test_the_unet_learns_what_its_texts_tell_apart(tmp_path):
+    """Latents of one class are 1, of the other -1; the same noise then becomes the one or the other."""
+    weights = find_weights(str(save_model(tmp_path / "model", "v_prediction")))
+    settings = DiffusionConfig(adapt="full", rate=3e-3, warm=0, batch=8, steps=40)
+    denoiser = load_denoiser(weights, ["7 " * 70, "z " * 70], settings, seed=0)
+    codes = torch.arange(8) % 2
+    mean = (2.0 * codes - 1)[:, None, None, None].expand(8, 4, 16, 16)
+    course = diffusion_course(denoiser, codes.numpy(), settings, seed=0)
+    course.train(lambda rows: (mean[rows], torch.full_like(mean[rows], 0.1), codes[rows]))
+    course.finish()
+    alike = noise(1).expand(2, 4, 16, 16)
+    made = draw(denoiser, alike, torch.tensor([0, 1]), None, GuidanceConfig(steps=8, classes=1.0)).mean((1, 2, 3))
+    assert made[0] < -0.4 and made[1] > 0.4
 
 
 def test_an_autoencoder_is_kept(folder, tmp_path):

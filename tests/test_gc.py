@@ -260,6 +260,16 @@ def test_the_last_days_manifests_stay(tmp_path: Path) -> None:
     assert ids[0] in collect(Folder(str(tmp_path)), 0, now=published + 87_000)["manifests"]["first"]
 
 
+def test_what_a_distilled_set_names_stays(tmp_path: Path) -> None:
+    chain(tmp_path)
+    assert "clusters/c0" in (before := collect(Folder(str(tmp_path)), 0)["folders"])["first"]
+    header = {"id": "x", "content": {"distilled": {"catalog": "cat0", "clusters": "c0"}}}
+    write(tmp_path / "distilled/abc/manifest.json", json.dumps(header).encode())
+    write(tmp_path / "distilled/abc/students/0123/random-0.json", b"0.5")  # no object, and nobody need read it
+    assert "clusters/c0" not in (after := collect(Folder(str(tmp_path)), 0)["folders"])["first"]
+    assert after["count"] == before["count"] - 1
+
+
 def test_what_is_put_in_force_meanwhile_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A rollback between gc's look and its first removal: one of the two notices, and all is as it was."""
     lineage, ids = chain(tmp_path)

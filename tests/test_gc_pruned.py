@@ -11,26 +11,25 @@ from curation.manifests.explain import explain
 from curation.manifests.latest import read_latest
 from curation.manifests.verify import verify
 from curation.storage import Folder
-from tests.command import curate
+from jobs import select
 from tests.conftest import Pruned
 
 TWO_DAYS = 2 * 86_400
 
 
-def test_a_workspace_of_two_curations(pruned: Pruned, tmp_path: Path) -> None:
+def test_a_workspace_of_two_curations(ray_local: None, pruned: Pruned, tmp_path: Path) -> None:
     folder = tmp_path / "workspace"
     shutil.copytree(pruned.workspace, folder)
     workspace, manifests = Folder(str(folder)), folder / "manifests"
     first = pruned.folder.name
     assert read_latest(workspace, None).id == first
     assert json.loads((manifests / "latest.json").read_text()) == {"id": first}
-    more = curate("select", *pruned.arguments, f"workspace={folder}", "name=more", "select.budget=0.3", "cluster.k=9")
-    assert more.status == 0, more.stderr
-    second = more.file("manifest").parent.name
+    more = select.run([*pruned.arguments, f"workspace={folder}", "name=more", "select.budget=0.3", "cluster.k=9"])
+    second = more["manifest"].split("/")[-2]
     assert (read_latest(workspace, None).id, read_latest(workspace, "more").id) == (first, second)
 
     told = diff(str(manifests / "latest.json"), str(manifests / "latest-more.json"))
-    assert told["kept"]["after"] == more.result["kept"] and told["clusters"] == "other"
+    assert told["kept"]["after"] == more["kept"] and told["clusters"] == "other"
     assert {row["name"] for row in told["by"]["class"]["most"]} - {"?"}
 
     later = time.time() + TWO_DAYS
@@ -40,7 +39,7 @@ def test_a_workspace_of_two_curations(pruned: Pruned, tmp_path: Path) -> None:
     assert removed["manifests"]["first"] == [first] and removed["left"]["count"] == 0
     assert [name.partition("/")[0] for name in removed["folders"]["first"]] == ["clusters", "reports"]
     whole = verify(str(manifests / "latest-more.json"), deep=True)
-    assert whole["problems"] == [] and whole["read"] == more.result["kept"]
+    assert whole["problems"] == [] and whole["read"] == more["kept"]
     assert explain(str(manifests / "latest-more.json"), _key(folder, second))["decision"] == "kept"
 
 

@@ -17,7 +17,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
-from ray.data import ActorPoolStrategy
 from ray.exceptions import RayActorError
 
 from curation.archive.listing import Root
@@ -248,6 +247,8 @@ def _encode(
     resources: Resources,
     filter: TableFilter | None,
 ) -> None:
+    from ray.data import ActorPoolStrategy  # half a second of imports, which no worker that takes tasks from here needs
+
     runtime = config.runtime
     actors, cpus, ahead = _pool(config, resources, len(pending))
     deadline = time.time() + runtime.max_hours * 3600 if runtime.max_hours else None

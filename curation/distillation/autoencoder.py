@@ -94,7 +94,7 @@ class Autoencoder(nn.Module):
     @classmethod
     def load(cls, folder: Path, device: str = "cpu") -> Autoencoder:
         """What :meth:`save` wrote, or a network of diffusers without ``latents.json``."""
-        net = AutoencoderKL.from_pretrained(folder, local_files_only=True)  # type: ignore[no-untyped-call]
+        net = AutoencoderKL.from_pretrained(folder, local_files_only=True)
         path = folder / LATENTS
         values = json.loads(path.read_text()) if path.exists() else {}
         return cls(net, values.get("shift"), values.get("scale")).to(device).eval()
@@ -105,7 +105,7 @@ def new_autoencoder(bands: int, settings: AutoencoderConfig, seed: int) -> Autoe
     widths = WIDTHS[: int(math.log2(settings.factor)) + 1]
     with torch.random.fork_rng(devices=[]):  # the first weights are drawn from torch's global state
         torch.manual_seed(seed)
-        net = AutoencoderKL(  # type: ignore[no-untyped-call]
+        net = AutoencoderKL(
             in_channels=bands,
             out_channels=bands,
             down_block_types=("DownEncoderBlock2D",) * len(widths),

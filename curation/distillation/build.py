@@ -26,11 +26,11 @@ from curation.catalog.labels import Labels
 from curation.catalog.store import CatalogStore, chunks
 from curation.catalog.tiles import build_tiles
 from curation.config import to_dict
-from curation.distillation.captions import Captioned, few
+from curation.distillation.captions import Captioned, captions_count, few
 from curation.distillation.classes import build_classes, warn_of_small
 from curation.distillation.drawn import Drawn
 from curation.distillation.fit import Task, fit, model_folder
-from curation.distillation.generate import Spec, build_prototypes, generate, pixels_of, read_drawn
+from curation.distillation.generate import PROTOTYPES, Spec, build_prototypes, generate, pixels_of, read_drawn
 from curation.distillation.judge import Exam, Test, held_out, judge, tell_leakage, test_rows
 from curation.distillation.latents import Latents, build_latents
 from curation.distillation.leakage import Images, Limits
@@ -243,10 +243,11 @@ class _Distillation:
 
     def _texts(self) -> list[str]:
         """What a model of text is told of each class; nothing where there is none."""
+        wanted = captions_count(self.settings)
         if self.weights is None:
             return []
         captions: list[Any] = []
-        if self.settings.captions == "aggregated":
+        if wanted:
             arguments = self.catalog.store, self.source
             captions = [submit(_captions, *arguments, list(some)) for some in chunks(self.shards, 100)]
         texts: list[str] = ray.get(submit(_class_texts, self.weights, self.classes.names, self.settings, *captions))
@@ -281,6 +282,8 @@ class _Distillation:
         own = {key: value for key, value in to_dict(self.settings).items() if key not in APART}
         if self.weights is not None:
             own["weights"] = [file_name(self.weights.name), self.weights.digest]
+        digest = hashlib.sha256(folder.read(PROTOTYPES)).hexdigest()
+        made_of = {**made_of, "prototypes": digest}
         lineage = Lineage({**content, "distill": own}, made_of, limits.as_dict(), self.warnings)
         provenance = run.provenance()
         provenance["versions"] |= versions(LIBRARIES)
@@ -293,7 +296,10 @@ class _Distillation:
         """What students reach; None where none are asked for, or nothing is there to test them on."""
         if not self.settings.students.seeds:
             return None
-        test = self._test(tested, size) if tested else held_out(self.tiles, self.shards, self.classes)
+        if tested:
+            test: Test | None = self._test(tested, size)
+        else:
+            test = ray.get(submit(held_out, self.tiles, self.shards, self.classes))
         if test is None:
             log.warning(
                 "distill: nothing is held out, so that no student tells what the set is worth: give distill.holdout, "

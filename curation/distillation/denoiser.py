@@ -118,7 +118,7 @@ class Denoiser(nn.Module):
         else:
             made_by: Any = UNet2DModel if texts is None else UNet2DConditionModel
             net = made_by.from_pretrained(folder, local_files_only=True)
-        scheduler = DDIMScheduler.from_pretrained(folder, local_files_only=True)  # type: ignore[no-untyped-call]
+        scheduler = DDIMScheduler.from_pretrained(folder, local_files_only=True)
         return cls(net, scheduler, texts, base).to(device).eval()
 
 
@@ -149,7 +149,7 @@ def new_denoiser(channels: int, side: int, classes: int, seed: int) -> Denoiser:
     plain = len(widths) - 1
     with torch.random.fork_rng(devices=[]):  # the first weights are drawn from torch's global state
         torch.manual_seed(seed)
-        net = UNet2DModel(  # type: ignore[no-untyped-call]
+        net = UNet2DModel(
             sample_size=side,
             in_channels=channels,
             out_channels=channels,
@@ -161,7 +161,7 @@ def new_denoiser(channels: int, side: int, classes: int, seed: int) -> Denoiser:
             attention_head_dim=HEAD,
             num_class_embeds=classes + 1,
         )
-    scheduler = DDIMScheduler(  # type: ignore[no-untyped-call]
+    scheduler = DDIMScheduler(
         TIMES,
         beta_schedule="squaredcos_cap_v2",
         prediction_type="v_prediction",

@@ -96,7 +96,7 @@ class Exam:
 
 
 def held_out(tiles: Tiles, shards: Sequence[str], classes: Classes) -> Test | None:
-    """The archive's own samples that nothing has learned from; None where there are none."""
+    """The archive's own samples that nothing has learned from; None where there are none (a task)."""
     codes, held = classes.read()
     rows = np.flatnonzero(held)
     if not len(rows):

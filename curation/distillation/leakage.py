@@ -11,10 +11,14 @@ measures. It is no differential privacy and no bound on what somebody can learn
 from the set; and a prototype pulls its images towards one real image by design.
 """
 
+from __future__ import annotations
+
 import statistics
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Protocol
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +27,10 @@ from numpy.typing import NDArray
 from curation.archive.sample import Member, Sample
 from curation.encoders.base import Encoder
 from curation.selection.sampling import mix, split_ids
+from curation.storage import IN_FLIGHT
+
+if TYPE_CHECKING:  # it imports Ray
+    from curation.catalog.tiles import Tiles
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
@@ -130,7 +138,7 @@ class Embed:
     ranges: Floats
 
     @classmethod
-    def of(cls, encoder: Encoder, artefact: Any) -> "Embed":
+    def of(cls, encoder: Encoder, artefact: Any) -> Embed:
         """By an encoder and the artefact it was built with."""
         return cls(encoder, artefact.bands, artefact.dtype, np.asarray(artefact.arrays["range"], np.float32))
 
@@ -150,17 +158,9 @@ class Embed:
         return Sample("", 0, pixels, np.ones(tile.shape[1:], bool), self.bands, Member("", None, 0))
 
 
-class Tiles(Protocol):
-    """Where tiles are read from: :class:`curation.catalog.tiles.Tiles`."""
-
-    def read(self, shard: str, rows: slice = ...) -> Pixels:
-        """uint8 (n, bands, size, size) of some rows of a shard."""
-        ...
-
-
 @dataclass(frozen=True)
 class Stored:
-    """Reads images by their place among all, one range of bytes each.
+    """Reads images by their places among all, as numpy indexes an array; of each a range of bytes.
 
     Attributes:
         tiles: hold them.
@@ -173,11 +173,33 @@ class Stored:
     shard: NDArray[np.int32]
     row: NDArray[np.int32]
 
-    def __call__(self, place: int) -> Pixels:
-        """uint8 (bands, size, size)."""
-        row = int(self.row[place])
-        (tile,) = self.tiles.read(self.names[int(self.shard[place])], slice(row, row + 1))
-        return np.asarray(tile)
+    def __call__(self, places: Any) -> Pixels:
+        """uint8 (n, bands, size, size); of a single place (bands, size, size)."""
+        wanted = np.atleast_1d(places)
+        found = np.empty((len(wanted), *self.tiles.shape), np.uint8)
+
+        def fetch(number: int) -> None:
+            own = np.flatnonzero(self.shard[wanted] == number)
+            name, rows = self.names[number], self.row[wanted[own]].astype(np.int64)
+            begins = (_first(self.tiles, name) + rows * self.tiles.nbytes).tolist()
+            spans = [(begin, begin + self.tiles.nbytes) for begin in begins]
+            data = b"".join(self.tiles.folder.read_ranges(self.tiles.path(name), spans))
+            found[own] = np.frombuffer(data, np.uint8).reshape(-1, *self.tiles.shape)
+
+        numbers = np.unique(self.shard[wanted]).tolist()
+        if self.tiles.folder.local:
+            for number in numbers:
+                fetch(number)
+        else:
+            with ThreadPoolExecutor(IN_FLIGHT) as pool:
+                list(pool.map(fetch, numbers))
+        return found if np.ndim(places) else found[0]
+
+
+@lru_cache(1 << 16)
+def _first(tiles: Tiles, shard: str) -> int:
+    """Where in a shard's file its tiles begin, in bytes."""
+    return tiles.place(shard)[0]
 
 
 @dataclass(frozen=True)
@@ -187,15 +209,15 @@ class Images:
     Attributes:
         ids: bytes S32 (n,), their sample_ids.
         vectors: float16 or float32 (n, dim), unit length.
-        read: gives the pixels of one, uint8 (bands, s, s), by its place.
+        read: gives the pixels of some, uint8 (n, bands, s, s), by their places; of a single one (bands, s, s).
     """
 
     ids: NDArray[np.bytes_]
     vectors: NDArray[Any]
-    read: Callable[[int], Pixels]
+    read: Callable[[Any], Pixels]
 
     @classmethod
-    def held(cls, ids: Sequence[str], pixels: Pixels, embed: Embed) -> "Images":
+    def held(cls, ids: Sequence[str], pixels: Pixels, embed: Embed) -> Images:
         """Of images that fit the memory, uint8 (n, bands, s, s)."""
         return cls(np.array(ids, "S32"), embed(pixels), pixels.__getitem__)
 
@@ -280,7 +302,7 @@ class Checker:
     def among(self, places: NDArray[np.int64]) -> list[Seen]:
         """The nearest other one to each of these images."""
         vectors = self.images.vectors[places].astype(np.float32)
-        return self._find(vectors, lambda i: self.images.read(int(places[i])), places)
+        return self._find(vectors, lambda i: self.images.read(places[i]), places)
 
     def _find(self, vectors: Floats, read: Callable[[int], Pixels], own: NDArray[np.int64]) -> list[Seen]:
         """``own``: the place of each one among the images, which does not count; -1: it is none of them."""
@@ -317,7 +339,7 @@ class Checker:
 
     def _ssim(self, image: Pixels, places: NDArray[np.int64]) -> Doubles:
         """Of each of these images the largest over the ways to turn ``image``."""
-        others = _Moments(_reduced(np.stack([self.images.read(int(place)) for place in places])))
+        others = _Moments(_reduced(self.images.read(places)))
         found: Doubles = _ssim(_Moments(_reduced(views(image))), others).max(axis=0)
         return found
 
@@ -337,7 +359,7 @@ class Baseline:
     ssim: Doubles
 
     @classmethod
-    def of(cls, seen: Sequence[Seen]) -> "Baseline":
+    def of(cls, seen: Sequence[Seen]) -> Baseline:
         """By what `Checker.among` found."""
         return cls(np.array([one.similarity for one in seen]), np.array([one.ssim for one in seen]))
 
@@ -421,7 +443,7 @@ class Membership:
     prototypes: dict[str, Area] | None
 
     @classmethod
-    def of(cls, training: Sequence[Seen], held_out: Sequence[Seen], prototypes: Sequence[Seen]) -> "Membership":
+    def of(cls, training: Sequence[Seen], held_out: Sequence[Seen], prototypes: Sequence[Seen]) -> Membership:
         """By what a `Checker` of the synthetic images sees of real ones; no prototype is among ``training``."""
         return cls(_areas(training, held_out), _areas(prototypes, training))
 

@@ -10,6 +10,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -64,7 +65,7 @@ def plan_distillation(config: Config, roots: Sequence[Root], tables: Sequence[Ta
     steps = {
         "autoencoder": 0 if settings.weights else settings.autoencoder.steps,
         "classifier": min(settings.classifier.steps, passes),
-        "denoiser": diffusion.steps,
+        "denoiser": diffusion.steps or 0,
         "students": settings.students.seeds * ARMS * settings.students.steps,
     }
     twice = settings.guidance.classes != 1
@@ -160,8 +161,7 @@ def _measured(settings: DistillConfig, bands: int, classes: int) -> dict[str, fl
     }
     found = {}
     for name, (course, data) in courses.items():
-        rows = course.recipe.batch
-        found[name] = _seconds(lambda course=course, data=data, rows=rows: course.step(tuple(x[:rows] for x in data)))
+        found[name] = _seconds(partial(course.step, tuple(x[: course.recipe.batch] for x in data)))
     students = tiles.numpy(), codes
     found["students"] = _seconds(lambda: train_classifier(*students, classes, steps=TIMED, seed=0), 1) / TIMED
     some = tiles[: min(16, most)]

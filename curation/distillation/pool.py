@@ -77,11 +77,13 @@ class Pool:
         Raises:
             CurationError: a maker's own, or that an actor died too often.
         """
-        options = {"max_restarts": self.restarts, "max_task_retries": self.restarts}
-        actor = ray.remote(num_cpus=self.cpus, num_gpus=self.gpus, **options)(_Actor)
+        actor: Any = ray.remote(
+            num_cpus=self.cpus, num_gpus=self.gpus, max_restarts=self.restarts, max_task_retries=self.restarts
+        )(_Actor)
         actors: list[Any] = [actor.remote(maker, *arguments) for _ in range(min(self.actors, len(items)))]
+        pool: Any = ActorPool(actors)
         try:
-            yield from ActorPool(actors).map_unordered(lambda one, item: one.make.remote(item), items)
+            yield from pool.map_unordered(lambda one, item: one.make.remote(item), items)
         except RayActorError as error:
             reason = " ".join(str(error).split())[-300:]
             raise CurationError(

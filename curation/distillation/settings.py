@@ -8,7 +8,7 @@ from curation.errors import require
 
 ADAPT = ("lora", "full")
 CAPTIONS = ("template", "aggregated")
-GIVEN, SCRATCH = (20000, 8, 5e-4), (8000, 64, 1e-3)  # steps, batch and rate of diffusion; the second a choice
+GIVEN, SCRATCH = (20000, 8, 5e-4), (2500, 32, 1e-3)  # steps, batch and rate of diffusion; the second a choice
 
 
 @dataclass
@@ -23,10 +23,10 @@ class AutoencoderConfig:
     """The autoencoder that is trained where no weights are given."""
 
     channels: int = 4
-    factor: int = 4
-    steps: int = 3000
-    batch: int = 64
-    rate: float = 1e-3
+    factor: int = 2
+    steps: int = 1500
+    batch: int = 32
+    rate: float = 2e-3
 
     def __post_init__(self) -> None:
         _positive("autoencoder", self, "channels", "steps", "batch", "rate")
@@ -40,8 +40,8 @@ class ClassifierConfig:
     """The classifier on latents, which chooses among candidates and teaches consistency."""
 
     epochs: int = 200
-    steps: int = 5000
-    batch: int = 128
+    steps: int = 600
+    batch: int = 64
     rate: float = 1e-3
     decay: float = 1e-3
     dropout: float = 0.1

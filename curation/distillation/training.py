@@ -36,7 +36,7 @@ STATISTICS = "running_mean", "running_var", "num_batches_tracked"
 CLIP = 1.0  # longest gradient
 WARM_EPOCHS = 5  # of the classifier (DPD's released code)
 WARM_SHARE = 0.1  # of its steps, at most
-KL = 1e-4  # weight of the autoencoder's, per number of the latent
+KL = 1e-6  # weight of the autoencoder's, per number of the latent
 EDGES = 1.0  # weight of the differences between neighbouring pixels
 AVERAGED = 0.999  # decay of the average of a diffusion model's weights that is trained from scratch
 
@@ -338,7 +338,7 @@ def diffusion_loss(
     noisy, target = model.noised(clean, noise, times)
     predicted = model(noisy, times, torch.where(untold, model.classes, codes))
     weights = snr_weights(model.signal[times], settings.snr, model.velocity)
-    loss = (weights * (predicted - target).square().mean((1, 2, 3))).mean()
+    loss: Tensor = (weights * (predicted - target).square().mean((1, 2, 3))).mean()
     if settings.consistency:
         assert teacher is not None
         teacher.eval()

@@ -104,7 +104,8 @@ class Lineage:
     """What a distilled set was made of and how; all of it counts in its id.
 
     Attributes:
-        config: of the run, without URLs and runtime; at least ``distill`` and ``seed``.
+        config: of the run, without URLs and runtime; at least ``distill`` and ``seed``. ``archive`` is how the real
+            images were read; in the header it stands with what the set is made of, as the set is read in another way.
         made_of: ``archive`` (root names and digest), ``catalog`` and ``artefact`` (ids), ``models`` (their ids),
             ``prototypes`` (the digest of their table), and whatever else decided.
         limits: ``similarity`` and ``ssim`` from which on an image leaks; ``None``: none was dropped for it.
@@ -272,6 +273,7 @@ def _content(decisions: pa.Table, units: Units, lineage: Lineage, files: str) ->
     reasons = {pair["values"]: pair["counts"] for pair in decisions["reason"].value_counts().to_pylist()}
     kept = reasons.get(CHOSEN, 0)
     read = {"band_names": list(units.bands)} if units.drawable else {}  # a PNG says of no band what it is called
+    archive = {**lineage.made_of.get("archive", {}), "config": lineage.config.get("archive")}
     return {
         "archive": {"roots": [ROOT], "digest": None},
         "bands": list(units.bands),
@@ -287,7 +289,7 @@ def _content(decisions: pa.Table, units: Units, lineage: Lineage, files: str) ->
             "reasons": dict(sorted(reasons.items())),
         },
         "selection": {"budget": kept, "nested": True},
-        "distilled": {**lineage.made_of, "limits": lineage.limits and dict(lineage.limits)},
+        "distilled": {**lineage.made_of, "archive": archive, "limits": lineage.limits and dict(lineage.limits)},
         "warnings": list(lineage.warnings),
         "parent": None,
         "files": files,

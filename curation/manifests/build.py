@@ -392,14 +392,14 @@ class _Selection:
         own = np.arange(len(lengths), dtype=np.int32)[:, None]
         neighbours = np.repeat(own, width, axis=1)  # itself, where few others are known
         neighbours[np.arange(width) < lengths[:, None]] = listed.flatten().to_numpy()
-        sizes = self.sizes
+        sizes, fresh = self.sizes, None
         if self.again is not None:
             files = [file.path.removeprefix("../") for file in self.again.files(SKETCHES)]
             around = self.again.parent.parent
-            self.parts = find_alike(self.parts, self.shards, self.shared, neighbours, around, files)
+            self.parts, fresh = find_alike(self.parts, self.shards, self.shared, neighbours, around, files)
             sizes = self.total(steps.count_compared, len(sizes))
         groups, self.told["duplicates"], self.sketches = find_duplicates(
-            self.parts, self.shards, self.shared, sizes, neighbours, self.folder
+            self.parts, self.shards, self.shared, sizes, neighbours, self.folder, fresh
         )
         self.mark(groups, "duplicate")
 

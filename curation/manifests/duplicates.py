@@ -36,11 +36,12 @@ def find_duplicates(
     sizes: NDArray[np.int64],
     neighbours: NDArray[np.int32],
     folder: Folder,
+    sketches: Any = None,
 ) -> tuple[Any, dict[str, int], list[File]]:
     """Find every duplicate and its representative, and write sketches of all rows that nothing stands for.
 
-    Where the parts have the columns ``fresh`` and ``alike``, only rows of either are compared, those of ``alike`` go
-    before all others and none of them falls.
+    Where the parts have the columns ``fresh`` and ``alike``, only rows of ``alike`` are compared, those of a parent go
+    before the fresh ones and none of them falls.
 
     Args:
         parts: references to each part's rows.
@@ -49,6 +50,7 @@ def find_duplicates(
         sizes: (K,) samples of each cluster.
         neighbours: (K, n) of each cluster.
         folder: of the manifest that is being made.
+        sketches: reference to those of the fresh rows, where only these are to be written.
 
     Returns:
         a reference to what `mark` takes, how many duplicates there are and how many an embedding decided, and the
@@ -66,7 +68,8 @@ def find_duplicates(
     across = [submit(_across, near, number, within, ranges, rows) for number in range(len(ranges))]
     known = [submit(_known, table) for table in rows]
     groups, found = submit(_groups, len(known), *known, within, *across, returns=2)
-    files = [submit(_write_sketches, folder, number, table, groups) for number, table in enumerate(rows)]
+    made = [submit(sketch, table) for table in rows] if sketches is None else [sketches]
+    files = [submit(_write_sketches, folder, number, table, groups) for number, table in enumerate(made)]
     return groups, ray.get(found), [file for file in ray.get(files) if file is not None]
 
 
@@ -77,8 +80,8 @@ def find_alike(
     neighbours: NDArray[np.int32],
     around: Folder,
     files: Sequence[str],
-) -> list[Layers]:
-    """Add the column ``alike``: rows of the parent that a fresh row might be a copy of, by their sketches.
+) -> tuple[list[Layers], Any]:
+    """Add the column ``alike``: by their sketches, fresh rows that might be copies, and what they might be copies of.
 
     Args:
         parts: references to each part's rows, with the column ``fresh``.
@@ -87,12 +90,16 @@ def find_alike(
         neighbours: (K, n) of each cluster.
         around: the folder of all manifests.
         files: of sketches, below it.
+
+    Returns:
+        the parts, and a reference to the sketches of the fresh rows.
     """
     sketches = [submit(_fresh_sketches, plan, names, *part) for names, part in zip(shards, parts, strict=True)]
     fresh, beside = submit(_sorted_sketches, *sketches), ray.put(neighbours)
     groups = np.array_split(np.array(files, object), min(len(files), SKETCH_TASKS)) if files else []
-    found = submit(distinct_ids, *(submit(_propose, around, list(some), fresh, beside) for some in groups))
-    return [[*part, submit(_mark_alike, found, *part)] for part in parts]
+    among = submit(_propose_among, fresh, beside)
+    found = submit(distinct_ids, among, *(submit(_propose, around, list(some), fresh, beside) for some in groups))
+    return [[*part, submit(_mark_alike, found, *part)] for part in parts], fresh
 
 
 def cluster_ranges(sizes: NDArray[np.int64]) -> Ranges:
@@ -106,8 +113,8 @@ def _split(plan: Plan, ranges: Ranges, shards: Shards, *layers: Columns) -> list
     """The rows of each range out of one part (and nothing, so that there are always several results)."""
     rows = merge(layers)
     there, first = running(rows), 0
-    if "fresh" in rows:
-        there &= rows["fresh"] | rows["alike"]
+    if "alike" in rows:
+        there &= rows["alike"]
     nothing = _candidates(catalog_schema(1).empty_table().select(COLUMNS), rows, slice(0, 0))
     found = [[nothing] for _ in ranges]
     for name, count in zip(shards.names, shards.rows, strict=True):
@@ -173,12 +180,11 @@ def _groups(ranges: int, *found: Any) -> tuple[Columns, dict[str, int]]:
 
 
 def _write_sketches(folder: Folder, number: int, rows: pa.Table, groups: Columns) -> File | None:
-    """A range's rows that are new and that nothing stands for."""
-    alone = ~np.isin(sortable(*split_ids(rows["sample_id"])), groups["id"])
-    rows = rows.filter(pa.array(alone & ~np.asarray(rows["known"])))
+    """The rows that nothing stands for."""
+    rows = rows.filter(pa.array(~np.isin(_fixed(rows["id"]), groups["id"])))
     if not rows.num_rows:
         return None
-    data = sketch_bytes(sketch(rows))
+    data = sketch_bytes(rows)
     path = f"{SKETCHES}/part-{number:05d}.parquet"
     folder.publish(path, data)
     return File.of(path, data, rows.num_rows)
@@ -212,6 +218,11 @@ def _propose(
     return np.concatenate(found)
 
 
+def _propose_among(fresh: pa.Table, neighbours: NDArray[np.int32]) -> NDArray[np.bytes_]:
+    with one_thread():
+        return _fixed(propose(fresh, fresh, neighbours))
+
+
 def distinct_ids(*some: NDArray[np.bytes_]) -> NDArray[np.bytes_]:
     """Each id once, sorted: S16."""
     return np.unique(np.concatenate([np.zeros(0, "S16"), *some]))
@@ -220,7 +231,7 @@ def distinct_ids(*some: NDArray[np.bytes_]) -> NDArray[np.bytes_]:
 def _mark_alike(ids: NDArray[np.bytes_], *layers: Columns) -> Columns:
     rows = merge(layers)
     there, _ = find(ids, rows)
-    return {"alike": there & ~rows["fresh"] & running(rows)}
+    return {"alike": there & running(rows)}
 
 
 def _fixed(ids: pa.Array) -> NDArray[np.bytes_]:

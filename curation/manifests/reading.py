@@ -216,8 +216,13 @@ def open_catalog(manifest: ManifestReader, storage: dict[str, Any] | None) -> Ca
     """The catalog that a manifest was drawn from: in its workspace, or shared.
 
     Raises:
-        RequestError: it was applied to a copy that has none.
+        RequestError: it was applied to a copy that has none, or is of a distilled set.
     """
+    if "distilled" in manifest.header["content"]:
+        raise RequestError(
+            f"{manifest.folder.public()} is a distilled set, whose images are in no catalog: curate verify, explain "
+            "and materialize take it as it is, and its folder of shards is an archive like any other for the rest"
+        )
     shared = manifest.header.get("provenance", {}).get("catalog")
     catalog_id = manifest.header["content"]["catalog"]
     if catalog_id is None:

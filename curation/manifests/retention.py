@@ -28,7 +28,10 @@ TOMBSTONE = "removed.json"  # a removed manifest's header, for as long as its fo
 DAY = 86_400  # seconds
 KINDS = ("clusters", "scores")  # folders of the workspace whose folders manifests name
 ABOUT = ("fit.json", "score.json", "consistency.json")  # what says in turn which others these need
-ELSEWHERE = ("comparisons", "choices", "pretrained")  # results that may name them too
+ELSEWHERE = {  # results that may name them too, and what their files that say so end with
+    **{"comparisons": ".json", "choices": ".json", "pretrained": ".json"},
+    "distilled": f"/{HEADER_FILE}",
+}
 HARMLESS = ("gc", "status", "rollback", "diff", "verify", "explain", "inspect", "plan", "submit", "schedule")  # jobs
 
 
@@ -206,9 +209,9 @@ def _without_parent(value: Any) -> Any:
 
 def _results(workspace: Folder) -> Iterator[Any]:
     """What comparisons and the like say of themselves."""
-    for folder in ELSEWHERE:
+    for folder, ending in ELSEWHERE.items():
         for file in workspace.list(folder):
-            if file.path.endswith(".json"):
+            if file.path.endswith(ending):
                 yield _json(workspace, file.path)
 
 

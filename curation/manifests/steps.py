@@ -480,5 +480,5 @@ def count_clusters(number: int, *layers: Columns) -> NDArray[np.int64]:
 def count_compared(number: int, *layers: Columns) -> NDArray[np.int64]:
     """Rows of each cluster that near-duplicates are looked for among."""
     rows = merge(layers)
-    there = running(rows) & (rows["fresh"] | rows["alike"])
+    there = running(rows) & rows["alike"]
     return np.bincount(rows["cluster"][there], minlength=number)

@@ -134,8 +134,11 @@ def _description(plan: Plan, manifest: ManifestReader, unlicensed: int) -> str:
         }.items()
         if value is not None
     ]
+    what = "satellite image samples, selected by curate"
+    if "distilled" in content:
+        what = "synthetic satellite images, distilled by curate from an archive of real ones"
     parts = [
-        f"{plan.samples}{of} satellite image samples, selected by curate (manifest {plan.manifest})",
+        f"{plan.samples}{of} {what} (manifest {plan.manifest})",
         f"as {plan.shards} shards of {'WebDataset tars' if plan.format == 'webdataset' else 'Parquet'}.",
         f"How: {', '.join(how)}." if how else "",
         f"Bands: {', '.join(content['bands'])}." if content.get("bands") else "",

@@ -53,7 +53,7 @@ def sketch(rows: pa.Table) -> pa.Table:
 
 
 def propose(known: pa.Table, fresh: pa.Table, neighbours: NDArray[np.int32]) -> pa.Array:
-    """Which known rows a fresh one might be a copy of.
+    """Which rows a search for copies of fresh rows need look at; ``known is fresh``: for copies among these.
 
     Args:
         known: `SKETCH_SCHEMA`, sorted by cluster.
@@ -61,49 +61,65 @@ def propose(known: pa.Table, fresh: pa.Table, neighbours: NDArray[np.int32]) -> 
         neighbours: ``(clusters, n)`` the nearest other clusters of each.
 
     Returns:
-        binary(16): ids.
+        binary(16): ids of known rows that something fresh is near, and of what is near them.
     """
-    found = [pa.array([], pa.binary(16))]
-    clusters = fresh["cluster"].to_numpy()
+    a, b = (_Sketches(table) for table in (known, fresh))
+    near_a, near_b = np.zeros(len(known), bool), np.zeros(len(fresh), bool)
     beside = _beside(neighbours)
-    for cluster, here in _runs(known["cluster"].to_numpy()):
-        near = [np.arange(*_run(clusters, one)) for one in (cluster, *beside.get(cluster, ()))]
-        rows = np.concatenate(near)
-        if len(rows):
-            there = known.slice(here.start, here.stop - here.start)
-            alike = _alike(there, fresh.take(pa.array(rows)))
-            found.append(there["id"].filter(pa.array(alike)).combine_chunks())
-    return pa.concat_arrays(found)
+    for cluster, here in _runs(a.clusters):
+        runs = [np.arange(*_run(b.clusters, one)) for one in (cluster, *beside.get(cluster, ()))]
+        mine, rows = np.arange(here.start, here.stop), np.concatenate(runs)
+        for near, one, other in (
+            (_near_signatures, mine[a.signed[mine]], rows[b.signed[rows]]),
+            (_near_bits, mine[~a.signed[mine]], rows[~b.signed[rows]]),
+        ):
+            if len(one) and len(other):
+                i, j = near(a, one, b, other)
+                apart = one[i] != other[j] if known is fresh else np.ones(len(i), bool)
+                near_a[one[i[apart]]] = near_b[other[j[apart]]] = True
+    found = [known["id"].filter(pa.array(near_a)), fresh["id"].filter(pa.array(near_b))]
+    return pa.concat_arrays([column.combine_chunks() for column in found])
 
 
-def _alike(known: pa.Table, fresh: pa.Table) -> NDArray[np.bool_]:
-    """(n,) whether anything fresh is near a known row."""
-    alike = np.zeros(known.num_rows, bool)
-    for column, near in (("signature", _near_signatures), ("bits", _near_bits)):
-        a, b = (np.flatnonzero(np.asarray(table[column].is_valid())) for table in (known, fresh))
-        if len(a) and len(b):
-            one, other = known[column].take(pa.array(a)), fresh[column].take(pa.array(b))
-            alike[a] = near(one.combine_chunks(), other.combine_chunks())
-    return alike
+class _Sketches:
+    """The columns of `SKETCH_SCHEMA` as arrays; a row has a signature, or else bits.
+
+    Attributes:
+        clusters: int32 (n,).
+        signed: bool (n,), which rows have a signature.
+        signatures: float16 (n, d), zeros where there is none.
+        bits: uint8 (n, BITS / 8), likewise.
+    """
+
+    def __init__(self, table: pa.Table) -> None:
+        self.clusters = table["cluster"].to_numpy()
+        self.signed = np.asarray(table["signature"].is_valid())
+        count = int(self.signed.sum())
+        flat = table["signature"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+        self.signatures = np.zeros((len(table), len(flat) // max(1, count)), np.float16)
+        self.signatures[self.signed] = flat.reshape(count, self.signatures.shape[1])
+        filled = pc.fill_null(table["bits"], bytes(BITS // 8)).combine_chunks()
+        self.bits = _bytes(filled)
 
 
-def _near_signatures(known: pa.Array, fresh: pa.Array) -> NDArray[np.bool_]:
-    a, b = _matrix(known, len(known)), _matrix(fresh, len(fresh))
-    square = np.square(b).sum(1)
-    near = np.zeros(len(a), bool)
-    for start in range(0, len(a), STRIPE):
-        part = a[start : start + STRIPE]
-        distances = np.square(part).sum(1) + (square - 2 * part @ b.T).min(1)
-        near[start : start + STRIPE] = distances <= (RADIUS + SLACK) ** 2
-    return near
+Pairs = tuple[NDArray[np.int64], NDArray[np.int64]]
 
 
-def _near_bits(known: pa.Array, fresh: pa.Array) -> NDArray[np.bool_]:
+def _near_signatures(a: _Sketches, one: NDArray[np.int64], b: _Sketches, other: NDArray[np.int64]) -> Pairs:
+    x, y = a.signatures[one].astype(np.float32), b.signatures[other].astype(np.float32)
+    square, found = np.square(y).sum(1), []
+    for start in range(0, len(x), STRIPE):
+        part = x[start : start + STRIPE]
+        i, j = np.nonzero(np.square(part).sum(1)[:, None] + square - 2 * part @ y.T <= (RADIUS + SLACK) ** 2)
+        found.append((i + start, j))
+    return np.concatenate([i for i, _ in found]), np.concatenate([j for _, j in found])
+
+
+def _near_bits(a: _Sketches, one: NDArray[np.int64], b: _Sketches, other: NDArray[np.int64]) -> Pairs:
     index = faiss.IndexBinaryFlat(BITS)
-    index.add(_bytes(fresh))
-    distances, _ = index.search(_bytes(known), 1)
-    near: NDArray[np.bool_] = distances[:, 0] <= MOST
-    return near
+    index.add(b.bits[other])
+    limits, _, near = index.range_search(a.bits[one], MOST + 1)
+    return np.repeat(np.arange(len(one)), limits[1:].astype(np.int64) - limits[:-1].astype(np.int64)), near
 
 
 def _signs(x: NDArray[np.float32]) -> NDArray[np.uint8]:
@@ -140,7 +156,7 @@ def _matrix(column: pa.Array, rows: int) -> NDArray[np.float32]:
     return found.reshape(rows, -1)
 
 
-def _bytes(column: pa.Array) -> NDArray[np.uint8]:
+def _bytes(column: pa.FixedSizeBinaryArray) -> NDArray[np.uint8]:
     """(rows, width) of binary values of one width, none null."""
     width = column.type.byte_width
     data = np.frombuffer(column.buffers()[1], np.uint8)[column.offset * width :]
