@@ -28,7 +28,8 @@ from curation.distillation import build, guidance
 from curation.distillation.autoencoder import Autoencoder
 from curation.distillation.classifier import LatentClassifier
 from curation.distillation.denoiser import Denoiser
-from curation.distillation.generate import Generator, Spec, together
+from curation.distillation.generate import Spec, together
+from curation.distillation.generator import Generator
 from curation.distillation.latents import LatentDataset
 from curation.distillation.leakage import Checker, Images
 from curation.distillation.models import fetched
@@ -101,11 +102,16 @@ def pooled(spec: Spec, images: Any, groups: Sequence[Sequence[Row]]) -> float:
     return sum(count for _, count in done[1:]) / (done[-1][0] - done[0][0])
 
 
+def grouped(prototypes: Sequence[Row], settings: DistillConfig) -> list[Sequence[Row]]:
+    """As many prototypes at once as fill whole batches."""
+    size = together(len(prototypes), settings.candidates, settings.batch, 1)
+    return [prototypes[start : start + size] for start in range(0, len(prototypes), size)]
+
+
 def measure(spec: Spec, prototypes: Sequence[Row], images: Any, repeats: int) -> dict[str, Any]:
     """Pairs of pool and loop, one after the other, then the factors."""
     settings = spec.settings
-    size = together(len(prototypes), settings.candidates, settings.batch, 1)
-    groups = [prototypes[start : start + size] for start in range(0, len(prototypes), size)]
+    groups = grouped(prototypes, settings)
     loop = Loop(spec, ray.get(images))
     pairs = []
     for number in range(repeats):
@@ -118,14 +124,17 @@ def measure(spec: Spec, prototypes: Sequence[Row], images: Any, repeats: int) ->
         "guidance": (settings, replace(settings, guidance=replace(whole, strength=0.0))),
         "classes": (settings, replace(settings, guidance=replace(whole, classes=1.0))),
     }
-    costs = {name: loop.rate(groups[:3], less) / loop.rate(groups[:3], more) for name, (more, less) in ways.items()}
+    costs = {
+        name: loop.rate(grouped(prototypes, less)[:3], less) / loop.rate(groups[:3], more)
+        for name, (more, less) in ways.items()
+    }
     return {"pairs": pairs, "costs": costs, "images": len(prototypes), "batch": settings.batch}
 
 
 def main() -> None:
     """Run it; the last line of stdout is one JSON object with ``ratio``."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--ipc", type=int, default=6, help=f"images of each of {CLASSES} classes")
+    parser.add_argument("--ipc", type=int, default=8, help=f"images of each of {CLASSES} classes")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("keys", nargs="*", help="of the config, as `curate distill` takes them")
     options = parser.parse_args()

@@ -8,8 +8,8 @@ class:
 
 - real images: ``random``; ``nearest`` to the k-means centres of pooled latents; ``margin`` (the prototypes);
   ``decoded``: the prototypes through the autoencoder, what decoding alone costs;
-- ``template``: diffusion told the class alone; ``guided``: by the prototype too; ``selected``: the best of `CANDIDATES`
-  by the classifier's margin, of which the first is ``guided``'s own;
+- ``template``: diffusion told the class alone; ``guided``: by the prototype too; ``selected``, ``selected_of_5``: the
+  best of 3 or 5 candidates by the classifier's margin, of which the first is ``guided``'s own;
 - ``consistent`` and ``consistent_selected``: likewise, by a second model trained with the classifier's loss too (the
   paper's first version without captions, and all of its parts together);
 - ``full``: all images.
@@ -79,21 +79,24 @@ DIMENSIONS = 16  # of the Fréchet distance: the smallest set has 150 images
 UNIT = 1000  # Fréchet distances are told times this: vectors have unit length
 
 REAL = ("random", "nearest", "margin")
-DRAWN = {  # arm: the model, whether prototypes guide it, whether the best candidate is taken
-    "template": ("plain", False, False),
-    "guided": ("plain", True, False),
-    "selected": ("plain", True, True),
-    "consistent": ("consistent", True, False),
-    "consistent_selected": ("consistent", True, True),
+DRAWN = {  # arm: the model, whether prototypes guide it, of how many candidates the best is taken
+    "template": ("plain", False, 1),
+    "guided": ("plain", True, 1),
+    "selected": ("plain", True, 3),
+    "selected_of_5": ("plain", True, 5),
+    "consistent": ("consistent", True, 1),
+    "consistent_selected": ("consistent", True, 3),
 }
 ARMS = (*REAL, "decoded", *DRAWN, "full")
+DEFAULT = [way for way in ARMS if way not in ("selected_of_5", "consistent_selected")]  # these two cost most
 RUNGS = (  # differences that are told over all sizes together
     ("margin", "random"),
     ("nearest", "random"),
     ("decoded", "margin"),
     ("guided", "template"),
     ("selected", "guided"),
-    ("consistent_selected", "selected"),
+    ("selected_of_5", "guided"),
+    ("consistent", "guided"),
     ("selected", "decoded"),
     ("selected", "margin"),
     ("selected", "random"),
@@ -330,12 +333,20 @@ def prototypes(path: Path, work: Path, ipc: int, number: int) -> dict[str, NDArr
         return dict(arrays)
 
 
-def draw_set(one: Drawing, path: Path, work: Path) -> str:
+def drawn(work: Path, one: Drawing) -> int:
+    """How many candidates of each prototype its file has."""
+    try:
+        with np.load(drawn_path(work, one)) as file:
+            return int(file["margins"].shape[1])
+    except FileNotFoundError:
+        return 0
+
+
+def draw_set(one: Drawing, count: int, path: Path, work: Path) -> str:
     """Latents (prototypes, candidates, c, h, w) and their margins, with the processor's seconds, in a file."""
     own, mean, rows = data(path), latents(path, work)[0], prototypes(path, work, one.ipc, one.number)["margin"]
     model, judge = Denoiser.load(work / "models" / one.model), LatentClassifier.load(work / "models/classifier")
     codes, shape = torch.from_numpy(own.codes[rows]), mean.shape[1:]
-    count = MADE.candidates if one.guided else 1
     labels = [own.classes[code] for code in own.codes[rows]]
     place = np.concatenate([np.arange(n) for n in np.bincount(own.codes[rows])])
     begin = time.process_time()
@@ -371,10 +382,9 @@ def images(arm: Arm, path: Path, work: Path) -> tuple[Labelled, float]:
     if arm.way in DRAWN:
         with np.load(drawn_path(work, drawing(arm))) as file:
             candidates, margins, codes, seconds = (file[n] for n in ("latents", "margins", "codes", "seconds"))
-        select = DRAWN[arm.way][2]
-        chosen = margins.argmax(1) if select else np.zeros(len(codes), np.int64)
-        wanted, each = candidates[np.arange(len(codes)), chosen], float(seconds) / len(codes)
-        each = each if select else each / candidates.shape[1]
+        count = DRAWN[arm.way][2]
+        wanted = candidates[np.arange(len(codes)), margins[:, :count].argmax(1)]
+        each = float(seconds) / margins.size * count
     else:
         rows = prototypes(path, work, arm.ipc, arm.number)["nearest" if arm.way == "nearest" else "margin"]
         codes, each = own.codes[rows], 0.0
@@ -492,10 +502,13 @@ def run(options: argparse.Namespace) -> None:
     train_models(*where, models_of(arm.way for arm in pending))
     if options.models:
         return
-    draws = dict.fromkeys(drawing(arm) for arm in pending if arm.way in DRAWN)
-    wanting = [one for one in draws if not drawn_path(options.work, one).exists()]
-    print(f"{len(wanting)} sets to draw, {len(pending)} of {len(arms)} arms to judge", file=sys.stderr)
-    in_processes([(draw_set, (one, *where)) for one in wanting], options.processes)
+    counts: dict[Drawing, int] = {}
+    for arm in pending:
+        if arm.way in DRAWN:
+            counts[drawing(arm)] = max(counts.get(drawing(arm), 0), DRAWN[arm.way][2])
+    draws = [(one, count, *where) for one, count in counts.items() if drawn(options.work, one) < count]
+    print(f"{len(draws)} sets to draw, {len(pending)} of {len(arms)} arms to judge", file=sys.stderr)
+    in_processes([(draw_set, one) for one in draws], options.processes)
     in_processes([(do_arm, (arm, *where)) for arm in pending], options.processes)
     summary = summarise_all(results(options.work), options.sets)
     for ipc, figures in summary["sizes"].items():
