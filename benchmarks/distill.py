@@ -28,7 +28,8 @@ from curation.distillation import build, guidance
 from curation.distillation.autoencoder import Autoencoder
 from curation.distillation.classifier import LatentClassifier
 from curation.distillation.denoiser import Denoiser
-from curation.distillation.generate import Generator, Spec, together
+from curation.distillation.generate import Spec, together
+from curation.distillation.generator import Generator
 from curation.distillation.latents import LatentDataset
 from curation.distillation.leakage import Checker, Images
 from curation.distillation.models import fetched

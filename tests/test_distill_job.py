@@ -240,7 +240,7 @@ def test_the_models_of_others_are_taken(made: Made, tmp_path: Path) -> None:
     assert verify.run([told["manifest"], "--deep"])["ok"]
     assert list((made.workspace / "distilled" / "models").glob("*/denoiser/adapter_model.safetensors"))
     with pytest.raises(RequestError, match=r"is for 3 bands, and the archive has 1"):
-        distill.run([*made.arguments, *more, "archive.bands=[band_1]", f"workspace={tmp_path / 'one'}"])
+        distill.run([*made.arguments, *more, "archive.bands=[red]", f"workspace={tmp_path / 'one'}"])
 
 
 @pytest.mark.parametrize(
