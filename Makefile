@@ -33,7 +33,7 @@ lint: setup  ## check style and types
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
 bench: setup  ## run every benchmark; each prints one JSON line last
-	for name in catalog kmeans selection encoders storage driver_memory formats sampler materialize recurate; do $(BIN)/python -m benchmarks.$$name || exit 1; done
+	for name in catalog kmeans selection encoders storage driver_memory formats sampler materialize recurate distill; do $(BIN)/python -m benchmarks.$$name || exit 1; done
 
 clean:  ## remove what quickstart made
 	rm -rf $(QUICKSTART)

@@ -66,7 +66,7 @@ TESTED = 20  # percent of the images, by hash
 STEPS = 300  # of a student
 MADE = DistillConfig(  # less than the defaults, for ten minutes of a processor each at most
     autoencoder=AutoencoderConfig(factor=2, steps=1200, batch=32, rate=2e-3),
-    classifier=ClassifierConfig(steps=300, batch=64),
+    classifier=ClassifierConfig(steps=700, batch=64),
     diffusion=DiffusionConfig(steps=2200, batch=32, warm=100),
     guidance=GuidanceConfig(steps=20, strength=1.25),  # the pulls add up to as much of a latent as the paper's
 )
