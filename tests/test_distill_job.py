@@ -213,7 +213,7 @@ def test_no_space_left_is_one_line_and_what_is_drawn_counts(made: Made, tmp_path
     outcome = curate("distill", *made.arguments, *more, PYTHONPATH=path)
     assert outcome.status == 1
     said = outcome.stderr.splitlines()[-1]
-    assert said.startswith(f"curate: error: no space is left to write on ({workspace}")
+    assert said.startswith(f"curate: error: no space is left to write on ({workspace.as_uri()}): make some")
     assert "Traceback" not in outcome.stderr
     assert len(list((workspace / "distilled" / made.name / "candidates").glob("*.safetensors"))) == 2
     assert contents(made.distill(workspace)) == contents(made.told)
