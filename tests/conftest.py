@@ -25,6 +25,7 @@ from tests.recipes import write_sample_archive
 from tests.s3 import S3
 
 SLOW = (
+    "test_distill_job",
     "test_nights",
     "test_pretrain_jobs",
     "test_consistency",

@@ -213,7 +213,7 @@ def test_no_space_left_is_one_line_and_what_is_drawn_counts(made: Made, tmp_path
     outcome = curate("distill", *made.arguments, *more, PYTHONPATH=path)
     assert outcome.status == 1
     said = outcome.stderr.splitlines()[-1]
-    assert said.startswith(f"curate: error: no space is left to write on ({workspace}")
+    assert said.startswith(f"curate: error: no space is left to write on ({workspace.as_uri()}): make some")
     assert "Traceback" not in outcome.stderr
     assert len(list((workspace / "distilled" / made.name / "candidates").glob("*.safetensors"))) == 2
     assert contents(made.distill(workspace)) == contents(made.told)
@@ -240,7 +240,7 @@ def test_the_models_of_others_are_taken(made: Made, tmp_path: Path) -> None:
     assert verify.run([told["manifest"], "--deep"])["ok"]
     assert list((made.workspace / "distilled" / "models").glob("*/denoiser/adapter_model.safetensors"))
     with pytest.raises(RequestError, match=r"is for 3 bands, and the archive has 1"):
-        distill.run([*made.arguments, *more, "archive.bands=[band_1]", f"workspace={tmp_path / 'one'}"])
+        distill.run([*made.arguments, *more, "archive.bands=[red]", f"workspace={tmp_path / 'one'}"])
 
 
 @pytest.mark.parametrize(

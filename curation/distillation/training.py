@@ -36,7 +36,7 @@ STATISTICS = "running_mean", "running_var", "num_batches_tracked"
 CLIP = 1.0  # longest gradient
 WARM_EPOCHS = 5  # of the classifier (DPD's released code)
 WARM_SHARE = 0.1  # of its steps, at most
-KL = 1e-6  # weight of the autoencoder's, per number of the latent
+KL = 1e-4  # weight of the autoencoder's, per number of the latent
 EDGES = 1.0  # weight of the differences between neighbouring pixels
 AVERAGED = 0.999  # decay of the average of a diffusion model's weights that is trained from scratch
 
