@@ -14,7 +14,7 @@ from curation.archive.tables import open_tables
 from curation.errors import CurationError, RequestError
 from curation.manifests import build, steps
 from curation.manifests.explain import WHY, explain
-from curation.manifests.schema import DROPPED, REASONS, Manifest
+from curation.manifests.schema import DROPPED, OF_DISTILLED, REASONS, Manifest
 from curation.manifests.verify import verify
 from curation.report import page
 from curation.selection.blocks import EDGE, Blocks, boxes, split_codes
@@ -166,7 +166,7 @@ def test_a_split_is_a_list_that_makes_a_manifest_of_its_own(workspace: Workspace
 
 def test_every_reason_is_explained() -> None:
     assert set(page.WHY) == {"quarantined", *DROPPED}
-    assert set(WHY) == {*REASONS, "within", "full"}
+    assert set(WHY) == {*REASONS, *OF_DISTILLED, "within", "full"}
 
 
 def test_splits_that_a_table_has_already(workspace: Workspace, tmp_path: Path) -> None:
