@@ -1,8 +1,9 @@
-"""How a benchmark says what it measured: one JSON object as the last line."""
+"""How a benchmark says what it measured: one JSON object as the last line; and how it keeps what it is to go on from."""
 
 import json
 import os
 import platform
+from pathlib import Path
 from typing import Any
 
 
@@ -24,3 +25,10 @@ def _rounded(value: Any) -> Any:
     if isinstance(value, list):
         return [_rounded(item) for item in value]
     return value
+
+
+def write_json(path: Path, value: Any) -> None:
+    """As JSON, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.with_suffix(".part").write_text(json.dumps(value))
+    path.with_suffix(".part").rename(path)

@@ -18,7 +18,6 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -27,6 +26,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.nn import functional as F
 
+from benchmarks.output import write_json
 from curation.scoring.network import warm_cosine
 
 SIZE = 32  # pixels a side, of
@@ -181,13 +181,6 @@ def write_jobs(work: Path, tiles: Pixels, jobs: list[Job]) -> None:
     work.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(work / "tiles.npz", tiles=tiles)
     write_json(work / "jobs.json", [asdict(job) for job in jobs])
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.with_suffix(".part").write_text(json.dumps(value))
-    path.with_suffix(".part").rename(path)
 
 
 def write_sheet(path: Path, tiles: Pixels) -> None:

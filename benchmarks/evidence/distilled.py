@@ -40,7 +40,7 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.evidence.noisy import BANDS, ENCODER, RANGES, SIZE, judged, prepare
-from benchmarks.output import print_result
+from benchmarks.output import print_result, write_json
 from curation.archive.sample import Member, Sample
 from curation.distillation.autoencoder import Autoencoder, new_autoencoder
 from curation.distillation.classifier import LatentClassifier, accuracy, new_classifier, validation_rows
@@ -204,13 +204,6 @@ def write_arrays(path: Path, **arrays: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.with_suffix(".part").open("wb") as file:
         np.savez(file, **arrays)
-    path.with_suffix(".part").rename(path)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Likewise."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.with_suffix(".part").write_text(json.dumps(value))
     path.with_suffix(".part").rename(path)
 
 

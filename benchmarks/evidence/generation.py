@@ -44,9 +44,8 @@ from benchmarks.evidence.diffusion import (
     generate_all,
     read_sheet,
     write_jobs,
-    write_json,
 )
-from benchmarks.output import print_result
+from benchmarks.output import print_result, write_json
 from curation.archive.decode import decode
 from curation.archive.listing import list_archive
 from curation.archive.reader import read_shard

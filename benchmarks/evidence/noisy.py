@@ -44,7 +44,7 @@ from torch import Tensor
 from torch.backends import cudnn
 from torch.nn import functional as F
 
-from benchmarks.output import print_result
+from benchmarks.output import print_result, write_json
 from curation.archive.sample import Member, RawSample, Sample
 from curation.encoders.base import Preparation, build_encoder, fit_artefact
 from curation.evaluation.probe import score
@@ -294,7 +294,7 @@ def train_arm(arm: Arm, path: Path, which: str, work: Path, steps: int, device: 
         "passes": trained.passes,
         "seconds": {"train": seconds - trained.drawing, "draw": trained.drawing, "consistency": judging},
     }
-    _write(work / "arms" / f"{arm}.json", found)
+    write_json(work / "arms" / f"{arm}.json", found)
     return f"{arm}: {found['accuracy']:.4f}, {seconds:.1f} s"
 
 
@@ -384,13 +384,6 @@ def _points(said: Mapping[str, float] | None) -> str:
     return f"{100 * said['mean']:+.1f} ({100 * said['low']:+.1f} to {100 * said['high']:+.1f}){mark}"
 
 
-def _write(path: Path, value: Any) -> None:
-    """JSON, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.with_suffix(".part").write_text(json.dumps(value))
-    path.with_suffix(".part").rename(path)
-
-
 def run_all(arms: Iterable[Arm], options: argparse.Namespace) -> None:
     """Those arms that are not done yet, each in one of some processes."""
     pending = [arm for arm in arms if not (options.work / "arms" / f"{arm}.json").exists()]
@@ -409,7 +402,7 @@ def run(options: argparse.Namespace) -> None:
     said = options.work / "recipe.json"
     if said.exists() and json.loads(said.read_text()) != recipe:
         raise SystemExit(f"{options.work} holds another experiment ({said}): give another --work")
-    _write(said, recipe)
+    write_json(said, recipe)
     ways = [way for way in WAYS if way in options.ways]
     wanted = (
         Arm(noise, 0.0 if way == "full" else share, way, seed)
