@@ -1,4 +1,4 @@
-"""How a benchmark says what it measured: one JSON object as the last line; and how it keeps what it is to go on from."""
+"""How a benchmark says what it measured, one JSON object as the last line, and keeps what it goes on from."""
 
 import json
 import os
