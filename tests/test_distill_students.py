@@ -101,3 +101,14 @@ def test_equal_figures_and_single_seeds():
     assert same["differences"]["distilled"]["verdict"] == "no difference"
     with pytest.raises(ValueError, match="two seeds"):
         summarise({"distilled": [0.5], "random": [0.5]})
+
+
+def test_so_few_seeds_that_nothing_can_be_told_are_said_to_be_so() -> None:
+    few = summarise({"distilled": [0.02, 0.056], "prototypes": [0.2, 0.8], "random": [0.3, 0.7]})
+    assert few["arms"]["prototypes"]["low"] == 0 and few["arms"]["prototypes"]["high"] == 1
+    assert few["over_prototypes"]["verdict"] == "no difference" and few["over_prototypes"]["low"] == -1
+    assert few["words"].endswith("(2 seeds can tell no difference: raise distill.students.seeds)")
+    draw = np.random.default_rng(0).normal(0.5, 0.02, (3, 5))
+    many = summarise(dict(zip(("distilled", "prototypes", "random"), draw.tolist(), strict=True)))
+    told = many["over_prototypes"]["detectable"]
+    assert 0.01 < told < 0.2 and f"5 seeds tell one of {100 * told:.1f} points" in many["words"]

@@ -65,22 +65,23 @@ def train_student(
 def summarise(figures: Mapping[str, Sequence[float]]) -> dict[str, Any]:
     """What the arms' accuracies say, as JSON has it.
 
-    Intervals are 95 % t intervals over the seeds. They cover how students vary and, of ``random``, how draws do; the
-    distilled set and its prototypes are one set each.
+    Intervals are 95 % t intervals over the seeds, as far as accuracies can go. They cover how students vary and, of
+    ``random``, how draws do; the distilled set and its prototypes are one set each.
 
     Args:
         figures: accuracies (seeds,) of each arm, the same seeds in the same order, `DRAWN` among them.
 
     Returns:
         ``seeds``; ``arms``: of each ``mean``, ``low``, ``high`` and ``values``; ``differences``: of each but `DRAWN`
-        less `DRAWN`, ``mean``, ``low``, ``high``, Holm's ``p`` over them all, ``verdict`` and ``words``; where both are
-        there ``over_prototypes``: the distilled set less its prototypes, likewise, and ``words``: all in one sentence.
+        less `DRAWN`, ``mean``, ``low``, ``high``, Holm's ``p`` over them all, ``verdict``, ``detectable`` (what so many
+        seeds would have told in four cases of five; 1 where nothing) and ``words``; where both are there
+        ``over_prototypes``: the distilled set less its prototypes, likewise, and ``words``: all in one sentence.
     """
     against = {name: paired(values, figures[DRAWN]) for name, values in figures.items() if name != DRAWN}
     made: dict[str, Any] = {
         "seeds": len(figures[DRAWN]),
         "arms": {
-            name: {**_interval(paired(values, np.zeros(len(values)))), "values": [float(value) for value in values]}
+            name: {**_interval(paired(values, np.zeros(len(values))), 0), "values": [float(value) for value in values]}
             for name, values in figures.items()
         },
         "differences": _judged(against, "random real images"),
@@ -92,13 +93,19 @@ def summarise(figures: Mapping[str, Sequence[float]]) -> dict[str, Any]:
     return made
 
 
-def _interval(difference: Difference) -> dict[str, Any]:
-    return {"mean": difference.mean, "low": difference.low, "high": difference.high}
+def _interval(difference: Difference, least: float) -> dict[str, Any]:
+    return {"mean": difference.mean, "low": max(difference.low, least), "high": min(difference.high, 1.0)}
 
 
 def _judged(differences: Mapping[str, Difference], against: str) -> dict[str, Any]:
     return {
-        name: {**_interval(one.difference), "p": one.p, "verdict": one.verdict, "words": one.words}
+        name: {
+            **_interval(one.difference, -1),
+            "p": one.p,
+            "verdict": one.verdict,
+            "detectable": min(one.detectable, 1.0),
+            "words": one.words,
+        }
         for name, one in judge(differences, against).items()
     }
 
@@ -107,10 +114,18 @@ def _words(made: Mapping[str, Any]) -> str:
     told = [f"{name} {100 * arm['mean']:.1f} %" for name, arm in made["arms"].items()]
     over, random = made["over_prototypes"], made["differences"]["distilled"]
     verdicts = f"the distilled set is {_told(random)} random real images and {_told(over)} its own real prototypes"
-    advice = {"better": "", "worse": ": the prototypes teach better", "no difference": ": the prototypes teach as well"}
-    return f"students reach {', '.join(told)} of held-out accuracy; {verdicts}{advice[over['verdict']]}"
+    advice = ": the prototypes teach better" if over["verdict"] == "worse" else ""
+    unseen = f" ({reach(made['seeds'], over)})" if over["verdict"] == "no difference" else ""
+    return f"students reach {', '.join(told)} of held-out accuracy; {verdicts}{advice}{unseen}"
 
 
 def _told(one: Mapping[str, Any]) -> str:
     how = {"better": "better than", "worse": "worse than", "no difference": "not told from"}[one["verdict"]]
     return f"{how} ({points(one['mean'])} points)"
+
+
+def reach(seeds: int, one: Mapping[str, Any]) -> str:
+    """What so many seeds can tell, of a difference as `summarise` gives it: not to be told apart is not to be equal."""
+    if one["detectable"] >= 1:
+        return f"{seeds} seeds can tell no difference: raise distill.students.seeds"
+    return f"{seeds} seeds tell one of {100 * one['detectable']:.1f} points in four cases of five"

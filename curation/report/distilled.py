@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from curation.distillation.drawn import Candidate, Drawn
 from curation.distillation.leakage import Images
+from curation.distillation.students import reach
 from curation.distillation.write import Units, round_robin
 from curation.report.page import pages
 from curation.report.words import flat, percent
@@ -138,8 +139,9 @@ def _worth(students: Mapping[str, Any] | None) -> list[str]:
         said.append(f"The synthetic images beat the real prototypes that they were made from: {both}.")
     else:
         said.append(
-            f"The synthetic images and the real prototypes that they were made from could not be told apart: {both}. "
-            "Where real images may be handed on, the prototypes (prototypes.parquet) do as well without diffusion."
+            f"The synthetic images and the real prototypes that they were made from could not be told apart: {both}; "
+            f"{reach(students['seeds'], over)}. Where real images may be handed on, the prototypes "
+            "(prototypes.parquet) cost no diffusion."
         )
     return said
 
