@@ -79,6 +79,21 @@ def test_strength_brings_images_nearer_to_their_prototypes_and_none_is_none() ->
     assert bool((far[1] < far[0]).all()) and bool((far[2] < far[1]).all())
 
 
+def test_by_default_a_small_latent_is_pulled_as_far_as_the_paper_s_for_its_length() -> None:
+    """64 numbers against 4096: an eighth; that of weights that were given stays the paper's."""
+    denoiser = untrained()
+    assert torch.equal(
+        draw(denoiser, START, CODES, WANTED, GuidanceConfig(steps=4)),
+        draw(denoiser, START, CODES, WANTED, GuidanceConfig(steps=4, strength=0.125)),
+    )
+    denoiser.given = True
+    own = {"steps": 4, "classes": 3.0}
+    assert torch.equal(
+        draw(denoiser, START, CODES, WANTED, GuidanceConfig(**own)),
+        draw(denoiser, START, CODES, WANTED, GuidanceConfig(**own, strength=1.0)),
+    )
+
+
 def test_the_class_s_scale_is_told_once_not_at_all_and_more() -> None:
     denoiser, seen = untrained(), []
     inner = denoiser.net.forward

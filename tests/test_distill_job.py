@@ -21,12 +21,14 @@ from curation.distillation.fit import model_folder
 from curation.distillation.generate import together
 from curation.distillation.pool import Pool
 from curation.errors import CurationError, RequestError
+from curation.manifests.verify import verify as verify_manifest
 from curation.runtime import Resources
 from curation.storage import Folder
 from jobs import distill, plan, verify
 from tests.command import curate, start
 from tests.diffusion_recipes import save_model
 from tests.recipes import encoded, write_tar
+from tests.s3 import s3_server
 from tests.scenes import draw
 
 LABELS = {7: "field", 12: "town", 101: "desert", 9: "forest"}  # numbers, as some archives have them, and what they show
@@ -54,14 +56,14 @@ SMALL = [
 ]
 
 
-def write_archive(dest: Path, counts: dict[Any, int], shards: int = 2) -> Path:
+def write_archive(dest: Path, counts: dict[Any, int], shards: int = 2, seed: int = 5) -> Path:
     """JPEG tiles of 32 pixels with labels as they stand in ``counts``, dealt out to some tars."""
     members: list[list[tuple[str, bytes]]] = [[] for _ in range(shards)]
     labels = [label for label, count in counts.items() for _ in range(count)]
     for i, label in enumerate(labels):
-        (tile,) = draw(LABELS.get(label, "field"), 1, np.random.default_rng([5, i]))
+        (tile,) = draw(LABELS.get(label, "field"), 1, np.random.default_rng([seed, i]))
         rgb = np.clip(tile[2::-1] / 4000 * 255, 0, 255).astype(np.uint8).transpose(1, 2, 0)[:32, :32]
-        said = {} if label is None else {"label": label}
+        said = {} if label is None else {"label": label, "caption": f"A {LABELS.get(label)}, seen from above."}
         members[i % shards] += [(f"{i:04d}.jpg", encoded(rgb)), (f"{i:04d}.json", json.dumps(said).encode())]
     for number, some in enumerate(members):
         write_tar(dest / f"part-{number}.tar", some)
@@ -191,6 +193,28 @@ def test_another_workspace_and_killed_workers_give_the_same_bytes(made: Made, tm
     assert contents(told) == contents(made.told)
 
 
+@pytest.mark.long
+def test_a_workspace_in_an_object_store_has_the_same_bytes(made: Made) -> None:
+    with s3_server() as server:
+        endpoint = f"runtime.storage={{s3:{{endpoint_url:'{server.endpoint}'}}}}"
+        outcome = curate("distill", *made.arguments, f"workspace={server.url}/workspace", endpoint)
+        assert outcome.status == 0, outcome.stderr
+        folder, own = outcome.result["manifest"].rpartition("/")[0], contents(made.told)
+        assert folder.rpartition("/")[2] == made.name
+        key = folder.removeprefix(f"s3://{server.bucket}/")
+        for path in own.keys() - {"header"}:
+            assert server.client.get_object(Bucket=server.bucket, Key=f"{key}/{path}")["Body"].read() == own[path]
+        assert verify_manifest(outcome.result["manifest"], deep=True, storage=server.storage)["ok"]
+
+
+@pytest.mark.long
+def test_two_training_workers_make_models_of_their_own_again_and_again(made: Made, tmp_path: Path) -> None:
+    more = "distill.workers=2", "distill.students.seeds=0"
+    first, second = (made.distill(tmp_path / name, *more) for name in ("a", "b"))
+    assert contents(first) == contents(second)
+    assert contents(first)["manifest.parquet"] != contents(made.told)["manifest.parquet"]
+
+
 FULL = """
 import errno, os
 real, made = os.replace, []
@@ -232,13 +256,19 @@ def test_only_a_full_disk_is_told_as_one(made: Made, tmp_path: Path) -> None:
 
 
 def test_the_models_of_others_are_taken(made: Made, tmp_path: Path) -> None:
-    """Text-to-image weights: an adapter is trained, and the classes are told by their captions."""
+    """Text-to-image weights: an adapter is trained, classes are told by captions, students tested on other images."""
     weights = save_model(tmp_path / "weights")
+    test = write_archive(tmp_path / "test", {7: 9, 101: 7, "unknown": 2}, seed=6)
     more = [f"distill.weights={weights}", "distill.size=null", "distill.diffusion.steps=2", "distill.ipc=1"]
-    told = made.distill(made.workspace, *more, "distill.guidance.steps=2", "distill.students.seeds=0")
+    more += ["distill.captions=aggregated", "distill.guidance.steps=2", f"distill.test.url={test}"]
+    told = made.distill(made.workspace, *more)
     assert told["kept"] <= 4
     assert verify.run([told["manifest"], "--deep"])["ok"]
     assert list((made.workspace / "distilled" / "models").glob("*/denoiser/adapter_model.safetensors"))
+    folder = file_of(told["manifest"]).parent
+    texts = json.loads((folder / "manifest.json").read_text())["content"]["distilled"]["texts"]
+    assert texts["101"] == "A satellite image of 101. a desert, seen from above."
+    assert json.loads((folder / "students.json").read_text())["tested"] == 16
     with pytest.raises(RequestError, match=r"is for 3 bands, and the archive has 1"):
         distill.run([*made.arguments, *more, "archive.bands=[red]", f"workspace={tmp_path / 'one'}"])
 

@@ -24,7 +24,7 @@ from curation.errors import CurationError
 from curation.manifests.schema import DECISIONS_SCHEMA, DROPPED, KEPT, REASONS
 from curation.report.data import Figures, gather
 from curation.report.page import WHY, _stages, write_report
-from curation.report.words import duration, percent, size
+from curation.report.words import duration, p_value, percent, size
 from curation.scoring.signature import signature_and_patch
 from curation.scoring.thumbnail import in_share
 from curation.storage import Folder
@@ -514,6 +514,7 @@ def test_figures_are_written_for_people():
     assert [percent(x) for x in (0, 0.0004, 0.1234, 1)] == ["0\xa0%", "< 0.1\xa0%", "12.3\xa0%", "100\xa0%"]
     assert [size(x) for x in (999, 1234, 5.6e12, 7e15)] == ["999 B", "1.23 kB", "5.6 TB", "7 PB"]
     assert [duration(x) for x in (0.0123, 59, 90, 7200, 1e6)] == ["12.3 ms", "59 s", "1.5 min", "2 h", "11.6 days"]
+    assert [p_value(x) for x in (1e-9, 0.0009999, 0.001, 0.25)] == ["< 0.001", "< 0.001", "0.001", "0.250"]
 
 
 # in a browser

@@ -91,12 +91,13 @@ def full_disks_told(workspace: Folder) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class _Models:
-    """Folders of what was trained, and the latents."""
+    """Folders of what was trained, the latents, and what a model of text was told of each class."""
 
     autoencoder: Folder
     latents: Latents
     classifier: Folder
     denoiser: Folder
+    texts: list[str]
 
 
 class _Distillation:
@@ -216,7 +217,7 @@ class _Distillation:
         if account["accuracy"] is not None:
             told = f"{100 * account['accuracy']:.1f} % of {account['checked']} samples that it did not learn from"
             log.info("distill: the classifier that chooses knows %s", told)
-        return _Models(autoencoder, latents, classifier, denoiser)
+        return _Models(autoencoder, latents, classifier, denoiser, texts)
 
     @property
     def _factor(self) -> int:
@@ -268,6 +269,8 @@ class _Distillation:
                 kind: id_of(folder.parent) for kind, folder in vars(models).items() if isinstance(folder, Folder)
             },
         }
+        if models.texts:
+            made_of["texts"] = dict(zip(self.classes.names, models.texts, strict=True))
         keys = "ipc", "candidates", "batch", "threads", "prototypes", "guidance", "leakage"
         own = {key: value for key, value in asdict(settings).items() if key in keys}
         decisive = json.dumps([VERSION, made_of, own, self.seed], sort_keys=True)

@@ -56,11 +56,11 @@ class Generator:
         settings = self.settings
         pulls = dict(zip((one["cluster"] for one in prototypes), self._prototypes(prototypes), strict=True))
         found: dict[int, list[tuple[Candidate, Tensor]]] = {one["cluster"]: [] for one in prototypes}
-        left, numbers = prototypes, range(settings.candidates)
-        while left:
+        first, most = settings.candidates, settings.candidates + settings.leakage.redraws
+        left = prototypes
+        for numbers in range(first), range(first, most):
             self._draw([(one, number) for one in left for number in numbers], pulls, found)
-            left = [one for one in left if not self._settle(one, found[one["cluster"]])]
-            numbers = range(numbers.stop, numbers.stop + 1)
+            left = [one for one in left if not self._settle(one, found[one["cluster"]], last=numbers.stop == most)]
         return len(prototypes)
 
     def _prototypes(self, prototypes: list[dict[str, Any]]) -> Tensor:
@@ -95,8 +95,8 @@ class Generator:
         one, other = pooled(torch.stack([latent, prototype]).numpy(), self.settings.prototypes.pool)
         return float(np.linalg.norm(one - other))
 
-    def _settle(self, prototype: dict[str, Any], found: list[tuple[Candidate, Tensor]]) -> bool:
-        """Choose among the candidates and publish, unless all are too near and there may be one more."""
+    def _settle(self, prototype: dict[str, Any], found: list[tuple[Candidate, Tensor]], last: bool) -> bool:
+        """Choose among the candidates and publish, unless all are too near and there may be more."""
         decoded: dict[int, Pixels] = {}
 
         def pixels(number: int) -> Pixels:
@@ -108,8 +108,7 @@ class Generator:
         candidates = sift([one for one, _ in found], pixels, self.checker, self.spec.limits)
         found[:] = [(one, latent) for one, (_, latent) in zip(candidates, found, strict=True)]
         drawn = Drawn(**{name: prototype[name] for name in NAMES}, candidates=candidates)
-        most = self.settings.candidates + self.settings.leakage.redraws
-        if drawn.chosen is None and len(candidates) < most:
+        if drawn.chosen is None and not last:
             return False
         arrays: dict[str, NDArray[Any]] = {"latents": torch.stack([latent for _, latent in found]).numpy()}
         if drawn.chosen is not None:

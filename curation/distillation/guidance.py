@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import math
 from collections.abc import Sequence
 
 import torch
@@ -13,6 +14,7 @@ from curation.distillation.denoiser import Denoiser
 from curation.distillation.settings import GuidanceConfig
 
 SCALE, SCALE_GIVEN = 3.0, 7.5  # of classifier-free guidance: of a model trained from scratch (choice); of given weights
+PAPER = 4 * 32 * 32  # numbers of the paper's latent, in which its strength is 1
 
 
 @torch.no_grad()
@@ -24,8 +26,9 @@ def draw(
     While fewer than ``until`` of the steps are done, each row is pulled to its prototype p by one length, whatever is
     left of the way: z_t <- z_t + s sqrt(1 - abar_t) (p - z0_hat) / ||p - z0_hat||, the norm taken over the row. Then
     comes the scheduler's step, with what the network predicted *before* the pull. With s = 1, 40 pulls in a latent of
-    4 x 32 x 32 numbers (of the paper's size, of length 64) go less far than in one of 4 x 8 x 8 (of length 16): the
-    formula stands as it is, so strengths of other sizes compare as s / sqrt(numbers).
+    4 x 32 x 32 numbers (of the paper's size, of length 64) go less far than in one of 4 x 8 x 8 (of length 16), so
+    strengths of other sizes compare as s / sqrt(numbers). Where none is given, s is the paper's 1 with given weights;
+    of a model trained from scratch it goes as far as that does in the paper's latent (choice).
 
     The class's scale w is that of classifier-free guidance (Ho and Salimans 2022): the prediction is that without the
     class plus w times what the class adds; z0_hat comes of it.
@@ -43,7 +46,10 @@ def draw(
     device = denoiser.signal.device
     z, told = noise.to(device), classes.to(device)
     z = z.contiguous(memory_format=torch.channels_last)
-    wanted = prototypes.to(device) if prototypes is not None and settings.strength else None
+    strength = settings.strength
+    if strength is None:
+        strength = 1.0 if denoiser.given else math.sqrt(noise[0].numel() / PAPER)
+    wanted = prototypes.to(device) if prototypes is not None and strength else None
     scale = settings.classes if settings.classes is not None else SCALE_GIVEN if denoiser.given else SCALE
     untold = torch.full_like(told, denoiser.classes)
     scheduler = copy.deepcopy(denoiser.scheduler)  # it keeps the times of a sampling
@@ -61,7 +67,7 @@ def draw(
         if wanted is not None and number < settings.until * settings.steps:
             way = wanted - denoiser.clean(predicted, z, times)
             length = way.flatten(1).norm(dim=1).clamp_min(1e-12).view(-1, 1, 1, 1)
-            z = z + settings.strength * denoiser.shares(times)[1] * way / length
+            z = z + strength * denoiser.shares(times)[1] * way / length
         stepped: Tensor = scheduler.step(predicted, now, z).prev_sample
         z = stepped
     return z

@@ -8,7 +8,7 @@ from curation.errors import require
 
 ADAPT = ("lora", "full")
 CAPTIONS = ("template", "aggregated")
-GIVEN, SCRATCH = (20000, 8, 5e-4), (2500, 32, 1e-3)  # steps, batch and rate of diffusion; the second a choice
+GIVEN, SCRATCH = (20000, 8, 5e-4), (2000, 32, 1e-3)  # steps, batch and rate of diffusion; the second a choice
 
 
 @dataclass
@@ -24,7 +24,7 @@ class AutoencoderConfig:
 
     channels: int = 4
     factor: int = 2
-    steps: int = 1500
+    steps: int = 1200
     batch: int = 32
     rate: float = 2e-3
 
@@ -40,7 +40,7 @@ class ClassifierConfig:
     """The classifier on latents, which chooses among candidates and teaches consistency."""
 
     epochs: int = 200
-    steps: int = 600
+    steps: int = 400
     batch: int = 64
     rate: float = 1e-3
     decay: float = 1e-3
@@ -99,14 +99,14 @@ class GuidanceConfig:
     """How images are sampled."""
 
     steps: int = 50
-    strength: float = 1.0
+    strength: float | None = None
     until: float = 0.8
     classes: float | None = None
 
     def __post_init__(self) -> None:
         _positive("guidance", self, "steps")
-        ok = 0 <= self.strength < math.inf
-        require(ok, f"distill.guidance.strength={self.strength:g}: give a number, 0 (no prototypes) or above")
+        ok = self.strength is None or 0 <= self.strength < math.inf
+        require(ok, f"distill.guidance.strength={self.strength}: give a number, 0 (no prototypes) or above")
         require(0 <= self.until <= 1, f"distill.guidance.until={self.until:g}: give a share of the steps, 0 to 1")
         ok = self.classes is None or 0 <= self.classes < math.inf
         require(ok, f"distill.guidance.classes={self.classes}: give the scale of classifier-free guidance, 1 for none")

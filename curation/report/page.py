@@ -22,7 +22,7 @@ from curation.report import data
 from curation.report.data import BINS, BITS, REASON, Figures, Ints, Tile
 from curation.report.gallery import Gallery
 from curation.report.ground import ground_map, incidence_share
-from curation.report.words import count, duration, flat, interval, number, percent, short, size
+from curation.report.words import count, duration, flat, interval, number, p_value, percent, short, size
 from curation.storage import Folder
 
 ROWS = 30  # of a before-and-after table
@@ -87,7 +87,7 @@ def pages(loader: BaseLoader) -> Environment:
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters.update(n=count, pct=percent, num=number, size=size, time=duration, short=short)
+    environment.filters.update(n=count, pct=percent, num=number, size=size, time=duration, short=short, p=p_value)
     environment.globals.update(interval=interval)
     return environment
 

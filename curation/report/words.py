@@ -29,6 +29,11 @@ def number(value: float | None, digits: int = 2) -> str:
     return "–" if value is None or not np.isfinite(value) else f"{value:,.{digits}f}"
 
 
+def p_value(value: float) -> str:
+    """A chance of error, which is never none."""
+    return "< 0.001" if value < 0.001 else number(value, 3)
+
+
 def size(value: float) -> str:
     """Bytes in the unit that fits."""
     for unit in ("B", "kB", "MB", "GB", "TB"):
