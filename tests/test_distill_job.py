@@ -166,6 +166,7 @@ def test_a_run_that_was_killed_goes_on_and_ends_the_same_with_two_actors(made: M
 
 
 @pytest.mark.long
+@pytest.mark.timeout(900)
 def test_another_workspace_and_killed_workers_give_the_same_bytes(made: Made, tmp_path: Path) -> None:
     """A training worker dies past its first checkpoint, then an actor that draws; both begin again by themselves."""
     workspace, killed = tmp_path / "workspace", []
@@ -194,10 +195,11 @@ def test_another_workspace_and_killed_workers_give_the_same_bytes(made: Made, tm
 
 
 @pytest.mark.long
+@pytest.mark.timeout(900)
 def test_a_workspace_in_an_object_store_has_the_same_bytes(made: Made) -> None:
     with s3_server() as server:
         endpoint = f"runtime.storage={{s3:{{endpoint_url:'{server.endpoint}'}}}}"
-        outcome = curate("distill", *made.arguments, f"workspace={server.url}/workspace", endpoint)
+        outcome = curate("distill", *made.arguments, f"workspace={server.url}/workspace", endpoint, timeout=600)
         assert outcome.status == 0, outcome.stderr
         folder, own = outcome.result["manifest"].rpartition("/")[0], contents(made.told)
         assert folder.rpartition("/")[2] == made.name
@@ -208,6 +210,7 @@ def test_a_workspace_in_an_object_store_has_the_same_bytes(made: Made) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(900)
 def test_two_training_workers_make_models_of_their_own_again_and_again(made: Made, tmp_path: Path) -> None:
     more = "distill.workers=2", "distill.students.seeds=0"
     first, second = (made.distill(tmp_path / name, *more) for name in ("a", "b"))
