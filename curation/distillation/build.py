@@ -53,7 +53,7 @@ from curation.storage import Folder, file_name
 
 log = logging.getLogger("curation")
 
-VERSION = 1  # raise when the same request would give other images
+VERSION = 2  # raise when the same request would give other images
 TEST = "test_set"  # the test set's root name
 SIZE = 32  # pixels a side, where nothing says
 LEAST_SIDE = 4  # places a side of a latent
