@@ -19,7 +19,7 @@ setup: .venv/.ready  ## put the environment into .venv
 	touch $@
 
 quickstart: setup  ## make a sample archive, prune it, print the path of the report
-	$(BIN)/python -m tests.recipes $(QUICKSTART) 1>&2
+	$(BIN)/python -m tests.recipes $(QUICKSTART) --tiles 2000 1>&2
 	$(BIN)/curate prune archive.url=$(QUICKSTART)/archive references.url=$(QUICKSTART)/references workspace=$(QUICKSTART)/workspace catalog.thumbnails=1
 
 test: setup  ## run the tests

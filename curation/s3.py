@@ -7,6 +7,8 @@ with random pauses. Here botocore and s3fs ask once.
 
 import asyncio
 import inspect
+from collections.abc import Iterator
+from concurrent.futures import Future
 from typing import Any
 
 from aiobotocore.session import AioSession
@@ -55,6 +57,24 @@ class S3(S3FileSystem):  # type: ignore[misc] # s3fs has no types
         raise AssertionError("there is an attempt at least")
 
     call_s3 = sync_wrapper(_call_s3)
+
+    def pages(self, path: str, deep: bool) -> Iterator[list[dict[str, Any]]]:
+        """The objects below a path, or directly in it, as the store tells of them.
+
+        While one page is looked at the next is on its way. A page takes the store longer than us: so a listing takes no
+        longer than asking for it.
+        """
+        bucket, key, _ = self.split_path(path)
+        asked = {"Bucket": bucket, "Prefix": f"{key}/" if key else "", "Delimiter": "" if deep else "/", **self.req_kw}
+
+        def ask(**more: str) -> Future[Any]:
+            return asyncio.run_coroutine_threadsafe(self._call_s3("list_objects_v2", **asked, **more), self.loop)
+
+        coming: Future[Any] | None = ask()
+        while coming:
+            page = coming.result()
+            coming = ask(ContinuationToken=page["NextContinuationToken"]) if page.get("IsTruncated") else None
+            yield page.get("Contents", [])
 
     async def _fetch(self, path: str, start: int | None = None, stop: int | None = None) -> tuple[bytes, str]:
         """A file's bytes, all or from ``start`` up to ``stop``, and the ETag of the version that they are of.

@@ -79,6 +79,7 @@ def ray_local() -> Iterator[None]:
     os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")  # a busy machine takes longer than 30,
     os.environ.setdefault("RAY_agent_register_timeout_ms", "120000")  # and this is a part of it
     os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "600000")  # not 1000: the next test needs them
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # not 2: trainings here take less
     with forked_workers():
         ray.init(num_cpus=2, include_dashboard=False, object_store_memory=200 << 20, log_to_driver=False)
         yield

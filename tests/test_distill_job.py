@@ -150,6 +150,7 @@ def test_what_is_there_is_not_made_again(made: Made) -> None:
     assert set((made.workspace / "distilled" / "models").rglob("*.safetensors")) == models
 
 
+@pytest.mark.long
 def test_a_run_that_was_killed_goes_on_and_ends_the_same_with_two_actors(made: Made, tmp_path: Path) -> None:
     workspace = made.without_images(tmp_path / "workspace")
     process = start("distill", *made.arguments, f"workspace={workspace}", "runtime.max_actors=1")
@@ -231,6 +232,7 @@ os.replace = replace
 """
 
 
+@pytest.mark.long
 def test_no_space_left_is_one_line_and_what_is_drawn_counts(made: Made, tmp_path: Path) -> None:
     """The disk is full for all processes of the run after two images."""
     (tmp_path / "sitecustomize.py").write_text(FULL)

@@ -10,8 +10,9 @@ from sklearn.cluster import KMeans as Reference
 
 from curation.clustering.kmeans import default_k, fit_kmeans
 from curation.clustering.nearest import nearest
-from curation.clustering.points import Rows, Sums
+from curation.clustering.points import Rows
 from curation.clustering.seeding import FLAT, seeds
+from curation.clustering.sums import Sums
 
 
 def skewed(n: int = 6000, d: int = 16, components: int = 120, seed: int = 0, spread: float = 0.3) -> np.ndarray:

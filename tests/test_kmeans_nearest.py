@@ -1,12 +1,16 @@
 """The nearest centroid of a row is the true one, whatever stands beside the row and whatever computes it."""
 
+import warnings
+
 import faiss
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from curation.clustering.nearest import BLOCK, Nearest, TorchIndex, nearest
+from curation.clustering import gpu
+from curation.clustering.nearest import BLOCK, Nearest, nearest
+from curation.clustering.points import GRID
 
 
 def brute(x: np.ndarray, centroids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -75,15 +79,36 @@ def test_more_rows_than_a_block() -> None:
     np.testing.assert_array_equal(nearest(x, centroids)[0], brute(x, centroids)[0])
 
 
-def test_torch_follows_the_same_rules(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("k", [1, 2, 40])
+@pytest.mark.parametrize("products", [1 << 28, 1000])  # all rows at once, or 25 of them
+def test_what_gpus_run_gives_the_same(monkeypatch: pytest.MonkeyPatch, k: int, products: int) -> None:
     rows, centroids = near_ties()
-    search = Nearest(centroids)
-    expected = search(rows)
-    monkeypatch.setattr(search, "_index", TorchIndex(centroids, "cpu"))
-    for mine, theirs in zip(search(rows), expected, strict=True):
-        np.testing.assert_array_equal(mine, theirs)
-    squared, found = search.search(rows[:3], len(centroids) + 2)
-    assert (found[:, -2:] == -1).all() and np.isinf(squared[:, -2:]).all()
+    centroids = centroids[np.random.default_rng(5).permutation(len(centroids))[:k]]
+    monkeypatch.setattr(gpu, "PRODUCTS", products)
+    there, here = gpu.GpuNearest(centroids, "cpu"), Nearest(centroids)
+    labels, distances = there(rows)
+    np.testing.assert_array_equal(labels, here(rows)[0])
+    np.testing.assert_allclose(distances, here(rows)[1], rtol=1e-6)
+    parts = [unit(7, 1).astype(np.float16), (np.rint(unit(500, 2) * GRID) / GRID).astype(np.float32)]
+    mine, theirs = (search.sums(parts) for search in (gpu.GpuNearest(unit(k, 3), "cpu"), Nearest(unit(k, 3))))
+    np.testing.assert_array_equal(mine.vectors, theirs.vectors)
+    np.testing.assert_array_equal(mine.counts, theirs.counts)
+    np.testing.assert_allclose(mine.errors, theirs.errors, rtol=1e-4)
+    np.testing.assert_allclose(mine.gaps, theirs.gaps, rtol=1e-3, atol=1e-4)
+
+
+def unit(n: int, seed: int) -> np.ndarray:
+    """Rows of length 1."""
+    rows = np.random.default_rng(seed).standard_normal((n, 64)).astype(np.float32)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def test_rows_that_may_not_be_written_are_taken_by_gpus_too() -> None:
+    rows, centroids = near_ties()
+    rows.flags.writeable = False
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        np.testing.assert_array_equal(gpu.GpuNearest(centroids, "cpu")(rows)[0], nearest(rows, centroids)[0])
 
 
 def test_search_in_cells_finds_nearly_all() -> None:

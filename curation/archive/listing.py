@@ -235,13 +235,16 @@ def _matching(files: list[FileInfo], pattern: re.Pattern[str]) -> list[FileInfo]
 
 
 def _check_ids(roots: list[Root]) -> None:
-    seen: dict[str, str] = {}
+    seen: dict[str, tuple[Root, Shard]] = {}
     for root in roots:
         for shard in root.shards:
-            url = root.folder.public("" if shard.path == "." else shard.path)
             if shard.name in seen:
                 raise RequestError(
-                    f"two shards would share the id {shard.name}: {seen[shard.name]} and {url}; "
+                    f"two shards would share the id {shard.name}: {_url(*seen[shard.name])} and {_url(root, shard)}; "
                     "give their roots other names, {name: url, other: url}"
                 )
-            seen[shard.name] = url
+            seen[shard.name] = root, shard
+
+
+def _url(root: Root, shard: Shard) -> str:
+    return root.folder.public("" if shard.path == "." else shard.path)

@@ -69,12 +69,17 @@ class Shard:
     @property
     def fingerprint(self) -> dict[str, Any]:
         """What differs once the shard's content does: size and version (of several files, a hash over theirs)."""
-        more = {name: value for name in ("vectors", "filter") if (value := getattr(self, name))}
-        if self.said:
-            more["said"] = hashlib.blake2b(json.dumps(self.said, sort_keys=True).encode(), digest_size=16).hexdigest()
         if self.file is not None:
-            return self.file.fingerprint | more
-        return {"size": self.size, "version": listing_digest(self.files), **more}
+            found = self.file.fingerprint
+        else:
+            found = {"size": self.size, "version": listing_digest(self.files)}
+        if self.vectors:
+            found["vectors"] = self.vectors
+        if self.filter:
+            found["filter"] = self.filter
+        if self.said:
+            found["said"] = hashlib.blake2b(json.dumps(self.said, sort_keys=True).encode(), digest_size=16).hexdigest()
+        return found
 
 
 def shards_of(root: str, files: Iterable[FileInfo], settings: ArchiveConfig | None) -> Iterator[Shard]:

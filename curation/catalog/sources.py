@@ -32,6 +32,8 @@ SOURCES_SCHEMA = pa.schema(
 LISTED_SCHEMA = pa.schema([SOURCES_SCHEMA.field("shard"), SOURCES_SCHEMA.field("fingerprint")])
 BATCH = 10_000  # shards turned into columns at once
 
+_as_json = json.JSONEncoder(sort_keys=True).encode  # json.dumps would make an encoder for each
+
 
 @dataclass(frozen=True)
 class Changes:
@@ -62,7 +64,7 @@ class Changes:
 
 def source_row(shard: str, footer: dict[str, Any]) -> dict[str, Any]:
     """A row of the ledger from the footer of a catalog file."""
-    fingerprint = json.dumps(footer["fingerprint"], sort_keys=True)
+    fingerprint = _as_json(footer["fingerprint"])
     counts = {name: footer[name] for name in COUNTS}
     return {"shard": shard, "fingerprint": fingerprint, "digest": footer["digest"], **counts}
 
@@ -80,7 +82,7 @@ def listed_table(shards: Iterable[Shard]) -> pa.Table:
 
     for shard in shards:
         names.append(shard.name)
-        fingerprints.append(json.dumps(shard.fingerprint, sort_keys=True))
+        fingerprints.append(_as_json(shard.fingerprint))
         if len(names) == BATCH:
             flush()
     flush()

@@ -7,7 +7,8 @@ import numpy as np
 import ray
 
 from curation.clustering.nearest import Floats
-from curation.clustering.points import Loader, Rows, Sums
+from curation.clustering.points import Loader, Rows
+from curation.clustering.sums import Sums
 
 
 class ActorRows:

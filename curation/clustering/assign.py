@@ -13,7 +13,7 @@ import ray
 from numpy.typing import NDArray
 
 from curation.catalog.store import CatalogStore, parquet_bytes
-from curation.clustering.nearest import Floats, Nearest, one_thread
+from curation.clustering.nearest import Floats, Search, one_thread, search_in
 from curation.storage import Folder
 
 ROWS = 500_000  # rows a part, about
@@ -127,7 +127,7 @@ def _assign_part(
 ) -> Spread:
     centroids, used, coarse = shared
     if not folder.exists(path):
-        search = Nearest(centroids[used], device, coarse)
+        search = search_in(centroids[used], device, coarse)
         with one_thread():
             pieces = [assign_rows(store.read(shard, COLUMNS), search, used) for shard in shards]
         folder.publish(path, parquet_bytes(pa.concat_tables([SCHEMA.empty_table(), *pieces])))
@@ -137,7 +137,7 @@ def _assign_part(
     return Spread(total(), total(distances), total(distances**2))
 
 
-def assign_rows(table: pa.Table, search: Nearest, ids: NDArray[np.integer]) -> pa.Table:
+def assign_rows(table: pa.Table, search: Search, ids: NDArray[np.integer]) -> pa.Table:
     """Rows of the catalog, `COLUMNS`, with their cluster; ``ids``: of the centroids that are searched."""
     clusters, distances = search(embeddings(table))
     own = pa.array(ids[clusters].astype(np.int32))

@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curation.clustering.nearest import Floats, Vectors
-from curation.clustering.points import Points, Sums
+from curation.clustering.points import Points
 from curation.clustering.seeding import seeds
+from curation.clustering.sums import Sums
 
 SEED_ROWS = 16_384  # points that the starts are drawn from, or 10 a centroid if that is more
 GAIN = 0.1  # what splitting a cluster is taken to save of its error

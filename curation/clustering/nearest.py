@@ -1,4 +1,4 @@
-"""Which centroid is nearest to a row, by faiss, with an answer that does not depend on the row's neighbours.
+"""Which centroid is nearest to a row, by faiss (on GPUs by torch), whatever rows stand beside it.
 
 A matrix product in float32 rounds differently with the rows beside a row, the
 thread count and the device. So a row whose best two centroids are closer
@@ -6,13 +6,15 @@ together than rounding can tell apart is looked at again: its best few are
 compared in float64, and the lower id wins a tie. All other rows are certain.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import faiss
 import numpy as np
 from numpy.typing import NDArray
+
+from curation.clustering.sums import Sums
 
 Floats = NDArray[np.float32]
 Labels = NDArray[np.int32]
@@ -22,27 +24,49 @@ BLOCK = 16_384  # rows searched at once
 RECHECKED = 8  # centroids compared again for a row in doubt
 
 
-class Nearest:
-    """Finds the nearest of the same centroids for many rows.
+class Search(Protocol):
+    """Finds the nearest of the same centroids for many rows."""
+
+    def __call__(self, x: Vectors) -> tuple[Labels, Floats]:
+        """Labels ``(n,)`` int32 and Euclidean distances ``(n,)`` float32 of rows ``(n, d)``."""
+
+    def sums(self, matrices: Iterable[Vectors]) -> Sums:
+        """One pass over all rows of some matrices ``(n, d)``."""
+
+
+def search_in(centroids: Floats, device: str = "cpu", coarse: Floats | None = None) -> Search:
+    """A search among centroids.
 
     Args:
         centroids: ``(k, d)`` float32.
-        device: ``cpu``, or ``cuda``: faiss on the GPU where this faiss can, else torch.
+        device: ``cpu`` or ``cuda``; there exactly, by torch, unless this faiss knows GPUs and there are cells.
+        coarse: see :class:`Nearest`.
+    """
+    if device == "cpu":
+        return Nearest(centroids, coarse)
+    if coarse is not None and hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus() > 0:
+        return Nearest(centroids, coarse, on_gpu=True)
+    from curation.clustering.gpu import GpuNearest  # torch is slow to import, and not needed on CPUs
+
+    return GpuNearest(centroids, device)
+
+
+class Nearest:
+    """A search by faiss.
+
+    Args:
+        centroids: ``(k, d)`` float32.
         coarse: ``(c, d)`` float32, few centroids of the centroids. With them only the centroids
             in the ``PROBES`` nearest cells are looked at: an approximation, for very large ``k``.
+        on_gpu: whether faiss searches there.
     """
 
     PROBES = 16
 
-    def __init__(
-        self,
-        centroids: Floats,
-        device: str = "cpu",
-        coarse: Floats | None = None,
-    ) -> None:
+    def __init__(self, centroids: Floats, coarse: Floats | None = None, on_gpu: bool = False) -> None:
         self.centroids = np.ascontiguousarray(centroids, np.float32)
         self.longest = float(np.linalg.norm(self.centroids.astype(np.float64), axis=1).max())
-        self._index = _index(self.centroids, device, coarse)
+        self._index = _index(self.centroids, coarse, on_gpu)
 
     def search(self, x: Floats, few: int) -> tuple[Floats, NDArray[np.int64]]:
         """Squared distances and labels ``(n, few)``, as rounded; what is not there is infinitely far, labelled -1."""
@@ -60,21 +84,30 @@ class Nearest:
         """
         squared, found = self.search(x, 2)
         labels = found[:, 0].astype(np.int32)
-        # A dot product of d terms in float32 errs by at most about d * 2^-24 times the lengths (Higham 2002, 3.1).
-        rounding = 2 * (x.shape[1] + 4) * 2.0**-24
-        doubt = squared[:, 1] - squared[:, 0] <= rounding * (np.sqrt(np.einsum("ij,ij->i", x, x)) + self.longest) ** 2
+        doubt = (
+            squared[:, 1] - squared[:, 0]
+            <= rounding(x.shape[1]) * (np.sqrt(np.einsum("ij,ij->i", x, x)) + self.longest) ** 2
+        )
         for rows in np.array_split(np.flatnonzero(doubt), 1 + np.count_nonzero(doubt) // 1024):
             labels[rows] = self._again(x[rows])
         return labels, squared
 
-    def __call__(self, x: NDArray[Any]) -> tuple[Labels, Floats]:
-        """Labels ``(n,)`` int32 and Euclidean distances ``(n,)`` float32 of rows ``(n, d)`` of any float type."""
+    def __call__(self, x: Vectors) -> tuple[Labels, Floats]:
+        """See :class:`Search`."""
         labels, distances = np.empty(len(x), np.int32), np.empty(len(x), np.float32)
         for start, block in blocks(x):
             rows = slice(start, start + len(block))
             labels[rows], _ = self.two(block)
             distances[rows] = np.linalg.norm(block - self.centroids[labels[rows]], axis=1)
         return labels, distances
+
+    def sums(self, matrices: Iterable[Vectors]) -> Sums:
+        """See :class:`Search`."""
+        total = Sums.zero(*self.centroids.shape)
+        for x in matrices:
+            for _, block in blocks(x):
+                total.add_points(block, *self.two(block))
+        return total
 
     def _again(self, x: Floats) -> Labels:
         _, found = self.search(x, RECHECKED)
@@ -86,9 +119,17 @@ class Nearest:
         return chosen
 
 
-def nearest(x: NDArray[Any], centroids: Floats, device: str = "cpu") -> tuple[Labels, Floats]:
-    """Nearest centroid of each row, and its Euclidean distance; see :class:`Nearest`."""
-    return Nearest(centroids, device)(x)
+def nearest(x: Vectors, centroids: Floats, device: str = "cpu") -> tuple[Labels, Floats]:
+    """Nearest centroid of each row, and its Euclidean distance; see :class:`Search`."""
+    return search_in(centroids, device)(x)
+
+
+def rounding(d: int) -> float:
+    """How far squared distances err in float32, as a share of the squared lengths.
+
+    A dot product of d terms errs by at most about d * 2^-24 times the lengths (Higham 2002, 3.1).
+    """
+    return 2 * (d + 4) * 2.0**-24
 
 
 @contextmanager
@@ -108,10 +149,7 @@ def blocks(x: NDArray[Any]) -> Iterator[tuple[int, Floats]]:
         yield start, np.ascontiguousarray(x[start : start + BLOCK], np.float32)
 
 
-def _index(centroids: Floats, device: str, coarse: Floats | None) -> Any:
-    on_gpu = device == "cuda" and hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus() > 0
-    if device == "cuda" and not on_gpu:
-        return TorchIndex(centroids, device)  # exact, with or without cells
+def _index(centroids: Floats, coarse: Floats | None, on_gpu: bool) -> Any:
     index: Any = faiss.IndexFlatL2(centroids.shape[1])
     if coarse is not None:
         index.add(np.ascontiguousarray(coarse, np.float32))
@@ -120,25 +158,3 @@ def _index(centroids: Floats, device: str, coarse: Floats | None) -> Any:
         index.nprobe = Nearest.PROBES
     index.add(centroids)
     return faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, index) if on_gpu else index
-
-
-class TorchIndex:
-    """The exact search of a flat faiss index in torch, for GPUs that the installed faiss does not know."""
-
-    def __init__(self, centroids: Floats, device: str) -> None:
-        import torch  # slow to import, and not needed on CPU
-
-        self.centroids = torch.from_numpy(centroids).to(device)
-        self.norms = self.centroids.square().sum(1)
-
-    def search(self, x: Floats, k: int) -> tuple[Floats, NDArray[np.int64]]:
-        """Squared distances and labels ``(n, k)``, nearest first."""
-        import torch
-
-        rows = torch.from_numpy(x).to(self.centroids.device)
-        found = min(k, len(self.centroids))
-        partial, labels = torch.addmm(self.norms, rows, self.centroids.T, alpha=-2).topk(found, largest=False)
-        squared = (partial + rows.square().sum(1, keepdim=True)).clamp_min(0)
-        missing = (0, k - found)
-        pad = torch.nn.functional.pad
-        return pad(squared, missing).cpu().numpy(), pad(labels, missing, value=-1).cpu().numpy()

@@ -1,69 +1,23 @@
 """The points that k-means sees: a few matrices in this process (in Ray actors: `clustering.actors`).
 
-Sums are exact, so it does not matter who adds what first, and the result of a
-fit has the same bits for any number of actors: coordinates are multiples of
-2^-24 (every float16 of length 1 is; longer types are rounded to it), which
-float64 adds without error up to 2^29 rows of unit length.
+Sums over them are exact, so the result of a fit has the same bits for any number of actors: coordinates are multiples
+of 2^-24 (every float16 of length 1 is; longer types are rounded to it), which float64 adds without error up to 2^29
+rows of unit length.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from math import ceil
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
-from curation.clustering.nearest import Floats, Labels, Nearest, Vectors, blocks, one_thread
+from curation.clustering.nearest import Floats, Vectors, one_thread, search_in
+from curation.clustering.sums import Sums
 
 Loader = Callable[[], Vectors]  # gives (rows, d); picklable: it is called in the actor
 
 GRID = 2.0**24  # coordinates a unit of length
-FINE = 2.0**20  # squared distances a unit
-
-
-@dataclass
-class Sums:
-    """What one pass over points leaves of them, for each of k centroids; exact, so they add in any order.
-
-    Attributes:
-        vectors: ``(k, d)`` float64, the sum of the points nearest to it.
-        counts: ``(k,)`` int64, how many they are.
-        errors: ``(k,)`` float64, the sum of their squared distances to it.
-        gaps: ``(k,)`` float64, by how much that sum would grow were the centroid taken away.
-    """
-
-    vectors: NDArray[np.float64]
-    counts: NDArray[np.int64]
-    errors: NDArray[np.float64]
-    gaps: NDArray[np.float64]
-
-    @classmethod
-    def zero(cls, k: int, d: int) -> "Sums":
-        """The sums over no points."""
-        return cls(np.zeros((k, d)), np.zeros(k, np.int64), np.zeros(k), np.zeros(k))
-
-    def add_points(self, x: Floats, labels: Labels, squared: Floats) -> None:
-        """Add points ``(n, d)`` with what :meth:`Nearest.two` says of them."""
-        k = len(self.counts)
-        rounded = np.rint(np.where(np.isinf(squared), squared[:, :1], squared) * FINE) / FINE
-        self.counts += np.bincount(labels, minlength=k)
-        self.errors += np.bincount(labels, rounded[:, 0], k)
-        self.gaps += np.bincount(labels, rounded[:, 1] - rounded[:, 0], k)
-        order = np.argsort(labels, kind="stable")
-        present, starts = np.unique(labels[order], return_index=True)
-        x = x[order]
-        for label, start, stop in zip(present, starts, [*starts[1:], len(x)], strict=True):
-            self.vectors[label] += x[start:stop].sum(0, dtype=np.float64)
-
-    def __add__(self, other: "Sums") -> "Sums":
-        return Sums(
-            self.vectors + other.vectors,
-            self.counts + other.counts,
-            self.errors + other.errors,
-            self.gaps + other.gaps,
-        )
 
 
 class Points(Protocol):
@@ -118,16 +72,12 @@ class Rows:
     @one_thread()
     def sums(self, centroids: Floats, share: float) -> Sums:
         """See :class:`Points`."""
-        search, total = Nearest(centroids, self.device), Sums.zero(*centroids.shape)
-        for x in self.parts.values():
-            for _, block in blocks(x[: ceil(share * len(x))]):
-                total.add_points(block, *search.two(block))
-        return total
+        return search_in(centroids, self.device).sums(x[: ceil(share * len(x))] for x in self.parts.values())
 
     @one_thread()
     def split(self, centroids: Floats) -> list[dict[int, Vectors]]:
         """The rows of each matrix that are nearest to each centroid."""
-        search = Nearest(centroids, self.device)
+        search = search_in(centroids, self.device)
         labels = {number: search(x)[0] for number, x in self.parts.items()}
         return [{number: x[labels[number] == c] for number, x in self.parts.items()} for c in range(len(centroids))]
 

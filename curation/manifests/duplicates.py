@@ -116,16 +116,28 @@ def _split(plan: Plan, ranges: Ranges, shards: Shards, *layers: Columns) -> list
     if "alike" in rows:
         there &= rows["alike"]
     nothing = _candidates(catalog_schema(1).empty_table().select(COLUMNS), rows, slice(0, 0))
-    found = [[nothing] for _ in ranges]
+    found: list[list[pa.Table]] = [[nothing] for _ in ranges]
+    waiting: list[pa.Table] = []  # of many shards, so that what a range gets of them is one piece
     for name, count in zip(shards.names, shards.rows, strict=True):
         here = slice(first, first + count)
         first += count
-        if not there[here].any():
-            continue
-        table = _candidates(plan.store.read(name, COLUMNS), rows, here).filter(pa.array(there[here]))
-        for pieces, limits in zip(found, ranges, strict=True):
-            pieces.append(table.filter(_in_range(table, *limits)))
+        if there[here].any():
+            waiting.append(_candidates(plan.store.read(name, COLUMNS), rows, here).filter(pa.array(there[here])))
+        if waiting and (first == len(there) or sum(map(len, waiting)) >= ROWS_A_RANGE):
+            _deal(pa.concat_tables(waiting, promote_options="permissive"), ranges, found)
+            waiting.clear()
     return [*(pa.concat_tables(pieces, promote_options="permissive").combine_chunks() for pieces in found), None]
+
+
+def _deal(table: pa.Table, ranges: Ranges, found: list[list[pa.Table]]) -> None:
+    """Give each range its rows of a table."""
+    table = table.combine_chunks()
+    number = np.searchsorted([stop for _, stop in ranges], table["cluster"].to_numpy(), side="right")
+    order = np.argsort(number, kind="stable")
+    cuts = np.searchsorted(number[order], np.arange(1, len(ranges)))
+    for pieces, own in zip(found, np.split(order, cuts), strict=True):
+        if len(own):
+            pieces.append(table.take(pa.array(own)))
 
 
 def _candidates(table: pa.Table, rows: Columns, here: slice) -> pa.Table:
@@ -138,10 +150,6 @@ def _candidates(table: pa.Table, rows: Columns, here: slice) -> pa.Table:
     known = rows["alike"][here] & ~rows["fresh"][here] if "alike" in rows else np.zeros(table.num_rows, bool)
     first = known | (rows["reason"][here] == CODE["required"])
     return table.append_column("first", pa.array(first)).append_column("known", pa.array(known))
-
-
-def _in_range(table: pa.Table, first: int, stop: int) -> pa.Array:
-    return pc.and_(pc.greater_equal(table["cluster"], first), pc.less(table["cluster"], stop))
 
 
 def _across(neighbours: NDArray[np.int32], number: int, within: pa.Table, ranges: Ranges, rows: list[Any]) -> pa.Table:

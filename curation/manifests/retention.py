@@ -230,7 +230,11 @@ def _superfluous(workspace: Folder, path: str, staying: Mapping[str, Any], going
         if shards is None:  # nobody knows what it has read
             return {}
         wanted = wanted.filter(pc.invert(pc.is_in(wanted, value_set=shards)))
-    there = {file.path: file.size for file in workspace.list(path)} if len(wanted) else {}
+    if not len(wanted):
+        return {}
+    apart = workspace.list(path.replace("catalog/", "quarantine/", 1))  # a killed gc may leave these alone
+    there = {file.path.replace("quarantine/", "catalog/", 1): 0 for file in apart}
+    there |= {file.path: file.size for file in workspace.list(path)}
     names = (f"{path}/{shard}.parquet" for shard in wanted.to_pylist())
     return {name: there[name] for name in names if name in there}
 

@@ -255,14 +255,20 @@ class Folder:
         self._forget()
         if self.local:
             return sorted(self._walk_local(path, recursive))
-        depth = None if recursive else 1
-        found = retry(lambda: self.fs.find(self.full(path), maxdepth=depth, detail=True), self.public(path))
-        prefix = self.base + "/"
-        return sorted(
-            _file_info(name.removeprefix(prefix), info)
-            for name, info in found.items()
-            if info["type"] == "file" and not _temporary(name)
-        )
+        return retry(lambda: sorted(self._walk_remote(path, recursive)), self.public(path))
+
+    def _walk_remote(self, path: str, recursive: bool) -> Iterator[FileInfo]:
+        full, skipped = self.full(path), len(self.base) + 1
+        if hasattr(self.fs, "pages"):
+            skipped -= len(self.base.partition("/")[0]) + 1  # an object's key is without its bucket
+            for page in self.fs.pages(full, recursive):
+                for one in page:
+                    if not _temporary(one["Key"]):
+                        yield _file_info(one["Key"][skipped:], one)
+            return
+        for name, info in self.fs.find(full, maxdepth=None if recursive else 1, detail=True).items():
+            if info["type"] == "file" and not _temporary(name):
+                yield _file_info(name[skipped:], info)
 
     def _walk_local(self, path: str, recursive: bool) -> Iterator[FileInfo]:
         pending: list[tuple[str, frozenset[str]]] = [(path, frozenset())]
@@ -542,7 +548,7 @@ def _client(protocol: str, options: dict[str, Any]) -> Any:
 
 def _file_info(path: str, info: dict[str, Any]) -> FileInfo:
     version = info.get("ETag") or info.get("etag") or info.get("LastModified") or info.get("mtime") or ""
-    return FileInfo(path, int(info["size"]), str(version).strip('"'))
+    return FileInfo(path, int(info["Size"] if "Size" in info else info["size"]), str(version).strip('"'))
 
 
 def _temporary(name: str) -> bool:

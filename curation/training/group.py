@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from threading import Thread
 from typing import Any
@@ -16,6 +17,8 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from curation.errors import CurationError, RequestError
 from curation.runtime import Resources
 from curation.storage import Folder
+
+log = logging.getLogger("curation")
 
 PATIENCE = 24 * 3600  # seconds that ranks wait for rank 0, which may be at work alone
 
@@ -95,6 +98,7 @@ def train(
             storage_path=store.full(""),
             storage_filesystem=None if store.local else pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(store.fs)),
             failure_config=ray.train.FailureConfig(max_failures=restarts),
+            callbacks=[_Failures(store)],  # type: ignore[list-item] # typed as those of Ray Tune
         ),
     )
     finished: Future[Any] = Future()
@@ -105,9 +109,10 @@ def train(
         except BaseException as error:  # noqa: BLE001 - told to whoever waits
             finished.set_exception(error)
 
-    Thread(
-        target=fit, daemon=True
-    ).start()  # in the main thread Ray Train would take Ctrl-C for itself, and exit with 0
+    # in the main thread Ray Train would take Ctrl-C for itself, and exit with 0
+    Thread(target=fit, daemon=True).start()
+    telling = Thread(target=_tell_failures, args=(store, finished, f"{key}={restarts}"), daemon=True)
+    telling.start()
     try:
         watch(finished)
     except ray.train.WorkerGroupError as error:
@@ -122,4 +127,36 @@ def train(
             f"the same command goes on from the last checkpoint: {reason}"
         ) from error
     finally:
+        if finished.done():
+            telling.join()
         store.discard("")
+
+
+class _Failures(ray.train.UserCallback):
+    """Writes down why workers failed; Ray Train calls it in a process of its own."""
+
+    def __init__(self, store: Folder) -> None:
+        self.store, self.count = store, 0
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        rank, cause = min(worker_exceptions.items(), key=lambda item: item[0])
+        reason = " ".join(str(getattr(cause, "cause", cause)).split())[-300:]
+        self.store.publish(_failure(self.count), f"worker {rank} of the training failed: {reason}".encode())
+        self.count += 1
+
+
+def _failure(number: int) -> str:
+    return f"failure-{number}.txt"
+
+
+def _tell_failures(store: Folder, finished: Future[Any], limit: str) -> None:
+    """Tell people as it happens: else they see a training that stands still while it begins again."""
+    told, over = 0, False
+    while not over:
+        over = bool(wait([finished], 2).done)
+        try:
+            why = store.read(_failure(told)).decode()
+        except (CurationError, OSError):
+            continue
+        told += 1
+        log.warning("%s; after %d of %s it goes on from its last checkpoint", why, told, limit)

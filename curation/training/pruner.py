@@ -23,7 +23,7 @@ from curation.catalog.store import CatalogStore
 from curation.catalog.tiles import Tiles
 from curation.clustering.actors import ActorRows
 from curation.clustering.hierarchy import FLAT, fit_in_cells
-from curation.clustering.nearest import Floats, Nearest, Vectors, one_thread
+from curation.clustering.nearest import Floats, Vectors, nearest, one_thread
 from curation.encoders.base import in_batches
 from curation.errors import CurationError, RequestError
 from curation.runtime import limit_threads
@@ -314,7 +314,7 @@ def _assign(folder: Folder, group: Group, centroids: Floats, device: str) -> dic
     """A group's embedded rows with their nearest centroids."""
     with one_thread():
         vectors = _read(folder, group, "vectors")
-        leaf, distance = Nearest(centroids, device)(vectors) if len(vectors) else _nowhere(0).values()
+        leaf, distance = nearest(vectors, centroids, device) if len(vectors) else _nowhere(0).values()
     rows, words = (_read(folder, group, name) for name in ("rows", "words"))
     return {"rows": rows, "words": words, "leaf": leaf, "distance": distance}
 
