@@ -31,7 +31,7 @@ def test_a_failure_is_told_and_too_many_are_an_error(
     run(1)
     said = [record.getMessage() for record in caplog.records if record.name == "curation"]
     assert len(said) == 1
-    assert "failure 0: the device is lost; after 1 of pretrain.restarts=1 it goes on" in said[0]
+    assert "failure 0: the device is lost; it goes on from the last checkpoint, 1 of pretrain.restarts=1" in said[0]
     assert not (tmp_path / "run" / "ray").exists()
     with pytest.raises(CurationError, match="failed more than pretrain.restarts=1 times.*failure 3: the device"):
         run(4)

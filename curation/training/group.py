@@ -111,7 +111,7 @@ def train(
 
     # in the main thread Ray Train would take Ctrl-C for itself, and exit with 0
     Thread(target=fit, daemon=True).start()
-    telling = Thread(target=_tell_failures, args=(store, finished, f"{key}={restarts}"), daemon=True)
+    telling = Thread(target=_tell_failures, args=(store, finished, restarts, key), daemon=True)
     telling.start()
     try:
         watch(finished)
@@ -149,14 +149,14 @@ def _failure(number: int) -> str:
     return f"failure-{number}.txt"
 
 
-def _tell_failures(store: Folder, finished: Future[Any], limit: str) -> None:
+def _tell_failures(store: Folder, finished: Future[Any], restarts: int, key: str) -> None:
     """Tell people as it happens: else they see a training that stands still while it begins again."""
     told, over = 0, False
-    while not over:
+    while not over and told < restarts:
         over = bool(wait([finished], 2).done)
         try:
             why = store.read(_failure(told)).decode()
         except (CurationError, OSError):
             continue
         told += 1
-        log.warning("%s; after %d of %s it goes on from its last checkpoint", why, told, limit)
+        log.warning("%s; it goes on from the last checkpoint, %d of %s=%d", why, told, key, restarts)
