@@ -3,7 +3,6 @@
 The copy is read by the published ``archive`` config; ``archive.*`` keys on the command line go over it.
 """
 
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +10,7 @@ import ray
 from omegaconf import OmegaConf
 
 from curation.archive.listing import list_archive
-from curation.cli import execute
+from curation.cli import execute, leave
 from curation.config import load_config, to_dict
 from curation.errors import RequestError
 from curation.manifests.apply import Copy, apply
@@ -56,4 +55,4 @@ def run(arguments: Sequence[str]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(execute(run))
+    leave(execute(run))

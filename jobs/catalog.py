@@ -1,11 +1,10 @@
 """``curate catalog``: encode and score the shards that have no catalog file yet."""
 
-import sys
 from collections.abc import Sequence
 from typing import Any
 
 from curation.catalog.build import check_bad_fraction
-from curation.cli import execute
+from curation.cli import execute, leave
 from curation.stages import open_run
 
 
@@ -24,4 +23,4 @@ def run(arguments: Sequence[str]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(execute(run))
+    leave(execute(run))

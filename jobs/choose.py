@@ -1,10 +1,9 @@
 """``curate choose``: how stable a selection is over seeds, K and encoders, or that it would be mostly noise."""
 
-import sys
 from collections.abc import Sequence
 from typing import Any
 
-from curation.cli import execute
+from curation.cli import execute, leave
 from curation.evaluation.choose import choose
 from curation.stages import open_run
 
@@ -16,4 +15,4 @@ def run(arguments: Sequence[str]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(execute(run))
+    leave(execute(run))

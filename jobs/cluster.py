@@ -1,11 +1,10 @@
 """``curate cluster``: fit centroids over a complete catalog and assign every sample."""
 
 import json
-import sys
 from collections.abc import Sequence
 from typing import Any
 
-from curation.cli import execute
+from curation.cli import execute, leave
 from curation.stages import open_run
 
 
@@ -18,4 +17,4 @@ def run(arguments: Sequence[str]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(execute(run))
+    leave(execute(run))

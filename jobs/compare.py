@@ -1,10 +1,9 @@
 """``curate compare``: which way of pruning is worth it on this archive, at which budget, and whether any is."""
 
-import sys
 from collections.abc import Sequence
 from typing import Any
 
-from curation.cli import execute
+from curation.cli import execute, leave
 from curation.evaluation.compare import compare
 from curation.stages import open_run
 
@@ -16,4 +15,4 @@ def run(arguments: Sequence[str]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(execute(run))
+    leave(execute(run))

@@ -1,11 +1,10 @@
 """``curate consistency``: how far each sample's image agrees with its caption, its label or another modality."""
 
 import json
-import sys
 from collections.abc import Sequence
 from typing import Any
 
-from curation.cli import execute
+from curation.cli import execute, leave
 from curation.scoring.consistency import ABOUT
 from curation.scoring.consistent import check_encoder
 from curation.stages import open_run
@@ -22,4 +21,4 @@ def run(arguments: Sequence[str]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(execute(run))
+    leave(execute(run))

@@ -5,11 +5,10 @@ With one manifest, from its parent. ``--out`` names a Parquet file for every sam
 
 import logging
 import re
-import sys
 from collections.abc import Sequence
 from typing import Any
 
-from curation.cli import execute, take_option
+from curation.cli import execute, leave, take_option
 from curation.config import load_config
 from curation.errors import RequestError
 from curation.manifests.diff import diff
@@ -84,4 +83,4 @@ def _dimension(rows: list[dict[str, Any]]) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(execute(run))
+    leave(execute(run))

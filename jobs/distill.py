@@ -1,11 +1,10 @@
 """``curate distill``: a labelled archive in a few synthetic images a class, and what they are worth."""
 
-import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any
 
-from curation.cli import execute
+from curation.cli import execute, leave
 from curation.errors import require
 from curation.stages import open_run
 
@@ -21,4 +20,4 @@ def run(arguments: Sequence[str]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(execute(run))
+    leave(execute(run))

@@ -1,11 +1,10 @@
 """``curate explain MANIFEST SAMPLE``: which rule decided, and which kept sample stands for it."""
 
 import logging
-import sys
 from collections.abc import Sequence
 from typing import Any
 
-from curation.cli import execute
+from curation.cli import execute, leave
 from curation.config import load_config
 from curation.errors import RequestError
 from curation.manifests.explain import explain
@@ -22,4 +21,4 @@ def run(arguments: Sequence[str]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(execute(run))
+    leave(execute(run))

@@ -4,11 +4,10 @@ What is in force stays, with its last N ancestors and what these need; without `
 """
 
 import logging
-import sys
 from collections.abc import Sequence
 from typing import Any
 
-from curation.cli import execute, take_option
+from curation.cli import execute, leave, take_option
 from curation.config import load_config
 from curation.errors import RequestError
 from curation.manifests.collect import collect
@@ -61,4 +60,4 @@ def _table(result: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(execute(run))
+    leave(execute(run))

@@ -1,13 +1,12 @@
 """``curate inspect URL [config=FILE]``: what lies there, and a config to begin with."""
 
 import logging
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from curation.archive.inspection import as_yaml, inspect_archive
-from curation.cli import execute
+from curation.cli import execute, leave
 from curation.config import load_config
 from curation.errors import RequestError
 
@@ -32,4 +31,4 @@ def run(arguments: Sequence[str]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(execute(run))
+    leave(execute(run))

@@ -4,11 +4,10 @@
 """
 
 import logging
-import sys
 from collections.abc import Sequence
 from typing import Any
 
-from curation.cli import execute
+from curation.cli import execute, leave
 from curation.config import load_config
 from curation.errors import CurationError, RequestError
 from curation.manifests.leakage import find_leaks
@@ -45,4 +44,4 @@ def _table(worst: list[dict[str, Any]]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(execute(run))
+    leave(execute(run))

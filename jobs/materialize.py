@@ -4,12 +4,11 @@
 """
 
 import re
-import sys
 from collections.abc import Sequence
 from typing import Any
 
 from curation.archive.listing import moved_roots
-from curation.cli import execute
+from curation.cli import execute, leave
 from curation.config import load_config
 from curation.errors import RequestError
 from curation.materialized.build import materialize
@@ -25,4 +24,4 @@ def run(arguments: Sequence[str]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(execute(run))
+    leave(execute(run))

@@ -2,14 +2,13 @@
 
 import json
 import logging
-import sys
 from collections.abc import Sequence
 from typing import Any
 
 from curation.archive.listing import list_archive
 from curation.archive.tables import open_filter, open_tables
 from curation.catalog.plan import plan
-from curation.cli import execute
+from curation.cli import execute, leave
 from curation.config import load_config
 from curation.errors import RequestError
 
@@ -38,4 +37,4 @@ def run(arguments: Sequence[str]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(execute(run))
+    leave(execute(run))

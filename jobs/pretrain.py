@@ -1,10 +1,9 @@
 """``curate pretrain``: an encoder learned from the archive alone, which ``encoder=timm`` then takes by path."""
 
-import sys
 from collections.abc import Sequence
 from typing import Any
 
-from curation.cli import execute
+from curation.cli import execute, leave
 from curation.stages import open_run
 from curation.training.pretrain import pretrain
 
@@ -16,4 +15,4 @@ def run(arguments: Sequence[str]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(execute(run))
+    leave(execute(run))

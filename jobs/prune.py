@@ -1,10 +1,9 @@
 """``curate prune``: all stages, from the archive to the manifest and its page."""
 
-import sys
 from collections.abc import Sequence
 from typing import Any
 
-from curation.cli import execute
+from curation.cli import execute, leave
 from curation.stages import complete, open_run
 
 
@@ -16,4 +15,4 @@ def run(arguments: Sequence[str]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(execute(run))
+    leave(execute(run))

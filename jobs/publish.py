@@ -5,11 +5,10 @@ catalog; ``--attribution TEXT`` says whom to name; ``--allow NAME`` lets the nam
 """
 
 import logging
-import sys
 from collections.abc import Sequence
 from typing import Any
 
-from curation.cli import execute
+from curation.cli import execute, leave
 from curation.config import load_config
 from curation.errors import RequestError
 from curation.manifests.publication import publish
@@ -48,4 +47,4 @@ def run(arguments: Sequence[str]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(execute(run))
+    leave(execute(run))

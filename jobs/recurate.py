@@ -1,10 +1,9 @@
 """``curate recurate``: take in what is new since the last manifest, and draw one that goes on from it."""
 
-import sys
 from collections.abc import Sequence
 from typing import Any
 
-from curation.cli import execute
+from curation.cli import execute, leave
 from curation.recurate import recurate
 from curation.stages import open_run
 
@@ -16,4 +15,4 @@ def run(arguments: Sequence[str]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(execute(run))
+    leave(execute(run))

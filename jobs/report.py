@@ -1,11 +1,10 @@
 """``curate report``: write the page of the newest manifest again, from the same config that made it."""
 
 import json
-import sys
 from collections.abc import Sequence
 from typing import Any
 
-from curation.cli import execute
+from curation.cli import execute, leave
 from curation.errors import RequestError
 from curation.manifests.latest import read_latest
 from curation.manifests.schema import Manifest
@@ -34,4 +33,4 @@ def run(arguments: Sequence[str]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(execute(run))
+    leave(execute(run))

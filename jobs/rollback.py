@@ -5,11 +5,10 @@ what it names.
 """
 
 import re
-import sys
 from collections.abc import Sequence
 from typing import Any
 
-from curation.cli import execute, take_option
+from curation.cli import execute, leave, take_option
 from curation.config import load_config
 from curation.errors import RequestError
 from curation.manifests.latest import POINTER, open_published
@@ -41,4 +40,4 @@ def run(arguments: Sequence[str]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(execute(run))
+    leave(execute(run))

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from curation.cli import execute
+from curation.cli import execute, leave
 from curation.deploy.kubernetes import as_yaml, render, write_files
 from curation.deploy.launch import Api, launch
 from curation.deploy.request import read_request, take_option
@@ -34,4 +34,4 @@ def run(arguments: Sequence[str]) -> dict[str, Any] | str:
 
 
 if __name__ == "__main__":
-    sys.exit(execute(run))
+    leave(execute(run))

@@ -4,11 +4,10 @@
 """
 
 import logging
-import sys
 from collections.abc import Sequence
 from typing import Any
 
-from curation.cli import execute
+from curation.cli import execute, leave
 from curation.config import load_config
 from curation.errors import RequestError
 from curation.status import status, table
@@ -28,4 +27,4 @@ def run(arguments: Sequence[str]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(execute(run))
+    leave(execute(run))

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from curation.cli import execute
+from curation.cli import execute, leave
 from curation.deploy.packing import pack
 from curation.deploy.request import read_request, take_option
 from curation.deploy.submission import connect, follow, submit
@@ -35,4 +35,4 @@ def run(arguments: Sequence[str]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(execute(run))
+    leave(execute(run))

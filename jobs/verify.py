@@ -4,12 +4,11 @@ The same of a folder that ``curate materialize`` wrote, where it is all one.
 ``archive.url=URL`` says where the archive lies if it has moved since.
 """
 
-import sys
 from collections.abc import Sequence
 from typing import Any
 
 from curation.archive.listing import moved_roots
-from curation.cli import execute
+from curation.cli import execute, leave
 from curation.config import load_config
 from curation.errors import CurationError, RequestError
 from curation.manifests.verify import verify
@@ -36,4 +35,4 @@ def run(arguments: Sequence[str]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(execute(run))
+    leave(execute(run))

@@ -1,6 +1,8 @@
 """Requests that cannot be: status 2, one line, and nothing written."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -103,3 +105,16 @@ def test_an_unwritable_workspace(sample_archive: Path, tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     outcome = curate("prune", f"archive.url={sample_archive / 'archive'}", f"workspace={tmp_path / 'ws'}")
     assert outcome.status == 2
+
+
+def test_a_process_ends_with_its_status_and_all_that_is_to_be_done_at_its_end() -> None:
+    """Threads are waited for and functions for the end are called, though the interpreter is not taken down."""
+    code = """
+import atexit, threading, time
+from curation.cli import leave
+atexit.register(print, "ended")
+threading.Thread(target=lambda: (time.sleep(0.5), print("waited for"))).start()
+leave(3)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.split("\n")) == (3, ["waited for", "ended", ""])
