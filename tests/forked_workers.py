@@ -28,22 +28,13 @@ IMPORTED = (  # nothing of Ray: when it is imported it reads from the environmen
     "curation.archive.tables",
     "curation.encoders.random_conv",
     "curation.selection.strategies",
-    "diffusers.models",
-    "diffusers.schedulers",
     "faiss",
     "grpc",
     "jsonschema",
-    "lightly.loss",
-    "lightly.models.modules.heads",
     "pandas",
     "pyarrow.dataset",
     "requests",
-    "scipy.stats",
-    "sklearn.linear_model",
-    "sklearn.neighbors",
-    "timm",
     "torch",
-    "torch.utils.tensorboard",
 )
 
 

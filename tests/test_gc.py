@@ -127,7 +127,7 @@ def check_kept(made: Made, keep: int, kept: set[str]) -> None:
     assert (folder / "clusters").is_dir()
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=20, deadline=None)
 @example(seed=97, keep=1, killed_after=24)  # between a catalog file and its quarantine
 @given(seed=st.integers(0, 2**30), keep=st.integers(0, 4), killed_after=st.integers(0, 40))
 def test_what_kept_manifests_need_stays_wherever_gc_is_killed(

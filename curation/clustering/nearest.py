@@ -84,10 +84,8 @@ class Nearest:
         """
         squared, found = self.search(x, 2)
         labels = found[:, 0].astype(np.int32)
-        doubt = (
-            squared[:, 1] - squared[:, 0]
-            <= rounding(x.shape[1]) * (np.sqrt(np.einsum("ij,ij->i", x, x)) + self.longest) ** 2
-        )
+        limit = rounding(x.shape[1]) * (np.sqrt(np.einsum("ij,ij->i", x, x)) + self.longest) ** 2
+        doubt = squared[:, 1] - squared[:, 0] <= limit
         for rows in np.array_split(np.flatnonzero(doubt), 1 + np.count_nonzero(doubt) // 1024):
             labels[rows] = self._again(x[rows])
         return labels, squared

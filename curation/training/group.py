@@ -121,10 +121,9 @@ def train(
             if isinstance(known, CurationError | OSError):
                 raise known from error
         rank, cause = next(iter(error.worker_failures.items()))
-        reason = " ".join(str(cause).split())[-300:]
         raise CurationError(
             f"worker {rank} of the training failed more than {key}={restarts} times; "
-            f"the same command goes on from the last checkpoint: {reason}"
+            f"the same command goes on from the last checkpoint: {_reason(cause)}"
         ) from error
     finally:
         if finished.done():
@@ -140,9 +139,14 @@ class _Failures(ray.train.UserCallback):
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         rank, cause = min(worker_exceptions.items(), key=lambda item: item[0])
-        reason = " ".join(str(getattr(cause, "cause", cause)).split())[-300:]
-        self.store.publish(_failure(self.count), f"worker {rank} of the training failed: {reason}".encode())
+        why = f"worker {rank} of the training failed: {_reason(getattr(cause, 'cause', cause))}"
+        self.store.publish(_failure(self.count), why.encode())
         self.count += 1
+
+
+def _reason(error: BaseException) -> str:
+    """The end of what an error says, in a line."""
+    return " ".join(str(error).split())[-300:]
 
 
 def _failure(number: int) -> str:
