@@ -29,9 +29,9 @@ from curation.archive.decode import decode
 from curation.archive.listing import list_archive
 from curation.archive.reader import read_shard
 from curation.archive.sample import RawSample, Sample
+from curation.archive.settings import ArchiveConfig
 from curation.catalog.calibration import load_calibration
 from curation.catalog.schema import catalog_schema
-from curation.config import ArchiveConfig
 from curation.scoring.signature import signature_and_patch
 from curation.selection.duplicates import COLUMNS, find_duplicates
 from curation.storage import Folder, local_path

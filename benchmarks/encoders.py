@@ -42,8 +42,9 @@ from curation.archive.decode import decode
 from curation.archive.listing import list_archive
 from curation.archive.reader import read_shard
 from curation.archive.sample import RawSample, Sample
+from curation.archive.settings import ArchiveConfig
 from curation.catalog.fit import fixed_ranges
-from curation.config import ArchiveConfig, load_config
+from curation.config import load_config
 from curation.encoders import Encoder, build_encoder, fit_artefact
 from curation.encoders.base import Config
 from curation.errors import BadSample

@@ -28,8 +28,8 @@ from curation.archive.decode import decode
 from curation.archive.listing import list_archive
 from curation.archive.reader import read_shard
 from curation.archive.sample import RawSample
+from curation.archive.settings import ArchiveConfig
 from curation.archive.tiling import tiles
-from curation.config import ArchiveConfig
 from curation.runtime import limit_threads
 
 

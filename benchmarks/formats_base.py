@@ -7,7 +7,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from curation.config import ArchiveConfig
+from curation.archive.settings import ArchiveConfig
 
 Pixels = Iterator[NDArray[Any]]  # (bands, height, width) of each sample
 

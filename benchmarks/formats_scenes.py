@@ -15,8 +15,8 @@ from rasterio.transform import from_origin
 from rasterio.windows import Window
 
 from benchmarks.formats_base import Format, Pixels
+from curation.archive.settings import ArchiveConfig, TileConfig
 from curation.archive.tiling import windows
-from curation.config import ArchiveConfig, TileConfig
 
 TILE = 256
 WIDTH = 4096

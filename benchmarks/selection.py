@@ -30,9 +30,9 @@ import ray
 from benchmarks.output import print_result
 from curation.archive.sample import sample_id
 from curation.catalog.store import CatalogStore
-from curation.config import SelectConfig
 from curation.manifests.build import select
 from curation.selection.quotas import cluster_weights, quotas
+from curation.selection.settings import SelectConfig
 from curation.storage import Folder
 
 ROWS = 10_000  # a shard

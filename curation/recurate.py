@@ -27,10 +27,10 @@ from curation.clustering.kmeans import default_k
 from curation.clustering.nearest import Nearest, Vectors, one_thread
 from curation.errors import RequestError
 from curation.manifests.again import Again, Piece
-from curation.manifests.build import check_budget
 from curation.manifests.chain import decision_parts
 from curation.manifests.drift import Spread, far_share
 from curation.manifests.latest import Latest, latest_path
+from curation.manifests.opening import check_budget
 from curation.manifests.schema import HEADER_FILE
 from curation.report.recurate import write_page
 from curation.runs import observe_drift, stage

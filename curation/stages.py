@@ -23,13 +23,15 @@ from curation.catalog.build import BANK, Catalog, build_catalog, check_bad_fract
 from curation.catalog.calibration import load_calibration, summary
 from curation.clustering.build import build_clusters
 from curation.clustering.kmeans import default_k
-from curation.config import ClusterConfig, Config, load_config, to_dict
+from curation.clustering.settings import ClusterConfig
+from curation.config import Config, load_config, to_dict
 from curation.encoders import QUALITY
 from curation.errors import ConflictError, CurationError, IncompleteError, RequestError
 from curation.manifests.access import LOCAL, OBJECT_STORE, reads_of_manifest
 from curation.manifests.again import Again
-from curation.manifests.build import check_budget, read_list, select
+from curation.manifests.build import select
 from curation.manifests.latest import Latest, publish_latest, read_latest
+from curation.manifests.opening import check_budget, read_list
 from curation.manifests.schema import Manifest
 from curation.report.page import write_report
 from curation.runs import record_in, stage

@@ -7,7 +7,7 @@ from curation.archive.decode import decode
 from curation.archive.listing import list_archive
 from curation.archive.reader import read_shard
 from curation.archive.sample import Member, RawSample, Rejection, Sample
-from curation.config import ArchiveConfig
+from curation.archive.settings import ArchiveConfig
 
 
 def read_all(url: Path | str, **settings: Any) -> list[RawSample | Rejection]:

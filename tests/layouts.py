@@ -14,10 +14,10 @@ from curation.archive.decode import decode
 from curation.archive.listing import list_archive
 from curation.archive.reader import read_shard
 from curation.archive.sample import RawSample
+from curation.archive.settings import ArchiveConfig, TileConfig
 from curation.catalog.rows import Row, RowMaker
 from curation.catalog.schema import catalog_schema
 from curation.catalog.store import parquet_bytes
-from curation.config import ArchiveConfig, TileConfig
 from curation.manifests.schema import MANIFEST_SCHEMA
 from tests.containers import store, write_store
 from tests.kept import write_header

@@ -5,10 +5,10 @@ from typing import Any
 
 import yaml
 
-from curation.config import MaterializeConfig
 from curation.manifests.reading import ManifestReader
 from curation.materialized.build import Work, finish, write_shard
 from curation.materialized.plan import Plan, asked_for, freeze, measure, pieces
+from curation.materialized.settings import MaterializeConfig
 from curation.storage import Folder
 
 

@@ -14,9 +14,9 @@ from curation.archive.sample import sample_id
 from curation.archive.tables import Table
 from curation.catalog.schema import QUARANTINE_SCHEMA, catalog_schema
 from curation.catalog.store import CatalogStore
-from curation.config import ClusterEdits, EntropyConfig, SelectConfig
 from curation.manifests.build import select
 from curation.manifests.schema import Manifest
+from curation.selection.settings import ClusterEdits, EntropyConfig, SelectConfig
 from curation.selection.strategies import STRATEGIES
 from curation.storage import Folder
 

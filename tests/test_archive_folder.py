@@ -12,7 +12,7 @@ from curation.archive.decode import decode
 from curation.archive.listing import _check_ids, list_archive
 from curation.archive.reader import read_shard
 from curation.archive.sample import RawSample, Rejection
-from curation.config import ArchiveConfig
+from curation.archive.settings import ArchiveConfig
 from curation.errors import AccessError, RequestError
 from tests.archive_tools import read_all
 from tests.recipes import encoded, npy, write_tar

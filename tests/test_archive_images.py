@@ -13,7 +13,7 @@ from PIL import Image
 
 from curation.archive.decode import conform, decode
 from curation.archive.sample import Sample
-from curation.config import ArchiveConfig
+from curation.archive.settings import ArchiveConfig
 from curation.errors import BadSample
 from tests.archive_tools import decoded, raw
 from tests.recipes import encoded, geotiff, npy

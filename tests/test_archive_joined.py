@@ -18,8 +18,8 @@ from curation.archive.joined import LAG, read_joined
 from curation.archive.listing import list_archive
 from curation.archive.reader import read_shard
 from curation.archive.sample import Member, RawSample, Rejection, Sample, Wanted
+from curation.archive.settings import ArchiveConfig, TileConfig
 from curation.archive.shards import Shard
-from curation.config import ArchiveConfig, TileConfig
 from curation.errors import AccessError, RequestError
 from curation.storage import Folder
 from tests.archive_tools import read_all

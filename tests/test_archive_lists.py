@@ -16,7 +16,7 @@ from curation.archive.decode import decode
 from curation.archive.listing import Root, list_archive
 from curation.archive.reader import read_shard
 from curation.archive.sample import RawSample, Rejection
-from curation.config import ArchiveConfig, TileConfig
+from curation.archive.settings import ArchiveConfig, TileConfig
 from curation.errors import RequestError
 from curation.storage import Folder
 from tests.recipes import geotiff, write_tar

@@ -20,7 +20,7 @@ import sys
 from curation.archive.decode import decode
 from curation.archive.listing import list_archive
 from curation.archive.reader import read_shard
-from curation.config import ArchiveConfig, TileConfig
+from curation.archive.settings import ArchiveConfig, TileConfig
 modalities = ["A", "B"] if sys.argv[2] == "joined" else None
 config = ArchiveConfig(modalities=modalities, tile=TileConfig(64 if sys.argv[2] == "scene" else None))
 count = 0

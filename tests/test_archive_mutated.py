@@ -11,7 +11,7 @@ import pytest
 
 from curation.archive.decode import decode
 from curation.archive.sample import Rejection
-from curation.config import ArchiveConfig
+from curation.archive.settings import ArchiveConfig
 from curation.errors import BadSample
 from tests.archive_tools import read_all
 from tests.containers import major_tom_row, optical, ssl4eo, store, write_major_tom, write_terramesh, zip_store

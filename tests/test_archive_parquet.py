@@ -20,7 +20,7 @@ from curation.archive.decode import decode
 from curation.archive.listing import list_archive
 from curation.archive.reader import read_shard
 from curation.archive.sample import RawSample, Rejection, Sample, Wanted
-from curation.config import ArchiveConfig
+from curation.archive.settings import ArchiveConfig
 from curation.errors import AccessError
 from tests.archive_tools import read_all
 from tests.containers import S2, major_tom_row, write_major_tom

@@ -9,7 +9,7 @@ import pytest
 from curation.archive.decode import conform, decode
 from curation.archive.listing import list_archive
 from curation.archive.sample import Rejection, Sample
-from curation.config import ArchiveConfig
+from curation.archive.settings import ArchiveConfig
 from curation.errors import BadSample
 from tests.archive_tools import read_all
 from tests.recipes import BANDS, CLASSES, _plan, write_rgb_archive, write_sample_archive

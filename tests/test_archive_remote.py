@@ -13,7 +13,7 @@ from curation.archive.keys import read_keys
 from curation.archive.listing import list_archive
 from curation.archive.reader import read_shard
 from curation.archive.sample import RawSample, Rejection, Wanted, Window
-from curation.config import ArchiveConfig, TileConfig
+from curation.archive.settings import ArchiveConfig, TileConfig
 from curation.storage import BLOCK, CHUNK, Options
 from tests.containers import major_tom_row, ssl4eo, write_major_tom, zip_store
 from tests.faulty_proxy import Seen, Watched, every

@@ -23,7 +23,7 @@ from curation.archive.grid import Span, resample, resample_part
 from curation.archive.listing import list_archive
 from curation.archive.reader import read_shard
 from curation.archive.sample import RawSample, Rejection, Sample, Wanted, Window
-from curation.config import ArchiveConfig, TileConfig
+from curation.archive.settings import ArchiveConfig, TileConfig
 from curation.errors import BadSample, RequestError
 from curation.storage import Folder
 

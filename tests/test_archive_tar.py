@@ -17,7 +17,7 @@ from curation.archive.listing import list_archive
 from curation.archive.names import split_name
 from curation.archive.reader import read_shard
 from curation.archive.sample import RawSample, Rejection
-from curation.config import ArchiveConfig
+from curation.archive.settings import ArchiveConfig
 from curation.errors import AccessError
 from tests.archive_tools import read_all
 from tests.recipes import write_tar

@@ -25,11 +25,11 @@ from curation.archive.decode import decode
 from curation.archive.listing import list_archive
 from curation.archive.reader import read_shard
 from curation.archive.sample import RawSample, Rejection, Sample, Wanted
+from curation.archive.settings import ArchiveConfig, TileConfig
 from curation.archive.tiling import tiles
 from curation.archive.zarr.arrays import unzip_arrays
 from curation.archive.zarr.files import FolderFiles, ZipFiles
 from curation.archive.zarr.member import decode_zarr
-from curation.config import ArchiveConfig, TileConfig
 from curation.errors import AccessError, BadSample
 from tests.archive_tools import decoded, read_all
 from tests.containers import (

@@ -15,13 +15,14 @@ import pytest
 from curation.archive.decode import decode
 from curation.archive.listing import list_archive
 from curation.archive.sample import RawSample, Sample
+from curation.archive.settings import ArchiveConfig
 from curation.catalog import build, encode, fit
 from curation.catalog.artefact import load_artefact
 from curation.catalog.build import Catalog, build_catalog
 from curation.catalog.encode import ShardEncoder
 from curation.catalog.plan import plan
 from curation.catalog.store import CatalogStore, parquet_bytes
-from curation.config import ArchiveConfig, Config, load_config
+from curation.config import Config, load_config
 from curation.errors import IncompleteError, RequestError
 from curation.runtime import start_ray
 from curation.storage import Folder

@@ -10,8 +10,9 @@ import pytest
 from curation.archive.clouds import classes, detect
 from curation.archive.decode import decode
 from curation.archive.sample import RawSample, Sample
+from curation.archive.settings import ArchiveConfig, CloudsConfig, RadiometryConfig
 from curation.archive.tiling import tiles
-from curation.config import ArchiveConfig, CloudsConfig, RadiometryConfig, load_config
+from curation.config import load_config
 from curation.errors import BadSample
 from tests.archive_tools import decoded, raw
 from tests.containers import store, zip_store

@@ -16,7 +16,7 @@ from curation.catalog.store import CatalogStore, parquet_bytes
 from curation.clustering import assign, build
 from curation.clustering.classifier import Classifier
 from curation.clustering.nearest import nearest
-from curation.config import ClusterConfig
+from curation.clustering.settings import ClusterConfig
 from curation.errors import RequestError
 from curation.runtime import Resources
 from curation.storage import Folder

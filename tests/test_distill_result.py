@@ -20,7 +20,7 @@ from PIL import Image
 from curation.archive.decode import decode
 from curation.archive.reader import read_shard
 from curation.archive.sample import RawSample, sample_id
-from curation.config import ArchiveConfig
+from curation.archive.settings import ArchiveConfig
 from curation.distillation.drawn import Candidate, Drawn
 from curation.distillation.leakage import Baseline, Images, Limits, Membership, Seen, account
 from curation.distillation.write import Lineage, Units, round_robin, write_set

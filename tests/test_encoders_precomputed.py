@@ -7,8 +7,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from curation.archive.sample import Member, RawSample, Rejection, Window
+from curation.archive.settings import ArchiveConfig
 from curation.catalog.rows import Row, RowMaker
-from curation.config import ArchiveConfig
 from curation.encoders import build_encoder, fit_artefact
 from curation.encoders.precomputed import versions
 from curation.errors import BadSample, RequestError

@@ -12,7 +12,7 @@ from curation.archive.decode import decode
 from curation.archive.listing import list_archive
 from curation.archive.reader import read_shard
 from curation.archive.sample import RawSample, Sample
-from curation.config import ArchiveConfig
+from curation.archive.settings import ArchiveConfig
 from tests.recipes import encoded, write_tar
 
 RECIPE = Recipe(bank=3, test=3, head=20)

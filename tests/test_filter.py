@@ -13,8 +13,8 @@ from curation.archive import parquet
 from curation.archive.listing import list_archive
 from curation.archive.reader import read_shard
 from curation.archive.sample import RawSample
+from curation.archive.settings import ArchiveConfig, TileConfig
 from curation.archive.tables import Sieve, TableFilter, open_tables
-from curation.config import ArchiveConfig, TileConfig
 from curation.errors import RequestError
 from curation.storage import Folder
 from jobs import catalog, prune

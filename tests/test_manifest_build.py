@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from curation.errors import CurationError
-from curation.manifests import build
+from curation.manifests import finish, partitions
 from curation.manifests.schema import DECISIONS_SCHEMA, MANIFEST_SCHEMA, content_id
 from curation.selection.quotas import cluster_weights, quotas
 from curation.selection.sampling import distance_weight, hash01
@@ -124,8 +124,8 @@ def test_it_is_the_same_however_the_rows_are_spread(
     rows = (workspace.folder / first.folder / "manifest.parquet").read_bytes()
     other = make_workspace(tmp_path)
     write_clusters(tmp_path / "clusters/c", other.samples, 6, parts=7)
-    monkeypatch.setattr(build, "ROWS_A_PARTITION", 90)
-    monkeypatch.setattr(build, "ROWS_A_RANGE", 20)
+    monkeypatch.setattr(partitions, "ROWS_A_PARTITION", 90)
+    monkeypatch.setattr(finish, "ROWS_A_RANGE", 20)
     spread = other.select(**settings)
     assert (tmp_path / spread.folder / "manifest.parquet").read_bytes() == rows
     assert other.decisions(spread) == workspace.decisions(first)

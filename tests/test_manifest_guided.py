@@ -11,7 +11,7 @@ import pytest
 
 from curation.clustering.classifier import Classifier, fit_classifier
 from curation.errors import RequestError
-from curation.manifests import build
+from curation.manifests import draw, partitions
 from curation.manifests.explain import explain
 from curation.manifests.schema import DECISIONS_SCHEMA, GUIDED_SCHEMA, Manifest
 from curation.manifests.verify import verify
@@ -94,15 +94,15 @@ def test_every_budget_is_a_prefix(workspace: Workspace) -> None:
 def test_it_is_the_same_however_the_rows_are_spread(
     workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(build, "GUIDED_LIMIT", 100)  # the pieces change the order, so they are the same in both
+    monkeypatch.setattr(draw, "GUIDED_LIMIT", 100)  # the pieces change the order, so they are the same in both
     first = workspace.select(guided=0.6, budget=200)
     assert header(workspace, first)["selection"]["guided"]["pieces"] > 3
     whole = ranks(workspace, guided=0.6, budget=200)
     assert ranks(workspace, guided=0.6, budget=60) == {name: rank for name, rank in whole.items() if rank < 60}
     other = guided(tmp_path)
     write_clusters(tmp_path / "clusters/c", other.samples, 6, parts=7)
-    monkeypatch.setattr(build, "ROWS_A_PARTITION", 90)
-    monkeypatch.setattr(build, "RANGES", 2)
+    monkeypatch.setattr(partitions, "ROWS_A_PARTITION", 90)
+    monkeypatch.setattr(draw, "RANGES", 2)
     second = other.select(guided=0.6, budget=200)
     assert second.folder == first.folder or other.decisions(second) == workspace.decisions(first)
     assert other.read(second).equals(workspace.read(first))

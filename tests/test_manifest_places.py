@@ -9,14 +9,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from curation.config import PlaceConfig, SelectConfig
 from curation.errors import RequestError
-from curation.manifests import build, places
+from curation.manifests import partitions
 from curation.manifests.explain import explain
 from curation.selection.duplicates import quality
 from curation.selection.footprints import boxes
 from curation.selection.places import Rule, Tiles, find_places
 from curation.selection.sampling import join_ids, split_ids
+from curation.selection.settings import PlaceConfig, SelectConfig
 from tests.selection_recipes import Workspace, make_workspace
 
 SIDE = 0.02  # degrees
@@ -73,7 +73,7 @@ def dropped(workspace: Workspace, manifest: Any) -> dict[str, str]:
 def test_of_a_place_the_best_stay(
     workspace: Workspace, keep: Any, rows: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(places, "ROWS_A_PARTITION", rows)
+    monkeypatch.setattr(partitions, "ROWS_A_PARTITION", rows)
     manifest = workspace.select(budget=15, place=PlaceConfig(0.5, 3, keep))
     copies = by_place(workspace.samples, Rule(0.5, days=3))
     assert 20 < len(copies) < workspace.samples.num_rows
@@ -117,7 +117,7 @@ def test_a_required_sample_stands_for_its_place_and_explain_tells(workspace: Wor
 def test_a_place_is_kept_or_dropped_whole(
     workspace: Workspace, strategy: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(build, "ROWS_A_PARTITION", 90)
+    monkeypatch.setattr(partitions, "ROWS_A_PARTITION", 90)
     names = workspace.samples["sample_id"].to_pylist()
     (tmp_path / "must.csv").write_text(f"sample_id\n{names[50]}\n")
     settings = {"place": PlaceConfig(0.5, 3, "unit"), "strategy": strategy, "require": f"{tmp_path}/must.csv"}

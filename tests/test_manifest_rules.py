@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from curation.errors import RequestError
-from curation.manifests import build, duplicates
+from curation.manifests import duplicates, partitions
 from curation.manifests.schema import Manifest
 from curation.selection.duplicates import find_duplicates
 from curation.selection.sampling import hash01, split_ids
@@ -226,7 +226,7 @@ def test_a_required_sample_represents_its_group(copies: Workspace, tmp_path: Pat
 def test_units_are_kept_or_dropped_whole(
     copies: Workspace, tmp_path: Path, strategy: str, rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(build, "ROWS_A_PARTITION", rows)
+    monkeypatch.setattr(partitions, "ROWS_A_PARTITION", rows)
     (tmp_path / "out.csv").write_text(f"key\n{copies.samples['key'][7].as_py()}\n")
     (tmp_path / "must.csv").write_text(f"key\n{copies.samples['key'][100].as_py()}\n")
     settings: dict[str, Any] = {

@@ -12,7 +12,7 @@ import pytest
 
 from curation.archive.tables import open_tables
 from curation.errors import CurationError, RequestError
-from curation.manifests import build, steps
+from curation.manifests import finish, partitions, steps
 from curation.manifests.explain import WHY, explain
 from curation.manifests.schema import DROPPED, OF_DISTILLED, REASONS, Manifest
 from curation.manifests.verify import verify
@@ -295,8 +295,8 @@ def test_groups_units_splits_and_clouds_are_the_same_however_the_rows_are_spread
     for settings in (plain, {**plain, "unit": "source_id", "duplicates": True}):
         monkeypatch.undo()
         first = workspace.select(**settings)
-        monkeypatch.setattr(build, "ROWS_A_PARTITION", 90)
-        monkeypatch.setattr(build, "ROWS_A_RANGE", 20)
+        monkeypatch.setattr(partitions, "ROWS_A_PARTITION", 90)
+        monkeypatch.setattr(finish, "ROWS_A_RANGE", 20)
         spread = other.select(**settings)
         rows = [
             (w.folder / m.folder / "manifest.parquet").read_bytes() for w, m in ((workspace, first), (other, spread))

@@ -12,9 +12,8 @@ import pytest
 from curation.archive.tables import open_tables
 from curation.clustering.kmeans import fit_kmeans
 from curation.clustering.points import Rows
-from curation.config import CcsConfig, SimsConfig
 from curation.errors import RequestError
-from curation.manifests import build
+from curation.manifests import draw, partitions
 from curation.manifests.explain import explain
 from curation.manifests.verify import verify
 from curation.selection.ccs import ccs
@@ -22,6 +21,7 @@ from curation.selection.greedy import GREEDY, cosines
 from curation.selection.importance import sims
 from curation.selection.prototypes import margins
 from curation.selection.sampling import hash01, split_ids
+from curation.selection.settings import CcsConfig, SimsConfig
 from curation.selection.strategies import STRATEGIES
 from curation.selection.tree import Tree
 from tests.selection_recipes import Workspace, make_workspace, write_clusters, write_scores
@@ -81,8 +81,8 @@ def test_it_is_the_same_however_the_rows_are_spread_and_every_budget_is_a_prefix
     other = made(tmp_path)
     write_clusters(tmp_path / "clusters/c", other.samples, 6, parts=7)
     scored(other)
-    monkeypatch.setattr(build, "ROWS_A_PARTITION", 90)
-    monkeypatch.setattr(build, "ROWS_WITH_VECTORS", 60)
+    monkeypatch.setattr(partitions, "ROWS_A_PARTITION", 90)
+    monkeypatch.setattr(draw, "ROWS_WITH_VECTORS", 60)
     assert other.decisions(other.select(**preset(strategy, budget=200))) == decided
 
 
@@ -125,7 +125,7 @@ def test_levels_of_clusters_share_seats_from_the_top(workspace: Workspace) -> No
 def test_large_clusters_are_split_and_the_header_says_into_what(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(build, "LIMIT", 40)
+    monkeypatch.setattr(draw, "LIMIT", 40)
     manifest = workspace.select(**preset("facility_location", budget=100))
     header = (workspace.folder / manifest.folder / "manifest.json").read_text()
     sizes = np.bincount(workspace.samples["cluster"].to_numpy(), minlength=6)

@@ -24,8 +24,9 @@ from curation.archive.listing import list_archive
 from curation.archive.names import is_hidden, is_unsafe, split_name
 from curation.archive.reader import read_shard
 from curation.archive.sample import RawSample, Sample
+from curation.archive.settings import ArchiveConfig
 from curation.catalog.schema import FOOTER
-from curation.config import ArchiveConfig, load_config
+from curation.config import load_config
 from curation.errors import AccessError, IncompleteError, RequestError
 from curation.manifests.loaders.torch import TorchSamples
 from curation.manifests.loaders.webdataset import WebDatasetSamples

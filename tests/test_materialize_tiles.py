@@ -16,7 +16,7 @@ from curation.archive.listing import list_archive
 from curation.archive.place import Georeference
 from curation.archive.reader import read_shard
 from curation.archive.sample import Image, Member, RawSample
-from curation.config import ArchiveConfig, RadiometryConfig, TileConfig
+from curation.archive.settings import ArchiveConfig, RadiometryConfig, TileConfig
 from curation.errors import BadSample
 from curation.manifests.loaders.kept import Kept
 from curation.materialized.files import Files

@@ -22,7 +22,7 @@ from curation.archive.keys import Entry, read_keys
 from curation.archive.listing import list_archive
 from curation.archive.reader import read_shard
 from curation.archive.sample import sample_id
-from curation.config import ArchiveConfig
+from curation.archive.settings import ArchiveConfig
 from curation.errors import RequestError
 from curation.manifests.apply import FOUND, NONE, OTHER, SEVERAL, match
 from curation.manifests.loaders.torch import TorchSamples

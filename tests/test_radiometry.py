@@ -18,8 +18,9 @@ from curation.archive.radiometry import (
     state,
 )
 from curation.archive.sample import RawSample, Sample
+from curation.archive.settings import ArchiveConfig, CloudsConfig, RadiometryConfig
 from curation.catalog.fit import _look_at, _settle, fixed_ranges
-from curation.config import ArchiveConfig, CloudsConfig, RadiometryConfig, load_config
+from curation.config import load_config
 from curation.errors import BadSample, RequestError
 from tests.archive_tools import raw
 from tests.radiometry_recipes import (

@@ -21,13 +21,14 @@ from curation.archive.tables import open_tables
 from curation.catalog.build import Catalog, build_catalog
 from curation.catalog.labels import Labels
 from curation.clustering.build import build_clusters
-from curation.config import Config, ScoreConfig, load_config
+from curation.config import Config, load_config
 from curation.errors import RequestError
 from curation.evaluation.samples import gather
 from curation.runtime import start_ray
 from curation.scoring import build
 from curation.scoring.build import SCHEMA, build_scores
 from curation.scoring.experts import Labelled, body_of, check_network, expert_arrays
+from curation.scoring.settings import ScoreConfig
 from curation.scoring.sim import (
     SCORES,
     Dynamics,

@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from curation.archive.listing import list_archive
 from curation.archive.reader import read_shard
 from curation.archive.sample import RawSample
-from curation.config import ArchiveConfig, load_config
+from curation.archive.settings import ArchiveConfig
+from curation.config import load_config
 from curation.errors import AccessError, RequestError
 from curation.manifests.reading import ManifestReader
 from curation.storage import BLOCK, CHUNK, GAP, IN_FLIGHT, TRIES, Folder, coalesce, options_for, pause

@@ -25,10 +25,10 @@ from curation.jobs.submit import run
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 import curation
-from curation.config import SubmitConfig
 from curation.deploy import submission
 from curation.deploy.packing import Package, pack
 from curation.deploy.request import read_request
+from curation.deploy.settings import SubmitConfig
 from curation.deploy.submission import Log, exit_status, identity
 from curation.errors import AccessError, CurationError, JobError, RequestError
 from tests.command import curate

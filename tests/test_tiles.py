@@ -10,11 +10,12 @@ from curation.archive.decode import decode
 from curation.archive.listing import list_archive
 from curation.archive.reader import read_shard
 from curation.archive.sample import RawSample
+from curation.archive.settings import ArchiveConfig, TileConfig
 from curation.catalog.artefact import Artefact
 from curation.catalog.build import build_catalog
 from curation.catalog.store import CatalogStore
 from curation.catalog.tiles import Tiles, build_tiles, write_tiles
-from curation.config import ArchiveConfig, TileConfig, load_config
+from curation.config import load_config
 from curation.errors import CurationError, RequestError
 from curation.runtime import Resources, start_ray
 from curation.storage import Folder

@@ -50,7 +50,8 @@ from curation.archive.decode import decode
 from curation.archive.listing import list_archive
 from curation.archive.reader import read_shard
 from curation.archive.sample import RawSample, Sample, sample_id
-from curation.config import ArchiveConfig, RuntimeConfig, load_config
+from curation.archive.settings import ArchiveConfig
+from curation.config import RuntimeConfig, load_config
 from curation.encoders import Encoder, build_encoder, fit_artefact
 from curation.encoders.base import Preparation
 from curation.evaluation.frechet import axes, expected, frechet_distance

@@ -122,7 +122,7 @@ def prepare(url: str, path: Path, size: int) -> dict[str, Any]:
     from curation.archive.decode import decode
     from curation.archive.listing import list_archive
     from curation.archive.reader import read_shard
-    from curation.config import ArchiveConfig
+    from curation.archive.settings import ArchiveConfig
 
     prepared, settings, tiles, keys, labels = Preparation(RANGES, size), ArchiveConfig(), [], [], []
     for root in list_archive(url):

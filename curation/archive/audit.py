@@ -1,19 +1,15 @@
 """The fit's audit: what is declared of an archive's numbers, held against what its pixels say."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from curation.archive.radiometry import LOW, SHELF, UNITS, Evidence
-
-if TYPE_CHECKING:
-    from curation.config import RadiometryConfig
+from curation.archive.radiometry import LOW, SHELF, Evidence
+from curation.archive.settings import UNITS, RadiometryConfig
 
 ENOUGH = (5, 0.02)  # tiles on the shelf, and their share, that say something
 STRAY = 0.01  # share of tiles below LOW that may be bad tiles, where others say that there is an offset

@@ -12,7 +12,7 @@ import io
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import imagecodecs
 import numpy as np
@@ -21,14 +21,11 @@ from numpy.typing import NDArray
 
 from curation.archive.image import bad_image, check_pixels, jpeg_frame
 from curation.archive.lists import CHECKSUM
+from curation.archive.place import Georeference
 from curation.archive.sample import Image
 from curation.archive.tiff import Layout, Page, check_tiles, full_pages, read_layout, read_legend, read_pages
 from curation.errors import CurationError
-from curation.storage import RangeReader, coalesce
-
-if TYPE_CHECKING:
-    from curation.archive.place import Georeference
-    from curation.storage import FileInfo, Folder
+from curation.storage import FileInfo, Folder, RangeReader, coalesce
 
 PIECE = 1 << 16  # bytes of a header that are fetched at once
 GAP = 1 << 10  # bytes between blocks that are fetched with them: a COG's sizes; more is other blocks, whose turn comes

@@ -3,24 +3,20 @@
 "Cloudy" is cloud, cirrus and cloud shadow: where the ground is not seen as it is.
 """
 
-from __future__ import annotations
-
 import importlib
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from curation.archive.names import find_band, holds_pixels
 from curation.archive.sample import Image
+from curation.archive.settings import CloudsConfig
 from curation.errors import AccessError, RequestError
-
-if TYPE_CHECKING:
-    from curation.config import CloudsConfig
 
 Bools = NDArray[np.bool_]
 

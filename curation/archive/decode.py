@@ -5,13 +5,11 @@ dtype and are never stretched. Whatever cannot be read rightly is a
 :class:`~curation.errors.BadSample` with a reason.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,14 +28,12 @@ from curation.archive.image import (
 from curation.archive.names import PICKLES, SIDECARS, extension, holds_pixels, is_categorical, split_name
 from curation.archive.radiometry import clean, declared_offset, in_units
 from curation.archive.sample import Image, Member, RawSample, Sample
+from curation.archive.settings import ArchiveConfig
 from curation.archive.sidecar import gather, in_name, read_fields
 from curation.archive.tiff import decode_tiff
 from curation.archive.tiling import cloudy
 from curation.archive.zarr.member import decode_zarr
 from curation.errors import BadSample
-
-if TYPE_CHECKING:
-    from curation.config import ArchiveConfig
 
 _KEPT = frozenset(map(np.dtype, ("uint8", "uint16", "int16", "float32")))
 _MAGIC = (

@@ -1,23 +1,17 @@
 """A folder of loose images as one shard; its sidecars are the files of the same stem."""
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from typing import TYPE_CHECKING
 
 from curation.archive.names import SIDECARS, extension, is_text, matters, printable
 from curation.archive.sample import Member, RawSample, Rejection, Wanted
-from curation.archive.shards import group_scenes, scene_key
+from curation.archive.settings import ArchiveConfig
+from curation.archive.shards import Shard, group_scenes, scene_key
+from curation.archive.tables import Sieve
 from curation.errors import ChangedError
-
-if TYPE_CHECKING:
-    from curation.archive.shards import Shard
-    from curation.archive.tables import Sieve
-    from curation.config import ArchiveConfig
-    from curation.storage import FileInfo, Folder
+from curation.storage import FileInfo, Folder
 
 THREADS = 8  # requests at once to a remote store, where each takes tens of milliseconds
 AHEAD = 32  # samples that are fetched before they are asked for

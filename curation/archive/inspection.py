@@ -23,10 +23,10 @@ from curation.archive.names import IMAGES, SHARDS, extension, is_categorical
 from curation.archive.radiometry import evidence, polarisation
 from curation.archive.reader import read_shard
 from curation.archive.sample import RawSample, Rejection, Sample, sample_id
+from curation.archive.settings import ArchiveConfig, RadiometryConfig, TileConfig
 from curation.archive.shards import is_table
 from curation.archive.sidecar import KNOWN_NAMES, gather
 from curation.archive.tiling import tiles
-from curation.config import ArchiveConfig, RadiometryConfig, TileConfig
 from curation.errors import BadSample, RequestError
 from curation.storage import FileInfo, Options, is_local, public_url
 

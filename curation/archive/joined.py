@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 from curation.archive.clouds import is_mask
 from curation.archive.sample import Image, Member, RawSample, Rejection, Wanted
+from curation.archive.settings import ArchiveConfig
+from curation.archive.shards import Shard
 from curation.archive.sidecar import gather
+from curation.archive.tables import Sieve
 from curation.errors import BadSample
+from curation.storage import Folder
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # which joins them
     from curation.archive.reader import Reader
-    from curation.archive.shards import Shard
-    from curation.archive.tables import Sieve
-    from curation.config import ArchiveConfig
-    from curation.storage import Folder
+
 
 LAG = 32  # samples by which the order of keys may differ between modalities
 WAITING = 256 << 20  # bytes that may wait for their counterparts

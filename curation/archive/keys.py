@@ -5,12 +5,9 @@ of keys and fields, of Zarr the coordinates. An image that is cut into tiles is
 one entry. What only an image file's own tags say is not known here.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
 
 from curation.archive.decode import image_member
 from curation.archive.folder import read_folder
@@ -19,17 +16,14 @@ from curation.archive.names import SIDECARS, extension
 from curation.archive.parquet import read_parquet
 from curation.archive.reader import Reader
 from curation.archive.sample import RawSample, Rejection, Wanted
-from curation.archive.shards import scene_key
+from curation.archive.settings import ArchiveConfig
+from curation.archive.shards import Shard, scene_key
 from curation.archive.sidecar import gather, in_name, read_fields
+from curation.archive.tables import Sieve
 from curation.archive.webdataset import read_tar
 from curation.archive.zarr.shard import read_zarr
 from curation.errors import AccessError, BadSample, ChangedError
-
-if TYPE_CHECKING:
-    from curation.archive.shards import Shard
-    from curation.archive.tables import Sieve
-    from curation.config import ArchiveConfig
-    from curation.storage import Folder
+from curation.storage import Folder
 
 
 @dataclass(frozen=True, slots=True)

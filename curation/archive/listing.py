@@ -1,23 +1,19 @@
 """What there is to read: the roots that a URL names, and the shards below each of them."""
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fsspec.utils import glob_translate
 
 from curation.archive.lists import read_list
 from curation.archive.names import IMAGES, SIDECARS, extension, is_shard, is_text, printable
+from curation.archive.settings import ArchiveConfig
 from curation.archive.shards import Shard, shards_of
 from curation.errors import AccessError, RequestError
 from curation.storage import FileInfo, Folder, Options, is_local, local_path, options_for, public_url
-
-if TYPE_CHECKING:
-    from curation.config import ArchiveConfig
 
 _MAGIC = re.compile(r"[*?\[]")
 

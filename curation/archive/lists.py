@@ -5,8 +5,6 @@ everything it names, so that the names of shards do not depend on where the
 list lies.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import posixpath
@@ -15,18 +13,16 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from curation.archive.names import IMAGES, extension, is_categorical, is_text, is_unsafe, printable
+from curation.archive.settings import ArchiveConfig
 from curation.archive.shards import Shard, group_scenes, shards_of
 from curation.errors import RequestError
 from curation.storage import FileInfo, Folder, Options, is_local, local_path, public_url
-
-if TYPE_CHECKING:
-    from curation.config import ArchiveConfig
 
 THREADS = 32  # files that are asked for at once
 CHECKSUM = "checksum:"  # how the version of a file begins that a list vouches for

@@ -5,14 +5,12 @@ local disk not even a row group has to fit the memory. From an object store the
 column chunks of several small row groups come together.
 """
 
-from __future__ import annotations
-
 import itertools
 import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,15 +19,12 @@ from curation.archive.clouds import is_mask
 from curation.archive.decode import looks_like_image
 from curation.archive.names import is_preview
 from curation.archive.sample import Effort, Member, RawSample, Rejection, Wanted
+from curation.archive.settings import ArchiveConfig
+from curation.archive.shards import Shard
 from curation.archive.sidecar import NESTED
+from curation.archive.tables import Sieve
 from curation.errors import AccessError, BadSample
-from curation.storage import BLOCK, GAP, bundled, coalesce
-
-if TYPE_CHECKING:
-    from curation.archive.shards import Shard
-    from curation.archive.tables import Sieve
-    from curation.config import ArchiveConfig
-    from curation.storage import Folder
+from curation.storage import BLOCK, GAP, Folder, bundled, coalesce
 
 KEYS = ("key", "id", "sample_id", "unique_identifier")  # columns that name samples, the first that is there
 MAJOR_TOM = ("grid_cell", "product_id")  # in Major TOM the two together do

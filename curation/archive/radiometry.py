@@ -13,13 +13,11 @@ and less linear power, numbers in the hundreds amplitudes as digital numbers of 
 An amplitude that is calibrated cannot be told from a power: say so.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,13 +25,8 @@ from numpy.typing import NDArray
 from curation.archive.image import bad_image
 from curation.archive.names import find_band
 from curation.archive.sample import Sample
+from curation.archive.settings import RadiometryConfig
 from curation.errors import BadSample
-
-if TYPE_CHECKING:
-    from curation.config import RadiometryConfig
-
-KINDS = ("sentinel2", "sentinel1")
-UNITS = ("db", "linear", "amplitude", "digital")  # digital: amplitude as the digital number of a GRD product
 
 LOW = 500  # DN below which nothing lies with the offset: a reflectance of -0.05
 SHELF = (900, 1400)  # DN between which dark ground gathers with the offset

@@ -1,11 +1,8 @@
 """Reads any shard: one stream of samples and rejections, and proof that the shard was what the listing said."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
 
 from curation.archive.folder import read_folder
 from curation.archive.joined import read_joined
@@ -13,16 +10,13 @@ from curation.archive.lists import CHECKSUM
 from curation.archive.parquet import read_parquet
 from curation.archive.sample import RawSample, Rejection, Wanted
 from curation.archive.scene import read_scene
+from curation.archive.settings import ArchiveConfig
 from curation.archive.shards import Shard
+from curation.archive.tables import Sieve
 from curation.archive.webdataset import read_tar
 from curation.archive.zarr.shard import read_zarr
 from curation.errors import AccessError, ChangedError
 from curation.storage import Folder
-
-if TYPE_CHECKING:
-    from curation.archive.tables import Sieve
-    from curation.config import ArchiveConfig
-
 
 Reader = Callable[
     [Folder, Shard, "ArchiveConfig", Sequence[Wanted] | None, "Sieve | None"],

@@ -6,14 +6,12 @@ does not grow with the height of the scene. JPEG 2000 and the other formats are
 decoded whole, and then cut.
 """
 
-from __future__ import annotations
-
 import io
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -24,15 +22,12 @@ from curation.archive.decode import decode_file, names_in, valid_pixels
 from curation.archive.grid import Span, resample_part, same_ground
 from curation.archive.names import SIDECARS, extension, is_categorical, is_text, printable
 from curation.archive.sample import Effort, Image, Member, RawSample, Rejection, Wanted, Window
+from curation.archive.settings import ArchiveConfig
 from curation.archive.shards import Shard, scene_key
+from curation.archive.tables import Sieve
 from curation.archive.tiling import windows
 from curation.errors import AccessError, BadSample
-from curation.storage import IN_FLIGHT
-
-if TYPE_CHECKING:
-    from curation.archive.tables import Sieve
-    from curation.config import ArchiveConfig
-    from curation.storage import FileInfo, Folder
+from curation.storage import IN_FLIGHT, FileInfo, Folder
 
 HEAD = 1 << 16  # bytes of an image's beginning that tell its size
 

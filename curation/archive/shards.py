@@ -8,14 +8,12 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from curation.archive.names import IMAGES, SIDECARS, extension, is_hidden
+from curation.archive.settings import ArchiveConfig
 from curation.errors import RequestError
 from curation.storage import FileInfo, listing_digest
-
-if TYPE_CHECKING:
-    from curation.config import ArchiveConfig
 
 _TABLE = re.compile(r"(?:.*[/_.-])?metadata\.parquet", re.IGNORECASE)
 _TOKENS = re.compile(r"[_.\- ]+")

@@ -1,22 +1,16 @@
 """What reading a shard will take, by its headers alone: samples, bytes, and requests to an object store."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from curation.archive.joined import own_settings
 from curation.archive.parquet import survey_parquet
 from curation.archive.sample import Effort
 from curation.archive.scene import survey_scene
+from curation.archive.settings import ArchiveConfig
+from curation.archive.shards import Shard
 from curation.archive.zarr.shard import survey_zarr
 from curation.errors import BadSample
-from curation.storage import CHUNK
-
-if TYPE_CHECKING:
-    from curation.archive.shards import Shard
-    from curation.config import ArchiveConfig
-    from curation.storage import Folder
+from curation.storage import CHUNK, Folder
 
 SURVEYS: dict[str, Callable[[Folder, Shard, ArchiveConfig], Effort]] = {
     "scene": survey_scene,

@@ -5,22 +5,18 @@ cut at a member's edge, and it keeps every header that it has seen. Formats:
 POSIX.1-2001 ``ustar`` and ``pax``, and GNU's long names and binary numbers.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
 
 from curation.archive.names import SIDECARS, extension, is_hidden, is_text, is_unsafe, matters, printable, split_name
 from curation.archive.sample import Member, RawSample, Rejection, Wanted
+from curation.archive.settings import ArchiveConfig
+from curation.archive.shards import Shard
+from curation.archive.tables import Sieve
 from curation.archive.zarr.member import by_time
 from curation.errors import AccessError
-
-if TYPE_CHECKING:
-    from curation.archive.shards import Shard
-    from curation.archive.tables import Sieve
-    from curation.config import ArchiveConfig
-    from curation.storage import FileInfo, Folder
+from curation.storage import FileInfo, Folder
 
 BLOCK = 512
 MAX_MEMBER = 1 << 31  # bytes of one member

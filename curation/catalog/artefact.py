@@ -16,7 +16,8 @@ import numpy as np
 import safetensors.numpy
 from numpy.typing import NDArray
 
-from curation.config import ArchiveConfig, Config, to_dict
+from curation.archive.settings import ArchiveConfig
+from curation.config import Config, to_dict
 from curation.encoders.checkpoints import weights_file
 from curation.storage import Folder, file_name, is_local, local_path
 

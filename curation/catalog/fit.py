@@ -27,6 +27,7 @@ from curation.archive.listing import Root
 from curation.archive.radiometry import Evidence, evidence, fixed_range, in_decibels, in_units, state
 from curation.archive.reader import read_shard
 from curation.archive.sample import RawSample, Rejection, Sample
+from curation.archive.settings import ArchiveConfig
 from curation.archive.shards import Shard
 from curation.archive.tables import Sieve, TableFilter
 from curation.archive.tiling import tiles
@@ -44,7 +45,7 @@ from curation.catalog.artefact import (
 from curation.catalog.calibration import CALIBRATION, calibrate
 from curation.catalog.careful import Subprocess
 from curation.catalog.store import chunks
-from curation.config import ArchiveConfig, Config
+from curation.config import Config
 from curation.encoders.base import fit_artefact
 from curation.errors import AccessError, BadSample, RequestError
 from curation.runtime import limit_threads

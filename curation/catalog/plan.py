@@ -22,6 +22,7 @@ from curation.archive.listing import Root
 from curation.archive.radiometry import evidence
 from curation.archive.reader import read_shard
 from curation.archive.sample import Effort, RawSample, Sample
+from curation.archive.settings import ArchiveConfig
 from curation.archive.shards import Shard
 from curation.archive.survey import survey
 from curation.archive.tables import Sieve, TableFilter
@@ -31,7 +32,7 @@ from curation.catalog.build import build_catalog
 from curation.catalog.encode import row_maker
 from curation.catalog.fit import fixed_ranges, load_or_fit
 from curation.catalog.rows import Row
-from curation.config import ArchiveConfig, Config
+from curation.config import Config
 from curation.encoders.base import build_encoder, fit_artefact
 from curation.errors import BadSample, RequestError
 from curation.manifests.access import HEADER, LOCAL, OBJECT_STORE, plan_reads

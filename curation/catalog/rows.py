@@ -16,9 +16,9 @@ from curation.archive.decode import conform, decode
 from curation.archive.names import IMAGES, extension
 from curation.archive.radiometry import in_decibels
 from curation.archive.sample import Member, RawSample, Rejection, Sample, Window, sample_id
+from curation.archive.settings import ArchiveConfig
 from curation.archive.sidecar import gather, in_name, read_fields
 from curation.archive.tiling import tiles
-from curation.config import ArchiveConfig
 from curation.encoders.precomputed import Vectors
 from curation.errors import BadSample
 from curation.scoring.entropy import information

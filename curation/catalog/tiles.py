@@ -21,12 +21,13 @@ from curation.archive.decode import conform, decode
 from curation.archive.listing import Root
 from curation.archive.reader import read_shard
 from curation.archive.sample import RawSample, Sample, Window, sample_id
+from curation.archive.settings import ArchiveConfig
 from curation.archive.shards import Shard
 from curation.archive.tiling import tiles
 from curation.catalog.artefact import Artefact, load_artefact
 from curation.catalog.encode import survivors
 from curation.catalog.store import CatalogStore, chunks
-from curation.config import ArchiveConfig, Config
+from curation.config import Config
 from curation.encoders.base import Preparation
 from curation.errors import BadSample, CurationError, RequestError
 from curation.runtime import Resources, limit_threads

@@ -30,7 +30,7 @@ from curation.clustering.kmeans import KMeans, default_k, fit_kmeans
 from curation.clustering.nearest import Floats, Labels, Nearest, Vectors, nearest
 from curation.clustering.points import Loader
 from curation.clustering.references import WARN_BEYOND, References, fit_references, name_scenes
-from curation.config import ClusterConfig
+from curation.clustering.settings import ClusterConfig
 from curation.errors import CurationError, RequestError
 from curation.runtime import Resources
 from curation.storage import Folder

@@ -11,9 +11,9 @@ from typing import Any
 
 import yaml
 
-from curation.config import LABEL, NAME_LENGTH, PodConfig, PoolConfig, ScheduleConfig, SubmitConfig
 from curation.deploy.packing import CONFIG
 from curation.deploy.request import Request
+from curation.deploy.settings import LABEL, NAME_LENGTH, PodConfig, PoolConfig, ScheduleConfig, SubmitConfig
 from curation.errors import RequestError, require
 from curation.runtime import versions
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from curation.config import SubmitConfig
+from curation.deploy.settings import SubmitConfig
 from curation.errors import RequestError, require
 from curation.storage.options import names_secret
 

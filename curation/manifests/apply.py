@@ -25,9 +25,9 @@ from numpy.typing import NDArray
 from curation.archive.keys import read_keys
 from curation.archive.listing import Root
 from curation.archive.sample import Rejection, Window, sample_id
+from curation.archive.settings import ArchiveConfig
 from curation.archive.shards import Shard
 from curation.catalog.store import CatalogStore, chunks
-from curation.config import ArchiveConfig
 from curation.errors import RequestError
 from curation.manifests.exchange import submit
 from curation.manifests.publication import LICENSE, SAMPLES, SAMPLES_FILE, Publication

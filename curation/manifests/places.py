@@ -1,6 +1,6 @@
 """Places of the whole archive: `selection.places` over ranges of the Earth, in Ray tasks.
 
-A task holds the footprints of one range (about `ROWS_A_PARTITION`, in up to `PARTITIONS` ranges), and one task the
+A task holds the footprints of one range (see `partitions`), and one task the
 pairs that all ranges tell: about one a row that falls.
 """
 
@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from curation.manifests.duplicates import find
 from curation.manifests.exchange import Columns, Layers, merge, submit
-from curation.manifests.steps import CODE, PARTITIONS, ROWS_A_PARTITION, Plan, Shards, running
+from curation.manifests.partitions import number_of_partitions
+from curation.manifests.steps import CODE, Plan, Shards, running
 from curation.selection.duplicates import COLUMNS, quality
 from curation.selection.footprints import boxes
 from curation.selection.places import (
@@ -123,7 +124,7 @@ def _located(plan: Plan, shards: Shards, *layers: Columns) -> tuple[Tiles, Surve
 def _cuts(surveys: list[Survey]) -> NDArray[np.int64]:
     """Keys between ranges of about equally many rows."""
     rows = sum(survey.tiles for survey in surveys)
-    number = int(np.clip(-(-rows // ROWS_A_PARTITION), 1, PARTITIONS))
+    number = number_of_partitions(rows)
     key = np.concatenate([survey.keys for survey in surveys])
     stands_for = np.repeat([survey.tiles / KEYS for survey in surveys], [len(survey.keys) for survey in surveys])
     order = np.argsort(key)

@@ -21,8 +21,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from omegaconf import OmegaConf
 
+from curation.archive.settings import ArchiveConfig
 from curation.catalog.store import CatalogStore
-from curation.config import ArchiveConfig
 from curation.errors import RequestError
 from curation.manifests.latest import POINTER
 from curation.manifests.schema import HEADER_FILE, MANIFEST_SCHEMA, ROWS_FILE, content_id

@@ -25,7 +25,6 @@ from numpy.typing import NDArray
 from curation.archive.tables import Table, lookup
 from curation.catalog.schema import catalog_schema
 from curation.catalog.store import CatalogStore
-from curation.config import SelectConfig
 from curation.errors import CurationError, RequestError
 from curation.manifests.exchange import Columns, merge
 from curation.manifests.schema import REASONS
@@ -35,6 +34,7 @@ from curation.selection.groups import group_texts
 from curation.selection.importance import HARD_IS_HIGH
 from curation.selection.lists import SampleList
 from curation.selection.sampling import split_ids
+from curation.selection.settings import SelectConfig
 from curation.selection.strategies import STRATEGIES, Strategy
 from curation.selection.tree import Tree
 from curation.storage import Folder
@@ -49,8 +49,6 @@ CATALOG = (
 """What a manifest takes from the catalog; decisions have it too, so that a later run need not open catalog files."""
 
 
-ROWS_A_PARTITION = 1 << 19
-PARTITIONS = 128  # at most: pieces must not become so small that the driver would hold them
 SPLITS = 64  # shard names that a part tells of itself, at most
 GROUPS = 1 << 16  # at most: the driver knows their names
 
@@ -105,6 +103,7 @@ class Plan:
     """What every task must know; the driver fills in what it learns on the way.
 
     Attributes:
+        sizes: (K,) samples when the clusters were assigned.
         excluded: (K,) clusters that nothing is kept of.
         mean: (K,) of the distances, and
         std: their standard deviation: the frozen normalisers.
@@ -136,6 +135,7 @@ class Plan:
     clusters: Folder
     settings: SelectConfig
     seed: int
+    sizes: NDArray[np.int64]
     excluded: NDArray[np.bool_]
     mean: NDArray[np.float32]
     std: NDArray[np.float32]

@@ -8,8 +8,8 @@ import pyarrow.parquet as pq
 
 from curation.archive.reader import read_shard
 from curation.archive.sample import RawSample
+from curation.archive.settings import ArchiveConfig
 from curation.archive.shards import Shard
-from curation.config import ArchiveConfig
 from curation.manifests.schema import file_digest
 from curation.materialized.build import INDEX_FILE, SUMS_FILE
 from curation.materialized.plan import find_plan

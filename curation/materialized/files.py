@@ -20,8 +20,8 @@ from curation.archive.decode import stored, valid_pixels
 from curation.archive.geotiff import encode_geotiff, has_code
 from curation.archive.names import IMAGES, SIDECARS, extension
 from curation.archive.sample import Image, RawSample
+from curation.archive.settings import ArchiveConfig
 from curation.archive.sidecar import NAMES, OF_THE_WHOLE, gather
-from curation.config import ArchiveConfig
 from curation.errors import BadSample
 from curation.manifests.loaders.fetch import sniffed
 from curation.manifests.loaders.kept import Kept, window_of

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from curation.config import MaterializeConfig
 from curation.errors import RequestError
 from curation.manifests.loaders.fetch import Fetcher
 from curation.manifests.loaders.order import Order, Run
@@ -18,6 +17,7 @@ from curation.manifests.loaders.stream import changed, in_order
 from curation.manifests.reading import ManifestReader, ShardIndex
 from curation.manifests.schema import json_bytes
 from curation.materialized.files import Files
+from curation.materialized.settings import MaterializeConfig
 from curation.materialized.shards import tar_bytes
 from curation.storage import Folder
 

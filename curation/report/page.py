@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from curation.catalog.calibration import GAIN, SHIFT
 from curation.catalog.store import CatalogStore
 from curation.clustering.references import WARN_BEYOND
-from curation.manifests.build import LOSS
+from curation.manifests.finish import LOSS
 from curation.manifests.schema import DROPPED, KEPT, REASONS
 from curation.report import data
 from curation.report.data import BINS, BITS, REASON, Figures, Ints, Tile

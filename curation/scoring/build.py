@@ -29,10 +29,11 @@ from curation.catalog.labels import Labels
 from curation.catalog.store import chunks, parquet_bytes
 from curation.catalog.tiles import build_tiles
 from curation.clustering.assign import parts_of
-from curation.config import Config, ScoreConfig, to_dict
+from curation.config import Config, to_dict
 from curation.errors import RequestError
 from curation.runtime import Resources, numeric_profile
 from curation.scoring.experts import Labelled, check_network, file_of, train_expert
+from curation.scoring.settings import ScoreConfig
 from curation.scoring.sim import DYNAMICS, SCORES, agreement, correlation, ranks, separability, sim
 from curation.storage import Folder
 

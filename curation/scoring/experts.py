@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 from curation.catalog.labels import Labels
 from curation.catalog.store import CatalogStore
 from curation.catalog.tiles import Tiles
-from curation.config import ScoreConfig
 from curation.encoders.base import start_torch
 from curation.encoders.timm import create, load
 from curation.errors import RequestError
 from curation.scoring.network import Small, train_classifier
+from curation.scoring.settings import ScoreConfig
 from curation.scoring.sim import Codes, Dynamics, brightness, integrity, softmax, texture, to_centres
 from curation.storage import Folder
 

@@ -1,4 +1,4 @@
-"""What ``curate consistency`` is told, and the checks that need no data."""
+"""The keys ``score.*`` and ``consistency.*``: their defaults, and every check that needs no data."""
 
 import math
 from dataclasses import dataclass, field
@@ -45,3 +45,38 @@ class ConsistencyConfig:
         for name in ("rate", "temperature", "ridge"):
             value = getattr(self, name)
             require(0 < value < math.inf, f"consistency.{name}={value:g}: give a number above 0")
+
+
+@dataclass
+class ScoreConfig:
+    """What models trained on the labels say of each sample; see ``conf/config.yaml`` for each key."""
+
+    label: str = "label"
+    size: int = 48
+    network: str = "small"
+    checkpoints: list[str] | None = None
+    experts: int = 3
+    epochs: int = 10
+    early: int = 10
+    batch: int = 64
+    rate: float = 0.002
+    decay: float = 0.05
+    eps: float = 0.1
+    terms: list[str] = field(default_factory=lambda: ["separability", "integrity", "agreement"])
+    combine: str = "product"
+
+    def __post_init__(self) -> None:
+        require(8 <= self.size <= 512, f"score.size={self.size}: give 8 to 512 pixels a side")
+        for name in ("experts", "epochs", "early", "batch"):
+            require(getattr(self, name) > 0, f"score.{name} must be positive")
+        require(0 < self.rate < math.inf, f"score.rate={self.rate:g}: give a number above 0")
+        require(0 <= self.decay < math.inf, "score.decay must not be negative")
+        require(0 < self.eps < math.inf, f"score.eps={self.eps:g}: give a number above 0")
+        known = ("separability", "integrity", "agreement")
+        ok = bool(self.terms) and set(self.terms) <= set(known) and len(set(self.terms)) == len(self.terms)
+        require(ok, f"score.terms={self.terms}: choose of {', '.join(known)}, each once")
+        require(self.combine in ("product", "sum"), f"score.combine={self.combine}: choose product or sum")
+        require(
+            self.network != "small" or not self.checkpoints,
+            "score.checkpoints are weights of a timm architecture: name it in score.network",
+        )

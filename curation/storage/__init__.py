@@ -17,7 +17,15 @@ from curation.storage.options import (
 )
 from curation.storage.ranges import AHEAD, BLOCK, CHUNK, RangeReader, bundled, coalesce
 from curation.storage.retries import TRIES, pause, retry
-from curation.storage.urls import file_name, is_local, local_path, public_url, without_credentials, without_secrets
+from curation.storage.urls import (
+    PLAIN_NAME,
+    file_name,
+    is_local,
+    local_path,
+    public_url,
+    without_credentials,
+    without_secrets,
+)
 
 __all__ = [
     "AHEAD",
@@ -26,6 +34,7 @@ __all__ = [
     "GAP",
     "HIDDEN",
     "IN_FLIGHT",
+    "PLAIN_NAME",
     "TRIES",
     "FileInfo",
     "Folder",

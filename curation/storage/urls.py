@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from urllib.parse import unquote
 
+PLAIN_NAME = re.compile(r"[A-Za-z0-9_-]{1,60}")  # what may become part of a file's name
 USER_INFO = re.compile(r"://[^/\s]*@")
 _QUERY = re.compile(r"(https?://[^\s'\"?#]*)[?#][^\s'\"]*")
 

@@ -1,7 +1,5 @@
 """The files of a Zarr store, by their path in it: of a folder, of a zip, of the bytes of a zip."""
 
-from __future__ import annotations
-
 import errno
 import json
 import lzma
@@ -13,14 +11,11 @@ from contextlib import contextmanager
 from functools import cached_property
 from itertools import pairwise
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from curation.archive.image import bad_image
 from curation.errors import ChangedError
-from curation.storage import GAP, IN_FLIGHT, coalesce
-
-if TYPE_CHECKING:
-    from curation.storage import FileInfo, Folder
+from curation.storage import GAP, IN_FLIGHT, FileInfo, Folder, coalesce
 
 METADATA = (".zarray", ".zgroup", "zarr.json", ".zmetadata")
 MAX_METADATA = 1 << 26  # bytes of one JSON file

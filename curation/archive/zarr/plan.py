@@ -1,20 +1,15 @@
 """In which order a store is read: block after block of samples that lie in the same chunks, each chunk once."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 from curation.archive.sample import Wanted, Window
+from curation.archive.settings import TileConfig
+from curation.archive.tables import Sieve
 from curation.archive.zarr.axes import Block
 from curation.archive.zarr.files import Files
 from curation.archive.zarr.layout import Layout
 from curation.storage import AHEAD, bundled
-
-if TYPE_CHECKING:
-    from curation.archive.tables import Sieve
-    from curation.config import TileConfig
 
 Positions = list[tuple[int, ...]]  # of the samples of a block that are wanted
 

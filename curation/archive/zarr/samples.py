@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from curation.archive.image import check_pixels
 from curation.archive.sample import Member, RawSample, Rejection, Window
+from curation.archive.settings import ArchiveConfig
 from curation.archive.tiling import windows
 from curation.archive.zarr.axes import Block
 from curation.archive.zarr.plan import Plan, Positions
 from curation.errors import AccessError, BadSample
-
-if TYPE_CHECKING:
-    from curation.config import ArchiveConfig
 
 
 def read_samples(plan: Plan, settings: ArchiveConfig) -> Iterator[RawSample | Rejection]:

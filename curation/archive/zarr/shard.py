@@ -1,13 +1,13 @@
 """Zarr stores and zips as shards: with a sample axis, or of one image."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from curation.archive.sample import Effort, RawSample, Rejection, Wanted
+from curation.archive.settings import ArchiveConfig
+from curation.archive.shards import Shard
+from curation.archive.tables import Sieve
 from curation.archive.tiling import windows
 from curation.archive.zarr.arrays import open_arrays
 from curation.archive.zarr.files import Files, FolderFiles, RemoteZipFiles, ZipFiles
@@ -15,13 +15,7 @@ from curation.archive.zarr.layout import Layout
 from curation.archive.zarr.plan import Plan
 from curation.archive.zarr.samples import read_samples
 from curation.errors import AccessError, BadSample
-from curation.storage import BLOCK
-
-if TYPE_CHECKING:
-    from curation.archive.shards import Shard
-    from curation.archive.tables import Sieve
-    from curation.config import ArchiveConfig
-    from curation.storage import Folder
+from curation.storage import BLOCK, Folder
 
 
 def read_zarr(

@@ -14,8 +14,8 @@ from curation.archive.decode import image_member
 from curation.archive.names import IMAGES, SIDECARS, extension, split_name
 from curation.archive.reader import read_shard
 from curation.archive.sample import Member, RawSample, Rejection, Wanted
+from curation.archive.settings import ArchiveConfig
 from curation.archive.shards import Shard, group_scenes, scene_key, shards_of
-from curation.config import ArchiveConfig
 from curation.errors import AccessError, BadSample
 from curation.manifests.loaders.kept import LISTED, Kept, gone, image_key, is_safe, window_of
 from curation.storage import FileInfo, Folder

@@ -7,8 +7,8 @@ import numpy as np
 
 from curation.archive.decode import conform, decode
 from curation.archive.sample import RawSample, Sample
+from curation.archive.settings import ArchiveConfig
 from curation.archive.tiling import cut
-from curation.config import ArchiveConfig
 from curation.errors import BadSample
 from curation.manifests.loaders.kept import Kept, window_of
 

@@ -23,9 +23,9 @@ import pyarrow as pa
 
 from curation.archive.names import IMAGES, SIDECARS, extension, split_name
 from curation.archive.sample import Member, RawSample
+from curation.archive.settings import ArchiveConfig
 from curation.archive.sidecar import gather
 from curation.catalog.store import CatalogStore
-from curation.config import ArchiveConfig
 from curation.errors import AccessError, BadSample, RequestError
 from curation.manifests.access import HEADER, LOCAL, OBJECT_STORE, Store, ranges
 from curation.manifests.loaders.container import is_container, is_scene, prefix_of, read_wanted
