@@ -2,8 +2,8 @@
 
 Each stage's keys and their checks stand in its folder's ``settings.py``, those
 of no stage here. The defaults stand in ``conf/``; Hydra composes them with the
-groups that were chosen. A value that is a path or URL is taken as it was typed, so that commas,
-brackets, ``=`` and ``%`` in it mean nothing to anybody.
+groups that were chosen. A value that is a path or URL is taken as it was typed,
+so that commas, brackets, ``=`` and ``%`` in it mean nothing to anybody.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ import curation
 from curation.archive.clouds import check_detector
 from curation.archive.listing import root_names
 from curation.archive.settings import ArchiveConfig
-from curation.catalog.settings import CatalogConfig, ReferencesConfig
+from curation.catalog.settings import CatalogConfig, PlanConfig, ReferencesConfig
 from curation.clustering.settings import ClusterConfig
 from curation.deploy.settings import ScheduleConfig, SubmitConfig
 from curation.distillation.settings import DistillConfig
@@ -63,7 +63,7 @@ LITERAL = {
     "schedule.image",
 }
 GROUPS = ("encoder", "select", "cluster", "runtime", "schedule", "distill")
-CURATION = re.compile(r"[A-Za-z0-9._-]{1,60}")  # what one may be called: it becomes part of file names
+CURATION = re.compile(r"[A-Za-z0-9._-]{1,60}")  # what a curation may be called: it becomes part of file names
 
 
 @dataclass
@@ -122,20 +122,6 @@ class RecurateConfig:
         for name in ("share_shift", "entropy_shift"):
             limit = getattr(self, name)
             require(limit is None or limit > 0, f"recurate.{name}={limit}: give a positive limit, or null")
-
-
-@dataclass
-class PlanConfig:
-    """Prices for ``curate plan``, in the user's currency."""
-
-    cpu_hour: float = 0.0
-    gpu_hour: float = 0.0
-    gigabyte: float = 0.0
-    million_requests: float = 0.0
-
-    def __post_init__(self) -> None:
-        for name, price in dataclasses.asdict(self).items():
-            require(0 <= price < math.inf, f"plan.{name}={price:g}: a price is finite and not negative")
 
 
 @dataclass

@@ -30,7 +30,7 @@ from curation.manifests.again import Again, Piece
 from curation.manifests.chain import decision_parts
 from curation.manifests.drift import Spread, far_share
 from curation.manifests.latest import Latest, latest_path
-from curation.manifests.opening import check_budget
+from curation.manifests.request import check_budget
 from curation.manifests.schema import HEADER_FILE
 from curation.report.recurate import write_page
 from curation.runs import observe_drift, stage

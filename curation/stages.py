@@ -31,7 +31,7 @@ from curation.manifests.access import LOCAL, OBJECT_STORE, reads_of_manifest
 from curation.manifests.again import Again
 from curation.manifests.build import select
 from curation.manifests.latest import Latest, publish_latest, read_latest
-from curation.manifests.opening import check_budget, read_list
+from curation.manifests.request import check_budget, read_list
 from curation.manifests.schema import Manifest
 from curation.report.page import write_report
 from curation.runs import record_in, stage

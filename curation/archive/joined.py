@@ -15,7 +15,7 @@ from curation.archive.tables import Sieve
 from curation.errors import BadSample
 from curation.storage import Folder
 
-if TYPE_CHECKING:  # which joins them
+if TYPE_CHECKING:  # it imports this module
     from curation.archive.reader import Reader
 
 

@@ -19,7 +19,7 @@ from curation.errors import AccessError, ChangedError
 from curation.storage import Folder
 
 Reader = Callable[
-    [Folder, Shard, "ArchiveConfig", Sequence[Wanted] | None, "Sieve | None"],
+    [Folder, Shard, ArchiveConfig, Sequence[Wanted] | None, Sieve | None],
     Iterator[RawSample | Rejection],
 ]
 READERS: dict[str, Reader] = {

@@ -161,7 +161,7 @@ class WholeFile:
         )
 
 
-Opener = Callable[["Folder", "FileInfo", "ArchiveConfig"], WholeFile]
+Opener = Callable[[Folder, FileInfo, ArchiveConfig], WholeFile]
 
 
 @dataclass(slots=True, eq=False)

@@ -1,5 +1,7 @@
-"""The keys ``catalog.*`` and ``references.*``: their defaults, and every check that needs no data."""
+"""The keys ``catalog.*``, ``references.*`` and ``plan.*``: their defaults, and every check that needs no data."""
 
+import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,3 +26,17 @@ class CatalogConfig:
     def __post_init__(self) -> None:
         require(0 <= self.thumbnails <= 1, "catalog.thumbnails must lie between 0 and 1")
         require(self.fit_samples > 0, "catalog.fit_samples must be positive")
+
+
+@dataclass
+class PlanConfig:
+    """Prices for ``curate plan``, in the user's currency."""
+
+    cpu_hour: float = 0.0
+    gpu_hour: float = 0.0
+    gigabyte: float = 0.0
+    million_requests: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, price in dataclasses.asdict(self).items():
+            require(0 <= price < math.inf, f"plan.{name}={price:g}: a price is finite and not negative")

@@ -30,7 +30,7 @@ from curation.evaluation.selections import Selected, select_budgets
 from curation.evaluation.stability import kinds_agreement, overlap, recommend
 from curation.evaluation.verdicts import plain, share
 from curation.manifests.exchange import submit
-from curation.manifests.opening import check_budget
+from curation.manifests.request import check_budget
 from curation.manifests.schema import HEADER_FILE, ROWS_FILE, json_bytes
 from curation.selection.sampling import sortable, split_ids
 from curation.stages import Run, config_without_urls

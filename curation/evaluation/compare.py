@@ -35,7 +35,7 @@ from curation.evaluation.samples import decisive, gather, kept_rows
 from curation.evaluation.selections import Selected, select_budgets
 from curation.evaluation.verdicts import RANDOM
 from curation.manifests.exchange import submit
-from curation.manifests.opening import check_budget
+from curation.manifests.request import check_budget
 from curation.manifests.schema import json_bytes
 from curation.runtime import versions
 from curation.selection.strategies import STRATEGIES

@@ -12,9 +12,9 @@ import pyarrow as pa
 
 from curation.archive.tables import Table
 from curation.catalog.store import CatalogStore
-from curation.manifests import filters
 from curation.manifests.again import Again
 from curation.manifests.draw import draw, grow
+from curation.manifests.drops import drop_samples
 from curation.manifests.finish import finish
 from curation.manifests.opening import load, open_draft, settle_names
 from curation.manifests.schema import Manifest
@@ -65,7 +65,7 @@ def select(
     splits = "select.splits, " if draft.plan.splits else ""
     known = ", and what has a label or score," if draft.unscored else ""
     draft.check(f"{splits}select.exclude and select.clusters{known} leave")
-    filters.drop(draft, header["content"].get("bands", []))
+    drop_samples(draft, header["content"].get("bands", []))
     draw(draft)
     if parent is not None and parent.grow:
         grow(draft)

@@ -30,6 +30,7 @@ class Draft:
 
     Args:
         plan: what is known before the first row is read.
+        centroids: of the clusters, a row each, without the vectors.
         workspace: where ``manifests/<id>`` goes.
         folder: of this run's own in there, for files that have no id yet.
         sources: the archive's ledger, to lie beside the manifest.
@@ -44,7 +45,7 @@ class Draft:
         names: of each part a reference to its groups and labels.
         surveys: what each part told of itself.
         samples: of the archive.
-        unscored: samples without a score.
+        unscored: samples without the label or score that the strategy needs.
         left: samples that no stage has dropped, and
         required: how many of these are on `select.require`.
         sketches: files for near-duplicates, that the manifest takes along.
@@ -62,14 +63,26 @@ class Draft:
     required: int
 
     def __init__(
-        self, plan: Plan, workspace: Folder, folder: Folder, sources: pa.Table | None, again: Again | None
+        self,
+        plan: Plan,
+        centroids: pa.Table,
+        workspace: Folder,
+        folder: Folder,
+        sources: pa.Table | None,
+        again: Again | None,
     ) -> None:
-        self.settings, self.workspace, self.folder = plan.settings, workspace, folder
+        self.settings, self.centroids, self.workspace, self.folder = plan.settings, centroids, workspace, folder
         self.sources, self.again = sources, again
         self.sketches: list[File] = []
         self.told: dict[str, Any] = {}
         self.warnings: list[str] = []
         self.plan, self.shared = plan, ray.put(plan)
+
+    @property
+    def sizes(self) -> NDArray[np.int64]:
+        """(K,) samples when the clusters were assigned."""
+        sizes: NDArray[np.int64] = self.centroids["size"].to_numpy()
+        return sizes
 
     def learn(self, **found: Any) -> None:
         """Fill in what tasks are told: fields of the plan."""
@@ -91,9 +104,9 @@ class Draft:
 
         Args:
             partitions: how many pieces of work.
-            send: what of a part is sent where; told the part's shards first if it must know the
-            shards: of the rows.
+            send: what of a part is sent where.
             work: on one partition.
+            shards: whether ``send`` is told the part's shards too.
 
         Returns:
             what each partition tells the driver.

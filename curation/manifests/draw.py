@@ -3,8 +3,6 @@
 import dataclasses
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import ray
 from numpy.typing import NDArray
 
@@ -14,7 +12,7 @@ from curation.manifests.draft import Draft
 from curation.manifests.duplicates import RANGES
 from curation.manifests.exchange import exchange, submit
 from curation.manifests.partitions import deal_strata, number_of_partitions
-from curation.manifests.steps import Guide, Plan, Strata
+from curation.manifests.steps import Guide, Strata
 from curation.selection import counting
 from curation.selection.greedy import LIMIT
 from curation.selection.guided import LEAST, SAMPLE
@@ -26,7 +24,11 @@ ROWS_WITH_VECTORS = 1 << 16  # rows of a partition that holds embeddings
 
 
 def draw(draft: Draft) -> None:
-    """Order the rows that are left, in their strata and overall, and rank those within the budget."""
+    """Order the rows that are left, in their strata and overall, and rank those within the budget.
+
+    Raises:
+        RequestError: not even the first unit fits.
+    """
     strategy = draft.plan.strategy
     draft.told["nested"] = strategy.nested
     if strategy.labelled:
@@ -47,7 +49,7 @@ def _make_strata(draft: Draft) -> NDArray[np.int64]:
     strategy = draft.plan.strategy
     if strategy.strata == "score":
         return _cut_bins(draft)
-    number = len(draft.plan.names["label"]) if strategy.strata == "label" else len(draft.plan.sizes)
+    number = len(draft.plan.names["label"]) if strategy.strata == "label" else len(draft.sizes)
     counts = draft.total(order.count_strata, draft.shared, number)
     partition = deal_strata(counts[0]) if strategy.strata == "label" else draft.plan.partition
     if not strategy.embedded:
@@ -87,7 +89,7 @@ def _share_seats(draft: Draft, sizes: NDArray[np.int64], required: NDArray[np.in
     """Quotas of the strata, unless units must be cut overall."""
     plan, settings = draft.plan, draft.settings
     if plan.strategy.seats == "levels":
-        tree = Tree(sizes, _parents(draft.plan))
+        tree = Tree(sizes, _parents(draft))
         quota = None if settings.grouped else tree.quotas(plan.budget, required)
         draft.learn(tree=tree, quotas=quota)
         return
@@ -106,10 +108,10 @@ def _share_seats(draft: Draft, sizes: NDArray[np.int64], required: NDArray[np.in
     draft.learn(weights=weights, quotas=quota)
 
 
-def _parents(plan: Plan) -> list[NDArray[np.int64]]:
+def _parents(draft: Draft) -> list[NDArray[np.int64]]:
     """Of each level, from the lowest; see `selection.tree`."""
-    table = pq.read_table(pa.BufferReader(plan.clusters.read("centroids.parquet")), columns=["ancestors"])
-    return parents_of(np.array(table["ancestors"].to_pylist(), np.int64).reshape(len(plan.sizes), -1))
+    ancestors = np.array(draft.centroids["ancestors"].to_pylist(), np.int64)
+    return parents_of(ancestors.reshape(len(draft.centroids), -1))
 
 
 def _share_pieces(
@@ -168,12 +170,11 @@ def _order_all(draft: Draft) -> float:
 
 def _learn_guide(draft: Draft, guide: Guide) -> bool:
     """How much of the selection goes by the bank's classes, and their shares; whether any does."""
-    draft.learn(guide=guide)
     rows = int(draft.total(guided.count, draft.shared)[0])
     guide = dataclasses.replace(guide, rows=rows, required=draft.required, sampled=min(1.0, SAMPLE / max(rows, 1)))
     draft.learn(guide=guide)
     learnt = _learnt_before(draft)
-    if learnt is None:
+    if learnt is None:  # on a sample, which is no column of anybody's
         _, [learnt] = exchange(draft.parts, 1, draft.shared, guided.send_to_sample, guided.learn, draft.shards)
     share = draft.settings.guided
     if share is None:
@@ -219,7 +220,11 @@ def _guide(draft: Draft, sizes: NDArray[np.int64], required: NDArray[np.int64]) 
 
 
 def grow(draft: Draft) -> None:
-    """Keep what the parent kept and is still there; newcomers take what the draw leaves in each cluster."""
+    """Keep what the parent kept and is still there; newcomers take what the draw leaves in each cluster.
+
+    Raises:
+        RequestError: not even the first unit fits.
+    """
     partitions = int(draft.plan.partition.max()) + 1
     draft.learn(grown=True)
     draft.exchange(partitions, grown.send_to_cluster, grown.grow)

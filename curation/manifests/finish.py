@@ -35,7 +35,6 @@ from curation.manifests.schema import (
 )
 from curation.manifests.steps import Survey
 from curation.manifests.write import Written, write_part, write_rows
-from curation.storage import Folder
 
 ROWS_A_RANGE = 8 * ROW_GROUP  # kept rows that are merged at once
 LOSS = 0.9  # share of a class that the entropy stage may take before a warning names it
@@ -43,9 +42,17 @@ NAMED = 20  # classes in one warning
 
 
 def finish(draft: Draft, header: dict[str, Any]) -> Manifest:
-    """Write everything; the header last, since its presence means that the rest is there."""
+    """Write everything; the header last, since its presence means that the rest is there.
+
+    Args:
+        draft: that every row is decided in.
+        header: what the job knows of ``content`` and ``provenance``.
+
+    Raises:
+        CurationError: samples were lost on the way.
+    """
     name = f"unfinished/{draft.folder.base.rpartition('/')[2]}"
-    written, file = _write(draft, draft.folder)
+    written, file = _write(draft)
     reasons = sum((part.reasons for part in written), Counter())
     kept = draft.samples - sum(reasons[reason] for reason in DROPPED)
     _warn_of_classes(draft, written)
@@ -90,7 +97,7 @@ def finish(draft: Draft, header: dict[str, Any]) -> Manifest:
     )
 
 
-def _write(draft: Draft, folder: Folder) -> tuple[list[Written], File]:
+def _write(draft: Draft) -> tuple[list[Written], File]:
     """Decisions and kept rows.
 
     Raises:
@@ -100,14 +107,14 @@ def _write(draft: Draft, folder: Folder) -> tuple[list[Written], File]:
     befores = [None if draft.again is None else draft.again.before(number) for number in range(len(draft.parts))]
     parts = [
         submit(
-            *(write_part, draft.shared, number, folder, splits, befores[number], shards, *layers),
+            *(write_part, draft.shared, number, draft.folder, splits, befores[number], shards, *layers),
             returns=len(splits) + 2,
         )
         for number, (shards, layers) in enumerate(zip(draft.shards, draft.parts, strict=True))
     ]
     written: list[Written] = ray.get([part[0] for part in parts])
     ranges = list(zip(*(part[1:] for part in parts), strict=True))
-    rows: File = ray.get(submit(write_rows, folder, ranges))
+    rows: File = ray.get(submit(write_rows, draft.folder, ranges))
     decided = sum((part.reasons for part in written), Counter())
     kept = sum(decided[reason] for reason in KEPT)
     if decided.total() != draft.samples or kept != rows.rows:
@@ -133,11 +140,11 @@ def _with_parents(draft: Draft, rows: File, written: list[Written]) -> list[File
 def _tell_of_parent(draft: Draft, before: Again, kept: int, came: int) -> None:
     """What drift there is, held against what was frozen with the first draw; what came and went of the kept."""
     draft.told["frozen"] = before.frozen
-    now = draft.total(steps.count_clusters, len(draft.plan.sizes))
+    now = draft.total(steps.count_clusters, len(draft.sizes))
     drift = Drift(
         samples=int(before.spread.distances.sum()),
         far_share=far_share(before.spread, before.frozen["reach"]),
-        share_shift=share_shift(now, draft.plan.sizes),
+        share_shift=share_shift(now, draft.sizes),
         entropy_shift=entropy_shift(before.spread, before.frozen),
     )
     went = before.content["counts"]["kept"] - (kept - came)

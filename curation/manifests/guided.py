@@ -1,4 +1,4 @@
-"""What tasks do where the classes of a bank guide a selection (`selection.guided`); `build` says in which order.
+"""What tasks do where the classes of a bank guide a selection (`selection.guided`); `draw` says in which order.
 
 Columns that they add to those of `steps`: ``guided_class`` (a code), ``guided_probability``, ``guided_place`` (from 0,
 among all rows that may be guided) and ``guided``, whether that place is why it was kept.

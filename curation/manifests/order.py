@@ -1,4 +1,4 @@
-"""The order of a selection: what tasks do with the rows that every stage before has left; `build` says in which order.
+"""The order of a selection: what tasks do with the rows that every stage before has left; `draw` says in which order.
 
 Columns of a row are those of `steps`.
 """

@@ -1,4 +1,4 @@
-"""Into how many partitions rows are dealt, and which clusters or bins share one."""
+"""Into how many partitions rows are dealt, and which strata share one."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,7 +8,7 @@ PARTITIONS = 128  # at most: pieces must not become so small that the driver wou
 
 
 def number_of_partitions(rows: int, each: int | None = None, most: int = PARTITIONS) -> int:
-    """How many there are of ``each`` rows (by default `ROWS_A_PARTITION`)."""
+    """How many there are of ``each`` rows (None: `ROWS_A_PARTITION`), ``most`` of them at most."""
     return int(np.clip(-(-rows // (each or ROWS_A_PARTITION)), 1, most))
 
 
@@ -17,7 +17,7 @@ def deal_strata(sizes: NDArray[np.int64], each: int | None = None, most: int = P
 
     Args:
         sizes: (strata,) rows.
-        each: rows of a partition, if that makes no more than
+        each: rows of a partition (None: `ROWS_A_PARTITION`).
         most: partitions.
     """
     rows = int(sizes.sum())

@@ -1,7 +1,7 @@
 """Places of the whole archive: `selection.places` over ranges of the Earth, in Ray tasks.
 
-A task holds the footprints of one range (see `partitions`), and one task the
-pairs that all ranges tell: about one a row that falls.
+A task holds the footprints of one range (see `partitions`), and one task the pairs that all ranges tell: about one a
+row that falls.
 """
 
 from itertools import pairwise

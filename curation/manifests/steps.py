@@ -1,4 +1,4 @@
-"""What the tasks of a selection do with the rows of a part before they are ordered; `build` says in which order.
+"""What the tasks of a selection do with the rows of a part before they are ordered (`opening`, `drops`).
 
 Columns of a row on its way: ``upper``, ``lower`` (its id), ``cluster``,
 ``distance``, ``reason`` (a code); where they are asked for ``entropy``,
@@ -103,7 +103,6 @@ class Plan:
     """What every task must know; the driver fills in what it learns on the way.
 
     Attributes:
-        sizes: (K,) samples when the clusters were assigned.
         excluded: (K,) clusters that nothing is kept of.
         mean: (K,) of the distances, and
         std: their standard deviation: the frozen normalisers.
@@ -135,7 +134,6 @@ class Plan:
     clusters: Folder
     settings: SelectConfig
     seed: int
-    sizes: NDArray[np.int64]
     excluded: NDArray[np.bool_]
     mean: NDArray[np.float32]
     std: NDArray[np.float32]

@@ -1,1 +1,1 @@
-"""Which samples stay: pure functions from arrays to arrays. No Ray, no input or output, no clock, no global state."""
+"""Which samples stay: settings, and pure functions from arrays to arrays. No Ray, files, clock or global state."""

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from curation.errors import RequestError
@@ -16,12 +15,11 @@ from curation.manifests.duplicates import find_alike, find_duplicates
 from curation.manifests.places import Found, find_places, unite
 from curation.manifests.schema import SKETCHES
 from curation.selection.places import CROWD, Rule
-from curation.storage import Folder
 
 OPTICAL = re.compile("red|green|blue|nir|B[0-9]{1,2}A?")  # what bands are called that clouds hide the ground in
 
 
-def drop(draft: Draft, bands: Sequence[str]) -> None:
+def drop_samples(draft: Draft, bands: Sequence[str]) -> None:
     """Apply the stages that the settings ask for.
 
     Args:
@@ -117,8 +115,8 @@ def _warn_of_footprints(draft: Draft, found: Found) -> None:
 
 def _drop_duplicates(draft: Draft) -> None:
     """Keep one of each group of near-duplicates."""
-    neighbours = _neighbours(draft.plan.clusters)
-    sizes, fresh = draft.plan.sizes, None
+    neighbours = _neighbours(draft.centroids)
+    sizes, fresh = draft.sizes, None
     if draft.again is not None:
         files = [file.path.removeprefix("../") for file in draft.again.files(SKETCHES)]
         around = draft.again.parent.parent
@@ -130,10 +128,9 @@ def _drop_duplicates(draft: Draft) -> None:
     draft.mark(groups, "duplicate")
 
 
-def _neighbours(clusters: Folder) -> NDArray[np.int32]:
+def _neighbours(centroids: pa.Table) -> NDArray[np.int32]:
     """(K, W) the nearest other clusters of each; itself, where few others are known."""
-    table = pq.read_table(pa.BufferReader(clusters.read("centroids.parquet")), columns=["neighbours"])
-    listed = table["neighbours"].combine_chunks()
+    listed = centroids["neighbours"].combine_chunks()
     lengths = pc.list_value_length(listed).to_numpy()
     width = int(lengths.max(initial=0))
     neighbours = np.repeat(np.arange(len(lengths), dtype=np.int32)[:, None], width, axis=1)
