@@ -6,6 +6,7 @@ import inspect
 import json
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -44,6 +45,8 @@ JOBS = {
     "schedule": "render JOB …: Kubernetes objects that run a job by the clock",
 }
 HELP = "usage: curate JOB [key=value ...]\n\njobs:\n" + "\n".join(f"  {n:11} {what}" for n, what in JOBS.items())
+
+OVERRIDE = re.compile(r"[+~]{0,2}[A-Za-z_][\w.-]*=")  # key=value; other arguments are a job's own
 
 log = logging.getLogger("curation")
 
@@ -95,6 +98,12 @@ def execute(job: Job, arguments: Sequence[str] | None = None) -> int:
     except Exception as error:  # noqa: BLE001 - a fault of ours: show all of it
         log.exception("curate: a fault of the program")
         return run.end(1, error=error)
+
+
+def split_arguments(arguments: Sequence[str], most: int) -> tuple[list[str], list[str]]:
+    """What a job is told before the first ``key=value``, so many places at most; and the rest, which is config."""
+    number = next((i for i, text in enumerate(arguments[:most]) if OVERRIDE.match(text)), min(most, len(arguments)))
+    return list(arguments[:number]), list(arguments[number:])
 
 
 def take_option(arguments: list[str], name: str, value: str) -> str | None:

@@ -10,7 +10,7 @@ import ray
 from omegaconf import OmegaConf
 
 from curation.archive.listing import list_archive
-from curation.cli import execute, leave
+from curation.cli import execute, leave, split_arguments
 from curation.config import load_config, to_dict
 from curation.errors import RequestError
 from curation.manifests.apply import Copy, apply
@@ -22,15 +22,15 @@ from curation.storage import Folder
 
 def run(arguments: Sequence[str]) -> dict[str, Any]:
     """Apply; what is missing is told, listed, and no error unless it is everything."""
-    if not arguments or "=" in arguments[0].rpartition("/")[2]:
+    places, overrides = split_arguments(arguments, 1)
+    if not places:
         raise RequestError("apply takes a publication: curate apply PUBLISHED archive.url=COPY workspace=URL")
-    published, *overrides = arguments
     config = load_config(overrides)
     config.require("archive.url", "workspace")
     assert config.workspace
     storage = config.runtime.storage
     workspace = Folder(config.workspace, storage, "workspace")
-    publication = open_publication(published, storage)
+    publication = open_publication(places[0], storage)
     workspace.check_writable()
     settled, told = publication.content["made"]["config"].get("archive", {}), {}
     given = [text.partition("=")[0] for text in overrides]

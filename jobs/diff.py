@@ -4,11 +4,10 @@ With one manifest, from its parent. ``--out`` names a Parquet file for every sam
 """
 
 import logging
-import re
 from collections.abc import Sequence
 from typing import Any
 
-from curation.cli import execute, leave, take_option
+from curation.cli import execute, leave, split_arguments, take_option
 from curation.config import load_config
 from curation.errors import RequestError
 from curation.manifests.diff import diff
@@ -16,20 +15,18 @@ from curation.manifests.reading import ManifestReader
 from curation.selection.groups import UNKNOWN
 
 ROWS = 10  # of a dimension, on the screen
-OVERRIDE = re.compile(r"[a-z_.]+=")
 
 
 def run(arguments: Sequence[str]) -> dict[str, Any]:
     """Compare, and print a table."""
     rest = list(arguments)
     out = take_option(rest, "--out", "a Parquet file's name")
-    if not rest:
+    manifests, overrides = split_arguments(rest, 2)
+    if not manifests:
         raise RequestError("diff takes one or two manifests: curate diff A B [--out FILE.parquet]")
-    alone = len(rest) == 1 or OVERRIDE.match(rest[1]) is not None
-    before, after, *overrides = [rest[0], *rest] if alone else rest
     storage = load_config(overrides).runtime.storage
-    if alone:
-        before = _parent(after, storage)
+    after = manifests[-1]
+    before = manifests[0] if len(manifests) == 2 else _parent(after, storage)
     result = diff(before, after, out, storage)
     logging.getLogger("curation").info("%s\n", _table(result))
     return result

@@ -14,7 +14,7 @@ def run(arguments: Sequence[str]) -> dict[str, Any]:
     """Explain one sample, by id or key."""
     if len(arguments) < 2:
         raise RequestError("explain takes a manifest and a sample: curate explain MANIFEST SAMPLE")
-    manifest, sample, *overrides = arguments
+    manifest, sample, *overrides = arguments  # a sample may be called anything
     found = explain(manifest, sample, load_config(overrides).runtime.storage)
     logging.getLogger("curation").info("%s", found["why"])
     return found

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-from curation.cli import execute, leave
+from curation.cli import execute, leave, split_arguments, take_option
 from curation.config import load_config
 from curation.errors import CurationError, RequestError
 from curation.manifests.leakage import find_leaks
@@ -16,12 +16,11 @@ from curation.manifests.leakage import find_leaks
 def run(arguments: Sequence[str]) -> dict[str, Any]:
     """Compare, print the worst; the status is 1 where anything leaks."""
     rest = list(arguments)
-    if "--against" not in rest[1:-1]:
+    against = take_option(rest, "--against", "the benchmark's table")
+    places, overrides = split_arguments(rest, 1)
+    if not places or against is None:
         raise RequestError("leakage takes a manifest and a benchmark: curate leakage MANIFEST --against TABLE")
-    at = rest.index("--against", 1)
-    against = rest.pop(at + 1)
-    del rest[at]
-    manifest, *overrides = rest
+    manifest = places[0]
     config = load_config(overrides)
     place = config.select.place
     result = find_leaks(manifest, against, place.overlap or 0.0, place.days, config.runtime.storage)

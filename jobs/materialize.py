@@ -3,12 +3,11 @@
 ``archive.url=URL`` says where the archive lies if it has moved since.
 """
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
 from curation.archive.listing import moved_roots
-from curation.cli import execute, leave
+from curation.cli import execute, leave, split_arguments
 from curation.config import load_config
 from curation.errors import RequestError
 from curation.materialized.build import materialize
@@ -16,9 +15,10 @@ from curation.materialized.build import materialize
 
 def run(arguments: Sequence[str]) -> dict[str, Any]:
     """Write what is not there yet."""
-    if len(arguments) < 2 or re.match(r"[a-z_.]+=", arguments[1]):
+    places, overrides = split_arguments(arguments, 2)
+    if len(places) < 2:
         raise RequestError("materialize takes a manifest and a folder: curate materialize MANIFEST DEST [key=value …]")
-    manifest, dest, *overrides = arguments
+    manifest, dest = places
     config = load_config(overrides)
     return materialize(manifest, dest, config, moved_roots(config.runtime.storage, config.archive))
 

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-from curation.cli import execute, leave
+from curation.cli import execute, leave, split_arguments
 from curation.config import load_config
 from curation.errors import RequestError
 from curation.manifests.publication import publish
@@ -25,10 +25,10 @@ def run(arguments: Sequence[str]) -> dict[str, Any]:
             raise RequestError(f"{option}: publish takes {', '.join(OPTIONS)}, each with a value")
         given[option].append(rest.pop(at + 1))
         del rest[at]
-    places = [text for text in rest[:2] if not text.startswith("runtime.")]
+    places, overrides = split_arguments(rest, 2)
     if not places:
         raise RequestError("publish takes a manifest, and perhaps a folder to write: curate publish MANIFEST [DEST]")
-    config = load_config(rest[len(places) :])
+    config = load_config(overrides)
     result = publish(
         places[0],
         places[1] if len(places) > 1 else None,

@@ -4,11 +4,10 @@
 what it names.
 """
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
-from curation.cli import execute, leave, take_option
+from curation.cli import execute, leave, split_arguments, take_option
 from curation.config import load_config
 from curation.errors import RequestError
 from curation.manifests.latest import POINTER, open_published
@@ -21,8 +20,9 @@ def run(arguments: Sequence[str]) -> dict[str, Any]:
     """Move a pointer back, or forward again."""
     rest = list(arguments)
     to = take_option(rest, "--to", "the id of a manifest")
-    named = rest.pop(0) if rest and not re.match(r"[a-z_.]+=", rest[0]) else None
-    config = load_config(rest)
+    places, overrides = split_arguments(rest, 1)
+    named = places[0] if places else None
+    config = load_config(overrides)
     name, url, storage = config.name, config.workspace, config.runtime.storage
     if named is not None:
         manifest = ManifestReader(named, storage)

@@ -10,10 +10,10 @@ from typing import Any
 
 import yaml
 
-from curation.cli import execute, leave
+from curation.cli import execute, leave, take_option
 from curation.deploy.kubernetes import as_yaml, render, write_files
 from curation.deploy.launch import Api, launch
-from curation.deploy.request import read_request, take_option
+from curation.deploy.request import read_request
 from curation.errors import RequestError
 
 USAGE = "curate schedule render JOB schedule.image=IMAGE [key=value …] [--output FOLDER]"
@@ -26,7 +26,7 @@ def run(arguments: Sequence[str]) -> dict[str, Any] | str:
         return launch(Api.of_pod(), yaml.safe_load(Path(rest[0]).read_text()), sys.stderr.write)
     if command != "render":
         raise RequestError(f"schedule takes render: {USAGE}")
-    output = take_option(rest, "--output")
+    output = take_option(rest, "--output", "a folder")
     objects = render(read_request(rest, USAGE))
     if output is None:
         return as_yaml(objects)

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from curation.cli import execute, leave
+from curation.cli import execute, leave, take_option
 from curation.deploy.packing import pack
-from curation.deploy.request import read_request, take_option
+from curation.deploy.request import read_request
 from curation.deploy.submission import connect, follow, submit
 
 USAGE = "curate submit JOB [key=value …] --address http://HEAD:8265"
@@ -22,7 +22,9 @@ def run(arguments: Sequence[str]) -> dict[str, Any]:
     """Submit or attach, follow, and return the job's own result."""
     at = list(arguments).index("--") if "--" in arguments else len(arguments)
     ours, theirs = list(arguments[:at]), list(arguments[at + 1 :])
-    address, token_file, key = (take_option(ours, name) for name in ("--address", "--token-file", "--key"))
+    address = take_option(ours, "--address", "the URL of the cluster's dashboard")
+    token_file = take_option(ours, "--token-file", "a file with the cluster's token")
+    key = take_option(ours, "--key", "a name for the occasion")
     detach = "--detach" in ours
     request = read_request([text for text in ours if text != "--detach"] + theirs, USAGE)
     with tempfile.TemporaryDirectory() as folder:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from curation.archive.listing import moved_roots
-from curation.cli import execute, leave
+from curation.cli import execute, leave, split_arguments
 from curation.config import load_config
 from curation.errors import CurationError, RequestError
 from curation.manifests.verify import verify
@@ -18,9 +18,10 @@ from curation.materialized.check import is_materialized, verify_materialized
 def run(arguments: Sequence[str]) -> dict[str, Any]:
     """Check a manifest; the status is 1 where anything is wrong."""
     rest = [text for text in arguments if text != "--deep"]
-    if not rest:
+    places, overrides = split_arguments(rest, 1)
+    if not places:
         raise RequestError("verify takes a manifest: curate verify MANIFEST [--deep]")
-    manifest, *overrides = rest
+    manifest = places[0]
     config = load_config(overrides)
     storage = config.runtime.storage
     if is_materialized(manifest, storage):

@@ -13,7 +13,8 @@ import pytest
 import yaml
 from ray.scripts.scripts import cli as ray_cli
 
-from curation.deploy.request import read_request, take_option
+from curation.cli import take_option
+from curation.deploy.request import read_request
 from tests.s3 import s3_server
 
 CHECKOUT = Path(__file__).parent.parent
@@ -58,7 +59,7 @@ def test_its_commands_exist(compose):
         ray_cli.commands[name].make_context(name, arguments)  # an unknown option is an error
     program, job, *ours = services["job"]["entrypoint"]
     assert (program, job) == ("curate", "submit")
-    assert take_option(ours, "--address") == "http://head:8265" and not ours
+    assert take_option(ours, "--address", "a URL") == "http://head:8265" and not ours
     request = read_request(services["job"]["command"], "")
     assert request.config.workspace is not None
 

@@ -157,6 +157,20 @@ def test_a_private_name_in_a_key_or_path_is_refused_until_it_is_allowed(tmp_path
     assert publish(url, str(tmp_path / "out"), allow=["acme-tiles"])["samples"]
 
 
+def test_a_licence_that_is_left_out_is_looked_at_too(tmp_path: Path) -> None:
+    ours = {"license": "internal, see s3://acme/terms"}
+    write_shard(
+        tmp_path / "archive/part.tar", [(k, i, s | (ours if n % 2 else {})) for n, (k, i, s) in enumerate(tiles(0))]
+    )
+    url, _ = keep(tmp_path, {})
+    header = json.loads(Path(url, "manifest.json").read_text())
+    header["provenance"]["roots"] = {"root0": "s3://acme/x"}
+    Path(url, "manifest.json").write_text(json.dumps(header))
+    with pytest.raises(RequestError, match="the header would publish 'acme'"):
+        publish(url, str(tmp_path / "out"), licenses=["CC0-1.0", "CC-BY-4.0"])
+    assert not (tmp_path / "out/published.json").exists()
+
+
 @pytest.mark.parametrize(
     ("text", "found"),
     [
@@ -213,6 +227,8 @@ def test_what_it_would_write_over_or_cannot_know_is_refused(original: Path, tmp_
         publish(str(tmp_path / "alone"), str(tmp_path / "out"))
     with pytest.raises(RequestError, match="publish takes --license"):
         run_publish([url, "--licence", "x"])
+    with pytest.raises(RequestError, match="config=nowhere.yaml"):  # an override, and no folder of that name
+        run_publish([url, "config=nowhere.yaml"])
 
 
 def test_damage_is_seen(published: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -239,21 +240,28 @@ def pod(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_pod_creates_the_rayjob_once_and_ends_as_it_does(pod, monkeypatch):
-    followed = []
+    tried, followed = [], []
 
-    def follow(dashboard: str, submission: str, write: Any) -> dict[str, Any]:
-        followed.append((dashboard, submission))
+    def connect(dashboard: str, token_file: None) -> str:
+        tried.append(dashboard)
+        if len(tried) == 1:
+            raise RequestError("nobody answers yet")
+        return dashboard
+
+    def follow(client: str, submission: str, write: Any) -> dict[str, Any]:
+        followed.append((client, submission))
         return {"kept": 7}
 
-    monkeypatch.setattr(launching, "_follow", follow)
+    monkeypatch.setattr(launching, "connect", connect)
+    monkeypatch.setattr(launching, "follow", follow)
     template = rendered(*FULL)["RayJob"]
     running = {"jobDeploymentStatus": "Running", "jobId": "nightly-x", "dashboardURL": "head:8265"}
-    states = [{}, running, running, {"jobDeploymentStatus": "Complete", "jobStatus": "SUCCEEDED"}]
+    states = [{}, running, running, running, {"jobDeploymentStatus": "Complete", "jobStatus": "SUCCEEDED"}]
     with kubernetes(states) as (api, asked):
         api = Api(api.url, pod)
         assert launch(api, template, print) == {"kept": 7}
         assert launch(api, template, print) == {"rayjob": "nightly-29401234", "status": "SUCCEEDED"}  # a pod made anew
-    assert followed == [("head:8265", "nightly-x")]
+    assert followed == [("head:8265", "nightly-x")] and len(tried) == 2
     path, authorization, created = asked[0]
     assert path == "/apis/ray.io/v1/namespaces/eo/rayjobs"
     assert authorization == "Bearer let-me-in"
@@ -279,3 +287,14 @@ def test_the_pod_passes_the_status_on(pod, state, status):
     with kubernetes([{"jobDeploymentStatus": "Failed", **state}]) as (api, _), pytest.raises(JobError) as caught:
         launch(Api(api.url, pod), rendered(*RUN)["RayJob"], print)
     assert caught.value.exit_status == status
+
+
+def test_a_pod_that_loses_the_api_ends_with_a_status_that_its_job_tries_again_on(pod, monkeypatch):
+    monkeypatch.setattr(launching, "PATIENCE", 0.05)
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))  # and does not listen
+        api = Api(f"http://127.0.0.1:{nobody.getsockname()[1]}", pod)
+        with pytest.raises(JobError, match="no answer from the Kubernetes API") as caught:
+            launch(api, rendered(*RUN)["RayJob"], print)
+    final, _ = rendered(*RUN)["CronJob"]["spec"]["jobTemplate"]["spec"]["podFailurePolicy"]["rules"][::-1]
+    assert final["action"] == "FailJob" and caught.value.exit_status not in final["onExitCodes"]["values"]

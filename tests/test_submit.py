@@ -295,6 +295,23 @@ def test_what_a_job_takes_besides_overrides_stays_its_own():
     assert named("verify", "a") != named("verify", "b")
 
 
+@pytest.mark.parametrize(
+    "typed",
+    [
+        ["archive.url=https://me:very-secret@host/x.tar"],
+        ["archive.url={a: 's3://b/a', b: 'https://host/b?X-Amz-Signature=very-secret'}"],
+        ["config=FILE"],
+        ["https://me:very-secret@host/w/manifests/1/manifest.json", "--deep"],
+    ],
+)
+def test_what_everybody_would_see_has_no_credentials(typed, tmp_path):
+    file = tmp_path / "config.yaml"
+    file.write_text("references: {url: 'https://me:very-secret@host/bank'}")
+    with pytest.raises(RequestError, match="would be shown to everybody who sees the job") as caught:
+        read_request(["verify", *(text.replace("FILE", str(file)) for text in typed)], "")
+    assert "very-secret" not in str(caught.value)
+
+
 def test_nothing_is_uploaded_unless_something_is_needed(tmp_path, monkeypatch):
     assert pack(SubmitConfig(), None, tmp_path) == Package()
     folder, wheel, config = tmp_path / "job", tmp_path / "curation-1-py3-none-any.whl", tmp_path / "c.yaml"
@@ -315,6 +332,14 @@ def test_nothing_is_uploaded_unless_something_is_needed(tmp_path, monkeypatch):
     assert pack(settings, config, tmp_path).contents != one.contents
     remote = pack(SubmitConfig(working_dir="s3://b/code.zip"), None, tmp_path)
     assert remote.runtime_env == {"working_dir": "s3://b/code.zip"}
+
+
+@pytest.mark.parametrize("with_it", ["submit.wheel", "config=FILE"])
+def test_a_working_directory_elsewhere_takes_no_files_of_ours(with_it, tmp_path):
+    (tmp_path / "file").write_text("")
+    wheel, config = (str(tmp_path / "file"), None) if with_it == "submit.wheel" else (None, tmp_path / "file")
+    with pytest.raises(RequestError, match=f"{with_it} goes with a local submit.working_dir"):
+        pack(SubmitConfig(working_dir="s3://b/code.zip", wheel=wheel), config, tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -13,17 +13,19 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
 from curation.deploy.submission import PATIENCE, Left, connect, exit_status, follow
-from curation.errors import AccessError, CurationError, JobError, RequestError
+from curation.errors import CurationError, JobError, RequestError
 
 log = logging.getLogger("curation")
 
 ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 OVER = ("Complete", "Failed", "ValidationFailed")
 PAUSE = 5.0  # seconds between two looks
+UNHEARD = 75  # exit status of a pod that lost the API: the Job makes it anew, and that one finds the RayJob
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class Api:
         """Status and answer; the token is read anew each time, for it is changed now and then.
 
         Raises:
-            OSError: nobody answered.
+            OSError, HTTPException, ValueError: nobody answered, or not to the end.
         """
         certificate = self.account / "ca.crt"
         context = ssl.create_default_context(cafile=str(certificate)) if self.url.startswith("https://") else None
@@ -83,9 +85,8 @@ def launch(api: Api, template: dict[str, Any], write: Callable[[str], Any]) -> d
         write: takes pieces of the log.
 
     Raises:
-        JobError: the job failed, with its exit status.
+        JobError: the job failed, with its exit status; or `UNHEARD`: the API gave no answer for ``PATIENCE``.
         RequestError: Kubernetes refuses the RayJob, or KubeRay does.
-        AccessError: the API gave no answer for ``PATIENCE``.
     """
     name, uid = os.environ["JOB_NAME"], os.environ["JOB_UID"]
     owner = {"apiVersion": "batch/v1", "kind": "Job", "name": name, "uid": uid}
@@ -93,7 +94,7 @@ def launch(api: Api, template: dict[str, Any], write: Callable[[str], Any]) -> d
     folder = f"/apis/ray.io/v1/namespaces/{metadata['namespace']}/rayjobs"
     _ask(api, "POST", folder, {**template, "metadata": metadata})
     result: dict[str, Any] | None = None
-    followed, said = "", ""
+    followed, missed, said = "", "", ""
     while True:
         status = _ask(api, "GET", f"{folder}/{name}").get("status") or {}
         state, attempt = status.get("jobDeploymentStatus") or "New", status.get("jobId", "")
@@ -103,8 +104,14 @@ def launch(api: Api, template: dict[str, Any], write: Callable[[str], Any]) -> d
         if state in OVER:
             return _outcome(name, status, result)
         if state == "Running" and attempt and attempt != followed and status.get("dashboardURL"):
-            followed = attempt
-            result = _follow(status["dashboardURL"], attempt, write)
+            try:
+                client = connect(status["dashboardURL"], None)
+            except CurationError as error:
+                if attempt != missed:
+                    log.warning("the log cannot be had yet: %s", error)
+                    missed = attempt
+            else:
+                followed, result = attempt, _follow(client, attempt, write)
         time.sleep(PAUSE)
 
 
@@ -114,7 +121,7 @@ def _ask(api: Api, method: str, path: str, body: Any = None) -> dict[str, Any]:
     while True:
         try:
             status, answer = api.call(method, path, body)
-        except OSError as error:
+        except (OSError, HTTPException, ValueError) as error:
             status, answer = 0, str(error)
         if status in (200, 201) or (status == 409 and method == "POST"):
             return answer if isinstance(answer, dict) else {}
@@ -123,7 +130,7 @@ def _ask(api: Api, method: str, path: str, body: Any = None) -> dict[str, Any]:
         if 400 <= status < 500 and status != 429:
             raise RequestError(f"Kubernetes refuses the RayJob ({status}): {_message(answer)}")
         if time.monotonic() - began > PATIENCE:
-            raise AccessError(f"no answer from the Kubernetes API for {PATIENCE:.0f} s: {_message(answer)}")
+            raise JobError(f"no answer from the Kubernetes API for {PATIENCE:.0f} s: {_message(answer)}", UNHEARD)
         time.sleep(PAUSE)
 
 
@@ -134,10 +141,10 @@ def _message(answer: Any) -> str:
         return str(answer)[:300]
 
 
-def _follow(dashboard: str, submission: str, write: Callable[[str], Any]) -> dict[str, Any] | None:
+def _follow(client: Any, submission: str, write: Callable[[str], Any]) -> dict[str, Any] | None:
     """Show the log while it can be had; what became of the job, the RayJob says."""
     try:
-        return follow(connect(dashboard, None), submission, write)
+        return follow(client, submission, write)
     except Left:
         raise
     except JobError as error:

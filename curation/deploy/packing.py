@@ -43,7 +43,7 @@ def pack(settings: SubmitConfig, config: Path | None, folder: Path) -> Package:
         RequestError: a file is not there, or a variable is a secret or not set.
     """
     package = Package()
-    files = _files(settings)
+    files = _files(settings, config)
     if config is not None:
         package.config = CONFIG
         files[CONFIG] = config
@@ -67,12 +67,13 @@ def pack(settings: SubmitConfig, config: Path | None, folder: Path) -> Package:
     return package
 
 
-def _files(settings: SubmitConfig) -> dict[str, Path]:
+def _files(settings: SubmitConfig, config: Path | None) -> dict[str, Path]:
     """What the local working directory holds, by path below it."""
     if settings.working_dir is None:
         return {}
     if "://" in settings.working_dir:
-        require(settings.wheel is None, "submit.wheel goes with a local submit.working_dir, or without one")
+        for what, there in (("submit.wheel", settings.wheel), ("config=FILE", config)):
+            require(there is None, f"{what} goes with a local submit.working_dir, or without one")
         return {}
     root = Path(settings.working_dir)
     require(root.is_dir(), f"submit.working_dir={root}: there is no such folder")

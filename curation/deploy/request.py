@@ -1,17 +1,16 @@
 """What a job is asked for when another machine will run it: checked here, before anything is sent."""
 
-import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from curation.cli import JOBS
+from curation.cli import JOBS, OVERRIDE
 from curation.config import Config, load_config, to_dict
-from curation.errors import require
+from curation.errors import RequestError, require
+from curation.storage import public_arguments, without_credentials
 
-OVERRIDE = re.compile(r"[+~]{0,2}[A-Za-z_][\w.-]*=")  # key=value; other arguments are a job's own
 LOCAL = ("submit", "schedule", "status")  # jobs about other jobs
 
 
@@ -59,7 +58,7 @@ def read_request(arguments: Sequence[str], usage: str) -> Request:
         usage: how the command is used, for messages.
 
     Raises:
-        RequestError: there is no such job, or its overrides are wrong.
+        RequestError: there is no such job, its overrides are wrong, or a URL has credentials in it.
     """
     require(bool(arguments), f"name the job: {usage}")
     job, *rest = arguments
@@ -69,21 +68,24 @@ def read_request(arguments: Sequence[str], usage: str) -> Request:
     rest = [text for text in rest if text not in files]
     own = "config=" if job == "inspect" else None
     config = load_config(files + [text for text in rest if OVERRIDE.match(text) and not (own and text.startswith(own))])
+    _refuse_credentials("", to_dict(config))
+    _refuse_credentials("", [text for text in rest if not OVERRIDE.match(text)])
     ours = tuple(f"{prefix}{group}." for group in ("submit", "schedule") for prefix in ("", "+", "++"))
     kept = [text for text in rest if not text.startswith(ours)]
     return Request(job, kept, config, Path(files[-1].partition("=")[2]) if files else None)
 
 
-def take_option(arguments: list[str], name: str) -> str | None:
-    """Remove ``--name VALUE`` from the arguments; None if it is not among them.
-
-    Raises:
-        RequestError: it has no value.
-    """
-    if name not in arguments:
-        return None
-    at = arguments.index(name)
-    require(at + 1 < len(arguments), f"{name} takes a value: {name} VALUE")
-    value = arguments.pop(at + 1)
-    del arguments[at]
-    return value
+def _refuse_credentials(key: str, value: Any) -> None:
+    """Whoever may see the job, in Ray or Kubernetes, sees its arguments and its config."""
+    if isinstance(value, dict):
+        for name, below in value.items():
+            _refuse_credentials(f"{key}.{name}" if key else str(name), below)
+    elif isinstance(value, list):
+        for below in value:
+            _refuse_credentials(key, below)
+    elif isinstance(value, str) and without_credentials(value) != value:
+        shown = public_arguments([f"{key}={value}" if key else value])[0]
+        raise RequestError(
+            f"{shown}: a URL with a user or a query (a signature) in it would be shown to everybody who sees the job: "
+            "give credentials to the cluster's nodes, by environment, profile or role"
+        )

@@ -122,10 +122,12 @@ def publish(
     target.check_writable()
     guard = _Guard(_private(manifest, storage), allow)
     source = _Source(manifest, storage, licenses, columns)
-    content = _content(manifest, source, columns, attribution, guard)
+    content = _content(manifest, columns, attribution)
+    guard.check_json(content)  # before any row is written; and what the rows say, before it goes out
     rows = _write(target, source, guard)
     content["licenses"] = _listed(source.published)
     content["counts"] |= {"published": rows, "left_out": _listed(source.left_out)}
+    guard.check_json(content)
     readme = _readme(content).encode()
     target.publish(README_FILE, readme)
     size, digest = file_digest(target, SAMPLES_FILE)
@@ -243,10 +245,8 @@ def _write(target: Folder, source: _Source, guard: "_Guard") -> int:
     return rows
 
 
-def _content(
-    manifest: ManifestReader, source: _Source, columns: Sequence[str], attribution: str | None, guard: "_Guard"
-) -> dict[str, Any]:
-    """What is told of how it was made, checked."""
+def _content(manifest: ManifestReader, columns: Sequence[str], attribution: str | None) -> dict[str, Any]:
+    """What is told of how it was made."""
     content = manifest.header["content"]
     made = {name: content[name] for name in MADE if name in content}
     made["config"] = {name: value for name, value in content.get("config", {}).items() if name in CONFIG}
@@ -262,7 +262,6 @@ def _content(
         "versions": manifest.header.get("provenance", {}).get("versions", {}),
         "references": _references(made["config"]),
     }
-    guard.check_json(told)
     return told
 
 
