@@ -18,7 +18,7 @@ import ray
 from numpy.typing import NDArray
 
 from curation.catalog.artefact import catalog_id, load_artefact
-from curation.catalog.build import Catalog, build_catalog, check_profiles, sources_of
+from curation.catalog.build import Catalog, build_catalog, check_bad_fraction, check_profiles, sources_of
 from curation.catalog.sources import Changes, compare, counts_of, digest_of, listed_table, merged, read_sources
 from curation.catalog.store import CatalogStore
 from curation.clustering.assign import COLUMNS, SCHEMA, assign_rows, embeddings, part_of
@@ -29,7 +29,7 @@ from curation.errors import RequestError
 from curation.manifests.again import Again, Piece
 from curation.manifests.chain import decision_parts
 from curation.manifests.drift import Spread, far_share
-from curation.manifests.latest import Latest, latest_path
+from curation.manifests.latest import Latest, content_in_force, latest_path
 from curation.manifests.request import check_budget
 from curation.manifests.schema import HEADER_FILE
 from curation.report.recurate import write_page
@@ -40,6 +40,8 @@ from curation.storage import Folder
 
 log = logging.getLogger("curation")
 
+FREE = ("select.budget", "archive.max_bad_fraction")  # keys that may change from night to night
+FOUND = ("archive.radiometry.found", "archive.clouds.found")  # by the fit, of the parent's config
 MOST_FILES = 12  # of a part's decisions; then they are written anew as one
 FAR_ROWS = 65_536  # that new centroids are fitted on, at most
 
@@ -78,11 +80,11 @@ def recurate(run: Run) -> dict[str, Any]:
     other = other_keys(run, parent)
     if mode != "refit":
         check_goes_on(run, other)
-    if nothing_to_do(run, parent, changes, other):
-        log.info("recurate: nothing to do: %s is up to date", parent.id)
-        return {**_result_of(run, parent), **_told(parent, parent.content, changes), "changed": False}
+    stands = nothing_to_do(run, parent, changes, other)
     if mode == "refit":
-        return _refit(run, parent, changes, latest)
+        return _refit(run, parent, changes, latest, stands)
+    if stands:
+        return _unchanged(run, parent, changes)
     log.info("recurate: on %g CPUs and %g GPUs", run.resources.cpus, run.resources.gpus)  # which starts Ray
     catalog = take_in(run, parent, changes)
     check_budget(run.config.select.budget, catalog.counts["kept"])
@@ -107,7 +109,7 @@ def find_parent(run: Run, latest: Latest) -> Parent:
         path = run.workspace.public(latest_path(run.config.name))
         raise RequestError(f"there is no {path} to go on from: run curate prune first")
     folder = run.workspace.child(f"manifests/{name}")
-    content = json.loads(folder.read(HEADER_FILE))["content"]
+    content = content_in_force(run.workspace, name)
     if "frozen" not in content.get("selection", {}):
         raise RequestError(f"{folder.public()} was made by an earlier version: run curate prune again")
     return Parent(name, folder, content, read_sources(folder))
@@ -122,15 +124,18 @@ def find_changes(run: Run, parent: Parent) -> Changes:
 def other_keys(run: Run, parent: Parent) -> dict[str, tuple[Any, Any]]:
     """Keys of the config that are other than they were for the parent, each with its value then and now.
 
-    An encoder, bands, radiometry or tiling of another catalog count as ``catalog``; there are no further ones then.
+    ``catalog`` stands for what makes another catalog and is no key: weights, or our way of reading.
     """
-    config = run.config
-    if catalog_id(config) != parent.content["catalog"]:
-        return {"catalog": (parent.content["catalog"], catalog_id(config))}
-    artefact = load_artefact(config, run.workspace)
-    now = _flat(config_without_urls(replace(config, archive=artefact.settled(config.archive)), run.tables))
+    config, id = run.config, catalog_id(run.config)
+    same = id == parent.content["catalog"]
+    archive = load_artefact(config, run.workspace).settled(config.archive) if same else config.archive
+    now = _flat(config_without_urls(replace(config, archive=archive), run.tables))
     then = _flat(parent.content["config"])
-    return {key: (then.get(key), now.get(key)) for key in sorted({*now, *then}) if now.get(key) != then.get(key)}
+    other = {key: (then.get(key), now.get(key)) for key in sorted({*now, *then}) if now.get(key) != then.get(key)}
+    if not same:  # then nobody knows yet what a fit would find
+        other = {key: values for key, values in other.items() if not key.startswith(FOUND)}
+        other = {**other, "catalog": (parent.content["catalog"], id)}
+    return other
 
 
 def check_goes_on(run: Run, other: Mapping[str, tuple[Any, Any]]) -> None:
@@ -139,28 +144,29 @@ def check_goes_on(run: Run, other: Mapping[str, tuple[Any, Any]]) -> None:
     Raises:
         RequestError: a key is other than it was, or what decides cannot go on.
     """
-    if "catalog" in other:
-        raise RequestError(
-            "the encoder, bands, radiometry or tiling are not those of the last manifest: give the same ones, or take "
-            "recurate.mode=refit"
-        )
     config = run.config
     strategy = STRATEGIES[config.select.strategy]
     if strategy.scored or config.select.grouped:
         what = f"select.strategy={config.select.strategy}" if strategy.scored else "units of samples"
         raise RequestError(f"{what}: what decides there is measured over everything; take recurate.mode=refit")
-    keys = [key for key in other if key != "select.budget"]
+    keys = [key for key in other if key not in (*FREE, "catalog")]
     if keys:
         then, now = other[keys[0]]
+        by = " (by references.url)" if keys[0] == "cluster.references" else ""
         raise RequestError(
-            f"{keys[0]} is {now}, but was {then} when the last manifest was drawn"
+            f"{keys[0]}{by} is {now}, but was {then} when the last manifest was drawn"
             + (f" ({len(keys) - 1} more keys differ)" if len(keys) > 1 else "")
             + ": give the same, or take recurate.mode=refit"
+        )
+    if "catalog" in other:
+        raise RequestError(
+            "the encoder's weights, or this version's way of reading, are not those of the last manifest: give the "
+            "same ones, or take recurate.mode=refit"
         )
 
 
 def nothing_to_do(run: Run, parent: Parent, changes: Changes, other: Mapping[str, tuple[Any, Any]]) -> bool:
-    """Whether the parent is what this run would make."""
+    """Whether the parent is what this run would make, as far as can be told without a bank or scores."""
     if changes.any or other:
         return False
     if any(run.list_digest(name) != parent.content.get("lists", {}).get(name) for name in ("exclude", "require")):
@@ -275,9 +281,25 @@ def _far_vectors(store: CatalogStore, reach: float, *assigned: pa.Table) -> Vect
     return np.stack([found[name] for name in far["sample_id"].to_pylist()])
 
 
-def _refit(run: Run, parent: Parent, changes: Changes, latest: Latest) -> dict[str, Any]:
-    """Everything fitted anew, but the ids of clusters that go on."""
+def _unchanged(run: Run, parent: Parent, changes: Changes) -> dict[str, Any]:
+    """The result line of a run that finds the parent up to date.
+
+    Raises:
+        CurationError: too many of its samples are quarantined, as was said when it was drawn.
+    """
+    log.info("recurate: nothing to do: %s is up to date", parent.id)
+    result = {**_result_of(run, parent), **_told(parent, parent.content, changes), "changed": False}
+    check_bad_fraction(run.config, parent.content["counts"], run.workspace, result)
+    return result
+
+
+def _refit(run: Run, parent: Parent, changes: Changes, latest: Latest, stands: bool) -> dict[str, Any]:
+    """Everything fitted anew, but the ids of clusters that go on; not where the parent ``stands``."""
     catalog = run.catalog()
+    if stands and catalog.bank_digest == parent.content["references"]:
+        scored = STRATEGIES[run.config.select.strategy].scored
+        if not scored or run.scores(catalog).base.rpartition("/")[2] == parent.content["scores"]:
+            return _unchanged(run, parent, changes)
     check_budget(run.config.select.budget, catalog.counts["kept"])
     clusters = run.clusters(catalog, run.workspace.child(f"clusters/{parent.content['clusters']}"))
     manifest = run.manifest(catalog, clusters, refit_of=parent.id)

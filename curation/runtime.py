@@ -6,8 +6,8 @@ import os
 import platform
 import socket
 import time
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from threading import Thread
 from typing import Any
@@ -16,7 +16,7 @@ import ray
 from ray import exceptions
 
 from curation.config import RuntimeConfig
-from curation.errors import RequestError
+from curation.errors import IncompleteError, RequestError
 
 log = logging.getLogger("curation")
 
@@ -40,6 +40,26 @@ class Resources:
     cpus: float
     gpus: float
     device: str
+
+
+@contextmanager
+def ray_for_a_job() -> Iterator[None]:
+    """A Ray that is started within ends with the block; one that was there before stays.
+
+    Raises:
+        IncompleteError: Ray was lost under way, as when the head's machine dies.
+    """
+    connected = ray.is_initialized()
+    try:
+        yield
+    except RAY_LOST as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise IncompleteError(
+            f"Ray was lost ({type(error).__name__}: {reason}): once it is up again, the same command goes on from there"
+        ) from error
+    finally:
+        if not connected and ray.is_initialized():
+            ray.shutdown()
 
 
 def start_ray(config: RuntimeConfig) -> Resources:

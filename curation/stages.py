@@ -26,7 +26,7 @@ from curation.clustering.kmeans import default_k
 from curation.clustering.settings import ClusterConfig
 from curation.config import Config, load_config, to_dict
 from curation.encoders import QUALITY
-from curation.errors import ConflictError, CurationError, IncompleteError, RequestError
+from curation.errors import ConflictError, CurationError, RequestError
 from curation.manifests.access import LOCAL, OBJECT_STORE, reads_of_manifest
 from curation.manifests.again import Again
 from curation.manifests.build import select
@@ -35,7 +35,7 @@ from curation.manifests.request import check_budget, read_list
 from curation.manifests.schema import Manifest
 from curation.report.page import write_report
 from curation.runs import record_in, stage
-from curation.runtime import RAY_LOST, Resources, start_ray, versions
+from curation.runtime import Resources, ray_for_a_job, start_ray, versions
 from curation.selection.strategies import STRATEGIES
 from curation.storage import Folder, file_name, public_url
 
@@ -217,17 +217,8 @@ def open_run(arguments: Sequence[str]) -> Iterator[Run]:
         (bank,) = list_archive({BANK: config.references.url}, config.runtime.storage, config.archive)
     size = sum(shard.size for root in roots for shard in root.shards)
     log.info("archive: %d shards, %.4g GB", sum(len(root.shards) for root in roots), size / 1e9)
-    connected = ray.is_initialized()
-    try:
+    with ray_for_a_job():
         yield Run(config, workspace, roots, bank, tables, only)
-    except RAY_LOST as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise IncompleteError(
-            f"Ray was lost ({type(error).__name__}: {reason}): once it is up again, the same command goes on from there"
-        ) from error
-    finally:
-        if not connected and ray.is_initialized():
-            ray.shutdown()
 
 
 def complete(run: Run, catalog: Catalog, latest: Latest) -> dict[str, Any]:
@@ -284,7 +275,7 @@ def finish(run: Run, catalog: Catalog, manifest: Manifest, report: str, latest: 
         except ConflictError as error:
             error.result = result
             raise
-    check_bad_fraction(run.config, catalog, result)
+    check_bad_fraction(run.config, catalog.counts, run.workspace, result)
     return result
 
 

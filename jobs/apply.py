@@ -6,7 +6,6 @@ The copy is read by the published ``archive`` config; ``archive.*`` keys on the 
 from collections.abc import Sequence
 from typing import Any
 
-import ray
 from omegaconf import OmegaConf
 
 from curation.archive.listing import list_archive
@@ -16,7 +15,8 @@ from curation.errors import RequestError
 from curation.manifests.apply import Copy, apply
 from curation.manifests.publication import open_publication
 from curation.manifests.reading import archive_settings
-from curation.runtime import start_ray
+from curation.runs import record_in
+from curation.runtime import ray_for_a_job, start_ray
 from curation.storage import Folder
 
 
@@ -32,7 +32,9 @@ def run(arguments: Sequence[str]) -> dict[str, Any]:
     workspace = Folder(config.workspace, storage, "workspace")
     publication = open_publication(places[0], storage)
     workspace.check_writable()
-    settled, told = publication.content["made"]["config"].get("archive", {}), {}
+    record_in(workspace, config.runtime.log_json)
+    settled: dict[str, Any] = publication.content["made"]["config"].get("archive", {})
+    told: dict[str, Any] = {}
     given = [text.partition("=")[0] for text in overrides]
     if "config" in given:
         raise RequestError("apply takes its config from the publication: give archive.* keys on the command line")
@@ -45,13 +47,9 @@ def run(arguments: Sequence[str]) -> dict[str, Any]:
             told[first] = OmegaConf.to_container(merged)[first]  # type: ignore[index,call-overload]
     settings = archive_settings({**settled, **told})
     roots = list_archive(config.archive.url, storage, settings)
-    connected = ray.is_initialized()
-    start_ray(config.runtime)
-    try:
+    with ray_for_a_job():
+        start_ray(config.runtime)
         return apply(publication, Copy(roots, settings, told), workspace)
-    finally:
-        if not connected:
-            ray.shutdown()
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """``curate inspect URL [config=FILE]``: what lies there, and a config to begin with."""
 
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 from curation.archive.inspection import as_yaml, inspect_archive
 from curation.cli import execute, leave
 from curation.config import load_config
-from curation.errors import RequestError
+from curation.errors import RequestError, require
 
 log = logging.getLogger("curation")
 
@@ -21,6 +22,7 @@ def run(arguments: Sequence[str]) -> dict[str, Any]:
         raise RequestError("inspect takes one URL: curate inspect URL [config=FILE]")
     if target.exists():
         raise RequestError(f"{target} is there already: name another file, config=FILE, or remove it")
+    require(os.access(target.parent, os.W_OK), f"cannot write {target}: there is no folder {target.parent} to write to")
     rest = [text for text in arguments if text not in urls and not text.startswith("config=")]
     found = inspect_archive(urls[0].removeprefix("archive.url="), load_config(rest).runtime.storage)
     target.write_text(as_yaml(found))

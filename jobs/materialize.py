@@ -11,6 +11,7 @@ from curation.cli import execute, leave, split_arguments
 from curation.config import load_config
 from curation.errors import RequestError
 from curation.materialized.build import materialize
+from curation.runtime import ray_for_a_job
 
 
 def run(arguments: Sequence[str]) -> dict[str, Any]:
@@ -20,7 +21,8 @@ def run(arguments: Sequence[str]) -> dict[str, Any]:
         raise RequestError("materialize takes a manifest and a folder: curate materialize MANIFEST DEST [key=value …]")
     manifest, dest = places
     config = load_config(overrides)
-    return materialize(manifest, dest, config, moved_roots(config.runtime.storage, config.archive))
+    with ray_for_a_job():
+        return materialize(manifest, dest, config, moved_roots(config.runtime.storage, config.archive))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,8 @@ OPTIONS = ("--license", "--column", "--attribution", "--allow")
 
 def run(arguments: Sequence[str]) -> dict[str, Any]:
     """Publish; samples without a licence are told."""
-    rest, given = list(arguments), {option: [] for option in OPTIONS}  # type: dict[str, list[str]]
+    rest = list(arguments)
+    given: dict[str, list[str]] = {option: [] for option in OPTIONS}
     while option := next((text for text in rest if text.startswith("--")), None):
         at = rest.index(option)
         if option not in OPTIONS or at + 1 == len(rest):

@@ -1,12 +1,11 @@
 """``curate report``: write the page of the newest manifest again, from the same config that made it."""
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
 from curation.cli import execute, leave
 from curation.errors import RequestError
-from curation.manifests.latest import read_latest
+from curation.manifests.latest import content_in_force, read_latest
 from curation.manifests.schema import Manifest
 from curation.stages import finish, open_run
 
@@ -19,7 +18,7 @@ def run(arguments: Sequence[str]) -> dict[str, Any]:
             raise RequestError(f"no manifest in {job.workspace.public()}: run curate prune first")
         catalog = job.catalog(encode=False)
         folder = f"manifests/{name}"
-        content = json.loads(job.workspace.read(f"{folder}/manifest.json"))["content"]
+        content = content_in_force(job.workspace, name)
         counts = content["counts"]
         manifest = Manifest(
             folder=folder,

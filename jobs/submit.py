@@ -13,7 +13,7 @@ from typing import Any
 from curation.cli import execute, leave, take_option
 from curation.deploy.packing import pack
 from curation.deploy.request import read_request
-from curation.deploy.submission import connect, follow, submit
+from curation.deploy.submission import connect, follow, status_of, submit
 
 USAGE = "curate submit JOB [key=value …] --address http://HEAD:8265"
 
@@ -32,7 +32,7 @@ def run(arguments: Sequence[str]) -> dict[str, Any]:
         client = connect(address, token_file)
         name = submit(client, request, package, key)
     if detach:
-        return {"submission": name, "status": str(client.get_job_status(name).value)}
+        return {"submission": name, "status": status_of(client, name)}
     return follow(client, name, sys.stderr.write)
 
 

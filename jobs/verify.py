@@ -29,7 +29,7 @@ def run(arguments: Sequence[str]) -> dict[str, Any]:
     else:
         result = verify(manifest, len(rest) < len(arguments), storage, moved_roots(storage, config.archive))
     if not result["ok"]:
-        error = CurationError(f"{len(result['problems'])} problems, the first: {result['problems'][0]}")
+        error = CurationError(f"{result['wrong']} problems, the first: {result['problems'][0]}")
         error.result = result
         raise error
     return result

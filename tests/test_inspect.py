@@ -80,6 +80,11 @@ def test_credentials_in_the_url_stay_out_of_the_config(tmp_path: Path, caplog: p
     assert "without its user" in caplog.text and "hunter2" not in written + json.dumps(result) + caplog.text
 
 
+def test_a_config_that_cannot_be_written_is_said_before_the_archive_is_read(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="there is no folder .*/none to write to"):
+        run([str(tmp_path / "nowhere"), f"config={tmp_path / 'none/archive.yaml'}"])
+
+
 def test_a_config_file_that_is_none(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="no such file"):
         load_config([f"config={tmp_path / 'none.yaml'}"])

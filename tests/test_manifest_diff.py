@@ -157,6 +157,8 @@ def test_the_command_prints_a_table_of_bounded_length_and_one_line(lineage: Line
     assert "by shard, 300 changed" in out.stderr and "300 came, 300 went" in out.stderr
     assert pq.read_metadata(out.file("table")).num_rows == 600
     assert curate("diff", lineage.manifest(a)).status == 2
+    with pytest.raises(RequestError, match="is a folder: give a file's name"):
+        diff(lineage.manifest(a), lineage.manifest(b), str(lineage.folder))
 
 
 REASONS = ("sampled", "required", "quota", "duplicate", "entropy")

@@ -375,8 +375,8 @@ def test_verify_tells_what_is_damaged(tmp_path):
         (dest / plan.shard(2)).unlink()
         index = json.loads((dest / "index.json").read_text())
         assert verify_materialized(str(dest))["problems"] == [
-            f"{plan.shard(1)}: other bytes than were written",
-            f"{plan.shard(2)} is missing",
+            f"{plan.shard(1)}: other bytes than were written: remove it, and give the same curate materialize again",
+            f"{plan.shard(2)} is missing: the same curate materialize writes it again",
         ]
         assert index["nsamples"] == len(archive.ids)
         (dest / "SHA256SUMS").unlink()
@@ -492,6 +492,29 @@ def test_a_complete_destination_is_left_alone(tmp_path, caplog):
     assert (result["shards"], result["samples"], result["written"]) == (plan.shards, len(archive.ids), 0)
     assert "is complete: nothing to do" in caplog.text
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "dest").rglob("*")}
+
+
+def test_a_shard_that_is_lost_is_written_again(tmp_path, ray_local):
+    archive = write_archive(tmp_path)
+    plan = write(str(archive.manifest), tmp_path / "dest", "samples=30")
+    before, config = contents(tmp_path / "dest"), load_config(["materialize.samples=30", "materialize.name=shard"])
+    (tmp_path / "dest" / plan.shard(0)).unlink()
+    (tmp_path / "dest" / plan.shard(1)).write_bytes(b"cut")
+    problems = verify_materialized(str(tmp_path / "dest"))["problems"]
+    assert [problem.partition(":")[2] for problem in problems] == [
+        " the same curate materialize writes it again",
+        " other bytes than were written: remove it, and give the same curate materialize again",
+    ]
+    assert materialize(str(archive.manifest), str(tmp_path / "dest"), config)["written"] == 2
+    assert contents(tmp_path / "dest") == before
+    sums = tmp_path / "dest/SHA256SUMS"
+    sums.write_text(sums.read_text().replace("a", "b"))  # as if it had been of other bytes
+    (tmp_path / "dest" / plan.shard(0)).unlink()
+    with pytest.raises(IncompleteError, match="would have other bytes than it had"):
+        materialize(str(archive.manifest), str(tmp_path / "dest"), config)
+    (tmp_path / "dest/index.json").unlink()
+    with pytest.raises(RequestError, match="index.json is gone: remove SHA256SUMS too"):
+        materialize(str(archive.manifest), str(tmp_path / "dest"), config)
 
 
 def test_a_shard_that_another_node_wrote_to_its_own_disk_is_missed(tmp_path):

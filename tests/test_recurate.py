@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from curation.errors import ConflictError, RequestError
+from curation.errors import ConflictError, CurationError, RequestError
 from curation.manifests.latest import publish_latest, read_latest
 from curation.manifests.verify import verify
 from curation.storage import Folder
@@ -117,6 +117,33 @@ def test_a_refit_carries_ids_and_stands_until_something_is_new(years: Years) -> 
     assert onward["samples"] == 100 and verify(onward["manifest"])["problems"] == []
 
 
+def test_a_refit_looks_at_the_bank_again(years: Years) -> None:
+    years.take(0, 1)
+    bank = write_rgb_archive(years.archive.parent / "bank", tiles=8, size=32, shards=1, seed=1)
+    asked = ("cluster.references=seed", f"references.url={bank}")
+    years.prune(*asked)
+    assert years.go_on(*asked, "recurate.mode=refit")["changed"]
+    assert not years.go_on(*asked, "recurate.mode=refit")["changed"]
+    write_rgb_archive(bank, tiles=12, size=32, shards=1, seed=2)
+    assert not years.go_on(*asked)["changed"]  # frozen with the clusters
+    assert years.go_on(*asked, "recurate.mode=refit")["changed"]
+    with pytest.raises(RequestError, match=r"cluster.references \(by references.url\) is none, but was seed"):
+        years.go_on()
+
+
+def test_too_many_quarantined_is_said_each_night(years: Years) -> None:
+    years.take(0)
+    write_tar(years.archive / "broken.tar", [("a.jpg", b"no image"), ("b.jpg", b"neither")])
+    allowed = "archive.max_bad_fraction=1"
+    years.prune(allowed)
+    assert not years.go_on(allowed)["changed"]
+    for _ in range(2):  # the first draws, for the key is other; the second finds nothing new
+        with pytest.raises(CurationError, match="2 of 22 samples are quarantined") as caught:
+            years.go_on()
+    assert caught.value.result is not None and not caught.value.result["changed"]
+    assert read_latest(Folder(str(years.workspace)), None).id in caught.value.result["manifest"]
+
+
 def test_what_no_cluster_explains_gets_clusters_of_its_own(years: Years) -> None:
     vectors = years.archive.parent / "vectors"
     vectors.mkdir()
@@ -185,8 +212,10 @@ def test_what_is_refused(years: Years) -> None:
     first = years.prune()
     with pytest.raises(RequestError, match=r"select.balance is 0.9, but was 0.5 .* recurate.mode=refit"):
         years.go_on("select.balance=0.9")
-    with pytest.raises(RequestError, match="encoder, bands, radiometry or tiling"):
+    with pytest.raises(RequestError, match="encoder.filters is 16, but was 8 .* recurate.mode=refit"):
         years.go_on("encoder.filters=16")
+    with pytest.raises(RequestError, match="catalog.thumbnails is 0, but was 0.1"):
+        years.go_on("catalog.thumbnails=0")
     with pytest.raises(RequestError, match="choose grow, rebalance or refit"):
         years.go_on("recurate.mode=replace")
     with pytest.raises(RequestError, match=r"units of samples.*recurate.mode=refit"):
@@ -197,3 +226,6 @@ def test_what_is_refused(years: Years) -> None:
     with pytest.raises(RequestError, match=r"budget"):
         years.go_on("select.budget=30")
     assert read_latest(Folder(str(years.workspace)), None).id == first["manifest"].split("/")[-2]
+    shutil.rmtree(Path(first["manifest"].removeprefix("file://")).parent)
+    with pytest.raises(RequestError, match="which is in force, is gone: .* curate rollback"):
+        years.go_on()

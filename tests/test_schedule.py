@@ -17,7 +17,7 @@ import yaml
 
 from curation.config import load_config
 from curation.deploy import launch as launching
-from curation.deploy.kubernetes import as_yaml, render
+from curation.deploy.kubernetes import as_yaml, render, write_files
 from curation.deploy.launch import Api, launch
 from curation.deploy.request import read_request
 from curation.errors import JobError, RequestError
@@ -197,6 +197,9 @@ def test_yaml_goes_to_stdout_or_into_a_folder(tmp_path):
     files = [Path(path) for path in written.result["files"]]
     assert [yaml.safe_load(file.read_text()) for file in files] == objects
     assert curate("schedule", "rendre", *RUN).status == 2
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RequestError, match=f"--output {tmp_path / 'file'}: cannot write"):
+        write_files(objects, tmp_path / "file")
 
 
 @contextmanager

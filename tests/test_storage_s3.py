@@ -362,6 +362,17 @@ def test_a_file_that_goes_after_it_was_listed_is_named(s3: S3, proxy: Watched) -
             list(read_shard(root.folder, shard, ArchiveConfig()))
 
 
+def test_an_empty_folder_of_a_console_is_empty(s3: S3, proxy: Watched) -> None:
+    folder = folder_of(s3, proxy).child("console")
+    assert folder.is_empty()
+    s3.client.put_object(Bucket=s3.bucket, Key="console/", Body=b"")
+    assert folder.is_empty() and folder.kind() == "directory" and folder.list() == []
+    s3.client.put_object(Bucket=s3.bucket, Key="console/below/", Body=b"")
+    assert folder.is_empty()
+    s3.client.put_object(Bucket=s3.bucket, Key="console/below/file", Body=b"1")
+    assert not folder.is_empty() and [file.path for file in folder.list()] == ["below/file"]
+
+
 # writing
 
 

@@ -439,3 +439,12 @@ def test_the_result_of_a_failed_job_is_its_last_word_or_none():
 
 def test_signals_are_told_as_a_shell_does():
     assert [exit_status(code, "") for code in (0, 1, 2, -15, None)] == [0, 1, 2, 143, None]
+
+
+def test_a_cluster_that_is_lost_after_the_submission_is_told_as_such():
+    class Away:
+        def get_job_status(self, name: str) -> None:
+            raise ConnectionError("no route")
+
+    with pytest.raises(AccessError, match="curate-plan-0 is submitted, but the cluster was lost"):
+        submission.status_of(Away(), "curate-plan-0")

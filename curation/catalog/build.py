@@ -8,7 +8,7 @@ import pickle
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from threading import Event, Thread
@@ -155,17 +155,18 @@ def _ground_sampling(store: CatalogStore, shards: Sequence[str]) -> list[float |
     return [gsd for shard in shards for gsd in store.read(shard, ["gsd"])["gsd"].to_pylist()]
 
 
-def check_bad_fraction(config: Config, catalog: Catalog, result: dict[str, Any]) -> None:
+def check_bad_fraction(config: Config, counts: Mapping[str, int], workspace: Folder, result: dict[str, Any]) -> None:
     """Exit status 1 for an archive with too many quarantined samples, after everything was written.
 
     Raises:
         CurationError: more than ``archive.max_bad_fraction`` of the samples are quarantined.
     """
-    read, bad = catalog.counts["read"], catalog.counts["quarantined"]
+    read, bad = counts["read"], counts["quarantined"]
     if bad > config.archive.max_bad_fraction * read:
         error = CurationError(
             f"{bad} of {read} samples are quarantined, more than archive.max_bad_fraction="
-            f"{config.archive.max_bad_fraction:g} allows; see {catalog.store.workspace.public('quarantine')}"
+            f"{config.archive.max_bad_fraction:g} allows (everything is written all the same); see "
+            f"{workspace.public('quarantine')}"
         )
         error.result = result
         raise error

@@ -36,7 +36,8 @@ from curation.config import Config
 from curation.encoders.base import build_encoder, fit_artefact
 from curation.errors import BadSample, RequestError
 from curation.manifests.access import HEADER, LOCAL, OBJECT_STORE, plan_reads
-from curation.runtime import limit_threads, start_ray
+from curation.runs import record_in
+from curation.runtime import limit_threads, ray_for_a_job, start_ray
 from curation.storage import Folder
 
 PROBE = 128  # samples
@@ -210,14 +211,16 @@ def _pilot(
         for root in roots
         if any(shard.name in names for shard in root.shards)
     ]
-    resources = start_ray(config.runtime)
     assert config.workspace
     shared = Folder(config.catalog.url, config.runtime.storage, "catalog") if config.catalog.url else None
     workspace = Folder(config.workspace, config.runtime.storage, "workspace")
-    load_or_fit(config, roots, workspace, shared, filter)  # on all shards, as a run does
-    start = time.perf_counter()
-    catalog = build_catalog(config, part, None, resources, filter=filter)
-    seconds = time.perf_counter() - start
+    record_in(workspace, config.runtime.log_json)
+    with ray_for_a_job():
+        resources = start_ray(config.runtime)
+        load_or_fit(config, roots, workspace, shared, filter)  # on all shards, as a run does
+        start = time.perf_counter()
+        catalog = build_catalog(config, part, None, resources, filter=filter)
+        seconds = time.perf_counter() - start
     samples = max(1, catalog.counts["read"])
     every = samples + catalog.counts["filtered"] * probe.tiles
     cores = max(1, int(resources.cpus))

@@ -201,12 +201,18 @@ def as_yaml(objects: list[Object]) -> str:
 
 
 def write_files(objects: list[Object], folder: Path) -> list[Path]:
-    """One file an object, called after its kind; they are numbered in the order of creation."""
-    folder.mkdir(parents=True, exist_ok=True)
-    files = []
-    for number, each in enumerate(objects):
-        files.append(folder / f"{number}-{each['kind'].lower()}.yaml")
-        files[-1].write_text(as_yaml([each]) + "\n")
+    """One file an object, called after its kind; they are numbered in the order of creation.
+
+    Raises:
+        RequestError: they cannot be written there.
+    """
+    files = [folder / f"{number}-{each['kind'].lower()}.yaml" for number, each in enumerate(objects)]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for file, each in zip(files, objects, strict=True):
+            file.write_text(as_yaml([each]) + "\n")
+    except OSError as error:
+        raise RequestError(f"--output {folder}: cannot write {error.filename}: {error.strerror}") from error
     return files
 
 

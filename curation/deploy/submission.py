@@ -169,6 +169,18 @@ def submit(client: Any, request: Request, package: Package, key: str | None) -> 
     return name
 
 
+def status_of(client: Any, name: str) -> str:
+    """What the cluster says of a job, such as ``RUNNING``.
+
+    Raises:
+        AccessError: the connection was lost; the job goes on.
+    """
+    try:
+        return str(client.get_job_status(name).value)
+    except _lost() as error:
+        raise AccessError(f"{name} is submitted, but the cluster was lost: the same command attaches to it") from error
+
+
 class Log:
     """What a job prints, as far as it has been seen.
 

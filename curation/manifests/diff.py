@@ -4,6 +4,7 @@ Decisions pass by part by part; held are the samples that came or went, and coun
 """
 
 import json
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -14,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from curation.catalog.sources import SOURCES_FILE
-from curation.errors import CurationError
+from curation.errors import CurationError, RequestError
 from curation.manifests.aligned import pairs
 from curation.manifests.changes import CHANGES, COLUMNS, MOVED, Changes, Shards
 from curation.manifests.placed import Side, place
@@ -46,7 +47,7 @@ def diff(before: str, after: str, out: str | None = None, storage: dict[str, Any
         ``out``).
 
     Raises:
-        RequestError: there is no such manifest, or a file of it is gone.
+        RequestError: there is no such manifest, a file of it is gone, or ``out`` cannot be written.
         CurationError: the figures do not add up: a manifest is damaged.
     """
     one, other = ManifestReader(before, storage), ManifestReader(after, storage)
@@ -189,6 +190,9 @@ def _writer(stack: ExitStack, out: str | None, storage: dict[str, Any] | None) -
     if out is None:
         return lambda rows: None
     folder, name = _folder_and_name(out, storage)
+    if folder.local and os.path.isdir(folder.full(name)):
+        raise RequestError(f"--out {folder.public(name)} is a folder: give a file's name")
+    folder.check_writable()
     file = stack.enter_context(folder.writer(name))
     writer = stack.enter_context(pq.ParquetWriter(pa.PythonFile(file, "w"), CHANGES, compression="zstd"))
 

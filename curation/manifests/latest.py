@@ -63,6 +63,23 @@ def read_latest(workspace: Folder, name: str | None) -> Latest:
         raise RequestError(f'{workspace.public(path)} is no pointer: it should say {{"id": …}}; remove it') from error
 
 
+def content_in_force(workspace: Folder, id: str) -> dict[str, Any]:
+    """The content of the manifest that a pointer names.
+
+    Raises:
+        RequestError: the manifest is gone.
+    """
+    folder = workspace.child(f"manifests/{id}")
+    try:
+        content: dict[str, Any] = json.loads(folder.read(HEADER_FILE))["content"]
+    except FileNotFoundError:
+        raise RequestError(
+            f"{folder.public()}, which is in force, is gone: put another manifest in force with curate rollback "
+            f"workspace={workspace.public()} --to ID"
+        ) from None
+    return content
+
+
 def publish_latest(workspace: Folder, name: str | None, expected: Latest, id: str) -> None:
     """Put a manifest in force, unless the pointer was moved since it was read.
 

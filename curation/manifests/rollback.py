@@ -36,11 +36,10 @@ def rollback(workspace: Folder, name: str | None = None, to: str | None = None) 
     to = to or _parent(workspace, latest.id)
     content = check_whole(workspace, to)
     publish_latest(workspace, name, latest, to)
-    if not workspace.exists(
-        f"manifests/{to}/{HEADER_FILE}"
-    ):  # `curate gc` looks at the pointers after it removed headers
-        if latest.id:
-            publish_latest(workspace, name, read_latest(workspace, name), latest.id)
+    if not workspace.exists(f"manifests/{to}/{HEADER_FILE}"):  # `curate gc` removes headers, then looks at pointers
+        now = read_latest(workspace, name)
+        if latest.id and now.id == to:
+            publish_latest(workspace, name, now, latest.id)
         raise RequestError(f"manifest {to} was being removed by curate gc: take another one")
     counts, page = content["counts"], f"reports/{to}/index.html"
     return {

@@ -36,8 +36,8 @@ def verify(
         roots: root name to URL, where the archive has moved since.
 
     Returns:
-        ``ok``, ``problems`` (one line each, the first hundred), ``samples``, ``kept``, ``files``, and with ``deep``
-        ``read``, the kept samples that could be.
+        ``ok``, ``problems`` (one line each, the first hundred), ``wrong`` (how many there are), ``samples``, ``kept``,
+        ``files``, and with ``deep`` ``read``, the kept samples that could be.
 
     Raises:
         RequestError: there is no manifest.
@@ -57,7 +57,7 @@ def verify(
         unreadable = list(_check_archive(Fetcher(manifest, "all", roots or {}, storage), manifest))
         problems += unreadable
         result["read"] = manifest.num_rows - len(unreadable)
-    return {**result, "ok": not problems, "problems": problems[:SHOWN]}
+    return {**result, "ok": not problems, "problems": problems[:SHOWN], "wrong": len(problems)}
 
 
 def _files(folder: Folder) -> list[dict[str, Any]]:

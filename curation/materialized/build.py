@@ -11,7 +11,7 @@ import logging
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
@@ -91,14 +91,19 @@ def materialize(url: str, dest: str, config: Config, roots: dict[str, str] | Non
     work = Work(plan, manifest, folder, roots or {}, config.runtime.storage)
     _check_apart(folder, work.fetcher().urls)
     begun = _begun(plan, folder)
-    if begun and folder.exists(SUMS_FILE):
+    complete = begun is not None and folder.exists(SUMS_FILE)
+    lost = _lost_shards(folder) if complete else None
+    if begun and lost == set():
         log.info("%s is complete: nothing to do", folder.public())
         return _result(begun, folder, 0)
-    cpus = int(start_ray(config.runtime).cpus)
+    cpus = max(1, int(start_ray(config.runtime).cpus))
     if begun is None:
         begun = _freeze(ray.get(_measure.remote(work)), folder)
-    receipts = _write_all(Work(begun, manifest, folder, work.roots, work.storage), max(1, cpus))
-    finish(begun, manifest, folder, receipts)
+    receipts = _write_all(replace(work, plan=begun), cpus, lost)
+    if lost is None:
+        finish(begun, manifest, folder, receipts)
+    else:
+        _check_same(folder, receipts)
     return _result(begun, folder, sum(receipt["new"] for receipt in receipts))
 
 
@@ -121,9 +126,7 @@ def _begun(plan: Plan, dest: Folder) -> Plan | None:
     """
     begun = find_plan(dest)
     if begun is None:
-        kind = dest.kind()
-        empty = dest.local and kind == "directory" and all(map(_temporary, os.listdir(dest.base)))
-        if kind and not empty:
+        if dest.kind() == "file" or not dest.is_empty():
             raise RequestError(f"{dest.public()} holds something else: take an empty folder, or one that is not there")
         return None
     for name, value in plan.request().items():
@@ -145,13 +148,14 @@ def _freeze(plan: Plan, dest: Folder) -> Plan:
 # shards
 
 
-def _write_all(work: Work, cpus: int) -> list[dict[str, Any]]:
-    """Every shard's receipt; a bounded number of tasks under way.
+def _write_all(work: Work, cpus: int, only: set[str] | None = None) -> list[dict[str, Any]]:
+    """The receipt of every shard (or those named ``only``); a bounded number of tasks under way.
 
     Raises:
         IncompleteError: some could not be written.
     """
     plan, shared = work.plan, ray.put(work)
+    shards = plan.shards if only is None else len(only)
     receipts: list[dict[str, Any]] = []
     failures: list[CurationError] = []
     running: dict[Any, str] = {}
@@ -168,11 +172,13 @@ def _write_all(work: Work, cpus: int) -> list[dict[str, Any]]:
             except (WorkerCrashedError, OutOfMemoryError, NodeDiedError) as error:  # each was tried again by Ray
                 failures.append(IncompleteError(f"{name}: its worker died ({type(error).__name__})"))
                 log.warning("%s", failures[-1])
-            if len(receipts) % max(1, plan.shards // 20) == 0:
-                log.info("materialize: %d of %d shards", len(receipts), plan.shards)
+            if len(receipts) % max(1, shards // 20) == 0:
+                log.info("materialize: %d of %d shards", len(receipts), shards)
 
     log.info("materialize: %d samples as %d shards to %s", plan.samples, plan.shards, work.dest.public())
     for piece in pieces(plan, work.manifest.shards(plan.budget)):
+        if only is not None and plan.shard(piece.number) not in only:
+            continue
         if len(running) >= AHEAD * cpus:
             settle()
         if len(failures) >= FAILURES:
@@ -181,7 +187,7 @@ def _write_all(work: Work, cpus: int) -> list[dict[str, Any]]:
     while running:
         settle()
     if failures:
-        told = f"{len(failures)} of {plan.shards} shards could not be written, {len(receipts)} are"
+        told = f"{len(failures)} of {shards} shards could not be written, {len(receipts)} are"
         raise IncompleteError(f"{told}; the first: {failures[0]}")
     return sorted(receipts, key=lambda receipt: str(receipt["shard"]))
 
@@ -304,6 +310,37 @@ def _receipt(dest: Folder, name: str) -> dict[str, Any] | None:
 
 
 # the end
+
+
+def _lost_shards(dest: Folder) -> set[str]:
+    """Shards of a complete folder that are no longer there, or of another size.
+
+    Raises:
+        RequestError: the index is not there.
+    """
+    there = {file.path: file.size for file in dest.list(recursive=False)}
+    if INDEX_FILE not in there:
+        raise RequestError(f"{dest.public(INDEX_FILE)} is gone: remove {SUMS_FILE} too, and all is written anew")
+    shards = json.loads(dest.read(INDEX_FILE))["shardlist"]
+    return {shard["url"] for shard in shards if there.get(shard["url"]) != shard["filesize"]}
+
+
+def _check_same(dest: Folder, receipts: list[dict[str, Any]]) -> None:
+    """Shards that were lost and are written again have the bytes that they had.
+
+    Raises:
+        IncompleteError: one has not, as libraries of other versions may encode otherwise.
+    """
+    dest.discard(RECEIPTS)
+    sums = dest.read(SUMS_FILE).decode().splitlines()
+    other = [receipt["shard"] for receipt in receipts if f"{receipt['sha256']}  {receipt['shard']}" not in sums]
+    for name in other:
+        dest.remove(name)
+    if other:
+        raise IncompleteError(
+            f"{dest.public(other[0])} would have other bytes than it had (are libraries of another version?): remove "
+            "the folder, and all is written anew"
+        )
 
 
 def finish(plan: Plan, manifest: ManifestReader, dest: Folder, receipts: list[dict[str, Any]]) -> None:

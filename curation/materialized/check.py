@@ -31,7 +31,8 @@ def verify_materialized(url: str, storage: dict[str, Any] | None = None) -> dict
         storage: fsspec options per protocol, root or place, as ``runtime.storage``.
 
     Returns:
-        ``ok``, ``problems`` (one line each, the first hundred), ``destination``, ``files``, ``samples``.
+        ``ok``, ``problems`` (one line each, the first hundred), ``wrong`` (how many there are), ``destination``,
+        ``files``, ``samples``.
     """
     folder = Folder(url, storage, "materialize")
     problems = list(_problems(folder))
@@ -43,7 +44,7 @@ def verify_materialized(url: str, storage: dict[str, Any] | None = None) -> dict
     except (FileNotFoundError, ValueError, KeyError):
         pass
     result = {"destination": folder.public(), "files": files, "samples": samples}
-    return {**result, "ok": not problems, "problems": problems[:SHOWN]}
+    return {**result, "ok": not problems, "problems": problems[:SHOWN], "wrong": len(problems)}
 
 
 def _problems(folder: Folder) -> Iterator[str]:
@@ -57,10 +58,10 @@ def _problems(folder: Folder) -> Iterator[str]:
         try:
             if file_digest(folder, path)[1] != digest:
                 damaged.add(path)
-                yield f"{path}: other bytes than were written"
+                yield f"{path}: other bytes than were written: remove it, and give the same curate materialize again"
         except FileNotFoundError:
             damaged.add(path)
-            yield f"{path} is missing"
+            yield f"{path} is missing: the same curate materialize writes it again"
     if INDEX_FILE in damaged:
         return
     for shard in json.loads(folder.read(INDEX_FILE))["shardlist"]:

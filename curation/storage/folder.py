@@ -117,6 +117,17 @@ class Folder:
         except FileNotFoundError:
             return None
 
+    def is_empty(self) -> bool:
+        """Whether no file lies below it, but for those that were being written.
+
+        Raises:
+            AccessError: the store does not answer.
+        """
+        self._forget()
+        if self.local:
+            return next(self._walk_local("", True), None) is None
+        return retry(lambda: next(self._walk_remote("", True), None) is None, self.public())
+
     def exists(self, path: str = "") -> bool:
         """Whether there is a file or folder at ``path``."""
         self._forget()
@@ -263,7 +274,7 @@ class Folder:
             skipped -= len(self.base.partition("/")[0]) + 1  # an object's key is without its bucket
             for page in self.fs.pages(full, recursive):
                 for one in page:
-                    if not _temporary(one["Key"]):
+                    if not one["Key"].endswith("/") and not _temporary(one["Key"]):  # a console's mark of a folder
                         yield _file_info(one["Key"][skipped:], one)
             return
         for name, info in self.fs.find(full, maxdepth=None if recursive else 1, detail=True).items():
@@ -519,7 +530,7 @@ class Folder:
             self.remove(probe)
         except (OSError, AccessError) as error:
             reason = getattr(error, "strerror", None) or str(error)
-            raise RequestError(f"cannot write to the workspace {self.public()}: {reason}") from error
+            raise RequestError(f"cannot write to {self.public()}: {reason}") from error
 
     def _write_temporary(self, path: str, data: bytes) -> str:
         temporary = self._temporary_beside(path)
