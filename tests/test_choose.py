@@ -49,6 +49,8 @@ def test_the_smallest_setting_that_is_as_stable_as_any() -> None:
     swept = [setting(k, b, b, 0.9 if k > 10 else 0.4) for k in (10, 20, 40) for b in (0.1, 0.3, 0.32)]
     assert recommend(swept) == {"noise": False, "encoder": "e", "k": 20, "budget": 0.3}
     assert recommend([setting(10, 0.1, 0.05, 0.3), setting(20, 0.1, 0.09, 0.45)])["noise"]
+    two = [setting(2, 0.1, 0.0, 1.0), setting(50, 0.1, 0.0, 0.6)]  # two kinds agree or not, whatever was kept
+    assert recommend(two)["k"] == 50
 
 
 def write_redundant(dest: Path) -> Path:

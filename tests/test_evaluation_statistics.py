@@ -104,6 +104,16 @@ def test_what_cannot_be_told_from_random_is_drawn_at_random() -> None:
     assert words.startswith("draw at random: 2 seeds can tell no difference between so many arms: raise compare.seeds;")
 
 
+def test_what_is_better_is_taken_though_something_that_scatters_has_the_highest_mean() -> None:
+    steady, wild = against_random(0.03, 0.001), RANDOM + np.array([0.2, -0.05, 0.1, -0.1, 0.05])
+    arms = {"steady": steady, "wild": wild, "random": RANDOM, "full": against_random(0.03, 0.02, 1)}
+    assert wild.mean() > steady.mean()
+    found = advise(arms, judge({name: paired(arms[name], RANDOM) for name in ("steady", "wild")}))
+    assert (found.prune, found.best, found.equals) == (True, "steady", ["wild"])
+    assert found.words.startswith("prune with steady, better than random by ")
+    assert found.words.endswith("wild cannot be told from it")
+
+
 def test_the_way_from_random_to_the_oracle() -> None:
     assert gap_closed(RANDOM + 0.066, RANDOM, RANDOM + 0.1) == pytest.approx(0.66)
     assert gap_closed(RANDOM, RANDOM, RANDOM + 0.1) == 0

@@ -6,8 +6,8 @@ import torch
 
 from curation.errors import RequestError
 from curation.training.augment import speckled, views
-from curation.training.settings import DinoConfig, PretrainConfig
-from curation.training.trainer import Trainer
+from curation.training.settings import DinoConfig, PretrainConfig, PruneConfig
+from curation.training.trainer import Trainer, check_architecture
 
 RNG = np.random.default_rng(0)
 TILES = RNG.integers(0, 256, (48, 2, 32, 32), np.uint8)
@@ -118,3 +118,16 @@ def test_views_are_those_of_seed_and_step() -> None:
 def test_wrong_settings_are_one_line(keys: dict[str, object], words: str) -> None:
     with pytest.raises(RequestError, match=words):
         PretrainConfig(**keys)  # type: ignore[arg-type]
+
+
+def test_levels_that_do_not_rise_are_told_without_data() -> None:
+    with pytest.raises(RequestError, match="must rise"):
+        PruneConfig(levels=[9, 3])
+
+
+def test_a_network_that_cannot_be_is_told_before_the_tiles_are_made() -> None:
+    check_architecture(PretrainConfig(architecture="test_vit", size=32), 2)
+    with pytest.raises(RequestError, match="pretrain.architecture=resnet81 is none that timm knows"):
+        check_architecture(PretrainConfig(architecture="resnet81"), 3)
+    with pytest.raises(RequestError, match="takes no 3 x 50 x 50 tile, or no view of it: .*; set pretrain.size"):
+        check_architecture(PretrainConfig(architecture="test_vit", size=50), 3)

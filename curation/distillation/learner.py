@@ -50,7 +50,7 @@ class Learner:
         if state is not None:
             self.course.load_state_dict(state["course"])
             rows, self.seconds = json.loads(state["rows"]), float(state["seconds"])
-            self.losses = list(state["losses"])
+            self.losses = [loss.to(self.course.device) for loss in state["losses"]]  # a checkpoint is read on the CPU
         leads = self.course.rank == 0
         self.journal = Journal(task.folder.child("metrics"), rows, self.course.done) if leads else None
 

@@ -52,16 +52,17 @@ def plan_distillation(config: Config, roots: Sequence[Root], tables: Sequence[Ta
         RequestError: there is no such column of labels.
     """
     settings, samples = config.distill, int(plan["samples_expected"])
+    holdout = 0.0 if settings.test.url else settings.holdout
     source = Labels.of(settings.label, tables, "distill.label")
     listed = [(root, shard) for root in roots for shard in root.shards]
     counted = _in_catalog(config, source, listed)
     counts, bands = counted if counted is not None else _in_heads(config, source, listed)
-    learned = [count - min(round(settings.holdout * count), count - 1) for count in counts.values()]
+    learned = [count - min(round(holdout * count), count - 1) for count in counts.values()]
     known = counted is not None
     images = sum(min(settings.ipc, count) for count in learned) if known else settings.ipc * len(counts)
     labelled = sum(counts.values()) if known else samples
     diffusion = settings.diffusion.filled(settings.weights is not None)
-    passes = settings.classifier.epochs * math.ceil(labelled * (1 - settings.holdout) / settings.classifier.batch)
+    passes = settings.classifier.epochs * math.ceil(labelled * (1 - holdout) / settings.classifier.batch)
     steps = {
         "autoencoder": 0 if settings.weights else settings.autoencoder.steps,
         "classifier": min(settings.classifier.steps, passes),

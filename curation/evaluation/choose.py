@@ -78,7 +78,9 @@ class _Choice:
         ks = self.settings.k or sorted({max(1, usual // 2), usual, min(2 * usual, self.count)})
         made_of = [[c.store.catalog_id, c.artefact.sha256, c.digest, c.bank_digest] for c in catalogs.values()]
         swept = [ks, self.settings.budgets, self.settings.seeds, self.config.seed]
-        rest = [to_dict(self.config.select), to_dict(self.config.cluster), self.config.references_mode()]
+        rest: list[Any] = [to_dict(self.config.select), to_dict(self.config.cluster), self.config.references_mode()]
+        lists = [run.list_digest(name) for name in ("exclude", "require")]
+        rest += [lists] if any(lists) else []
         self.name = hashlib.sha256(json.dumps([made_of, swept, rest]).encode()).hexdigest()[:16]
         self.below = f"choices/{self.name}"
         self.ids = submit(_ids, self.catalog.store, list(self.catalog.shards))

@@ -31,7 +31,7 @@ from curation.evaluation import verdicts
 from curation.evaluation.arms import FULL, VERSION, Arm, Task, measure, prefix, refer, task_of
 from curation.evaluation.disjoint import find_shared, told
 from curation.evaluation.page import write_comparison
-from curation.evaluation.samples import decisive, gather, kept_rows
+from curation.evaluation.samples import classes_apart, decisive, gather, kept_rows
 from curation.evaluation.selections import Selected, select_budgets
 from curation.evaluation.verdicts import RANDOM
 from curation.manifests.exchange import submit
@@ -59,6 +59,7 @@ UNLABELLED = (
 LABELLED = ("el2n", "ccs", "margin", "sims", "oracle")
 COLLAPSED = 0.1  # spread of pre-trained vectors below which they say nothing, see `pretraining.Pretrained`
 FEW = 5  # seeds below which a warning is due
+SHOWN = 5  # classes in a message
 LEAST_TEST = 20  # samples that may decide
 
 RESULTS = pa.schema(
@@ -111,8 +112,15 @@ class Comparison:
             asked = {name: [f"select={name}"] for name in known}
         asked = {RANDOM: [f"select={RANDOM}"], **asked}
         common = [text for text in arguments if text.partition("=")[0] not in ("select", "select.budget")]
-        least = f"select.budget={min(self.settings.budgets)}"
-        return {name: load_config([*common, *keys, least]) for name, keys in asked.items()}
+        least, found = f"select.budget={min(self.settings.budgets)}", {}
+        for name, keys in asked.items():
+            try:
+                found[name] = load_config([*common, *keys, least])
+            except RequestError as error:
+                if self.settings.strategies is not None or name == RANDOM:
+                    raise
+                self.warn(f"{name} is left out: {error}")
+        return found
 
     # what the arms share
 
@@ -134,6 +142,11 @@ class Comparison:
             lacking = self.catalog.counts["kept"] - self.count
             raise CurationError(f"the scorer has no features of {lacking} samples: take another compare.scorer")
         self.counts = {"samples": self.count, "labelled": labelled}
+        least = min(self.settings.budgets)
+        if check_budget(least, self.count) < 2:
+            raise RequestError(
+                f"compare.budgets: {least:g} of {self.count} samples is not two, and trains nothing: raise it"
+            )
         tested = self._catalog_of_test() if self.test_root else None
         made_of = [
             *(self.catalog.store.catalog_id, self.catalog.artefact.sha256, self.catalog.digest),
@@ -143,7 +156,7 @@ class Comparison:
         ]
         self.name = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:16]
         self.folder = run.workspace.child(f"comparisons/{self.name}")
-        self.reference = submit(refer, self.samples, config.seed)
+        self.reference = submit(refer, self.samples, 0)
         self.measures: list[str] = []
         self.about_test: list[Any] = [None] * 4
         if tested:
@@ -176,11 +189,12 @@ class Comparison:
             self.warn(text)
         if bare := self.counts["test_unlabelled"]:
             self.warn(f"{bare} of {count} test samples have no label: they are left out")
-        if self.counts["test_deciding"] < LEAST_TEST or self.counts["test_classes"] < 2:
+        lacking, ours, several = ray.get(submit(classes_apart, self.samples, test, rows))
+        if self.counts["test_deciding"] < LEAST_TEST or several < 2:
             raise RequestError(
                 f"compare.test.url leaves {self.counts['test_deciding']} labelled samples of "
-                f"{self.counts['test_classes']} classes that archive and bank do not have; {LEAST_TEST} samples of two "
-                "classes are the least: give a labelled test set that is disjoint from the archive"
+                f"{self.counts['test_classes']} classes that archive and bank do not have; {LEAST_TEST} samples, and "
+                "two classes of two, are the least: give a labelled test set that is disjoint from the archive"
             )
         size, resources = self.settings.size, self.run.resources
         tiles = build_tiles(self.scorer, self.run.roots, self.scored, resources, size)
@@ -191,6 +205,27 @@ class Comparison:
         if "label" in self.measures and self.counts["labelled"] < 2:
             self.warn("the archive has no labels: the label measure is left out")
             self.measures.remove("label")
+        if "label" in self.measures:
+            self._check_classes(lacking, ours)
+
+    def _check_classes(self, lacking: dict[str, int], ours: list[str]) -> None:
+        """See that the archive's labels can teach the test set's classes.
+
+        Raises:
+            RequestError: they have none in common.
+        """
+        named = ", ".join(list(lacking)[:SHOWN])
+        if len(lacking) == self.counts["test_classes"]:
+            raise RequestError(
+                f"archive and compare.test.url have no class in common (archive: {', '.join(ours[:SHOWN])}; "
+                f"test: {named}): name them alike, say by score.label which column has the archive's, or take "
+                "compare.measures=[pretraining]"
+            )
+        if lacking:
+            count = sum(lacking.values())
+            self.warn(
+                f"{count} test samples are of classes that the archive lacks ({named}), and count as wrong by label"
+            )
 
     def _shared(self, tested: Catalog) -> dict[str, str]:
         """Test samples that archive or bank have too; looked for once."""

@@ -166,3 +166,11 @@ def decisive(test: Samples, shared: list[str]) -> tuple[Ints, dict[str, int]]:
     classes = pc.unique(test.labels.take(pa.array(rows)))
     counts = {"unlabelled": int((~labelled).sum()), "deciding": len(rows), "classes": len(classes)}
     return rows, {f"test_{name}": count for name, count in counts.items()}
+
+
+def classes_apart(samples: Samples, test: Samples, rows: Ints) -> tuple[dict[str, int], list[str], int]:
+    """Deciding samples of each class that the archive lacks; the archive's classes; classes of two samples or more."""
+    ours = sorted(set(pc.unique(samples.labels).drop_null().to_pylist()))
+    theirs = {row["values"]: row["counts"] for row in pc.value_counts(test.labels.take(pa.array(rows))).to_pylist()}
+    lacking = {name: count for name, count in sorted(theirs.items()) if name not in ours}
+    return lacking, ours, sum(count > 1 for count in theirs.values())

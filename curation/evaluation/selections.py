@@ -8,7 +8,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -63,22 +63,26 @@ def select_budgets(
     budgets = sorted(budgets, reverse=True)
     strategy = STRATEGIES[config.select.strategy]
     made_of = [config_without_urls(config, run.tables), budgets, catalog.store.catalog_id, any_clusters]
+    run = replace(run, config=config)
+    lists = [run.list_digest(name) for name in ("exclude", "require")]
     made_of += [to_dict(config.score)] if strategy.scored else []
+    made_of += [lists] if any(lists) else []
     digest = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:12]
     folder, path = run.workspace.child(below), f"selections/{name}-{config.seed}-{digest}.json"
     if folder.exists(path):
         return _selected(json.loads(folder.read(path)))
     log.info("selecting with %s, seed %d", name, config.seed)
-    run = replace(run, config=config)
     clustered = strategy.strata == "cluster"
     seed = config.seed if clustered or any_clusters < 0 else any_clusters
     began = time.monotonic()
     clusters = replace(run, config=replace(config, seed=seed)).clusters(catalog)
     fitted = time.monotonic()
-    if strategy.scored:
-        run.scores(catalog)
+    _, why = _tried(run.scores, catalog) if strategy.scored else (None, None)
     scored = time.monotonic()
-    manifests, refused = _manifests(run, catalog, clusters, budgets, below)
+    if why is None:
+        manifests, refused = _manifests(run, catalog, clusters, budgets, below)
+    else:
+        manifests, refused = {}, dict.fromkeys(budgets, why)
     made = Selected(
         manifests=manifests,
         refused=refused,
@@ -105,16 +109,24 @@ def _manifests(
         if nested and manifests:
             manifests[budget] = next(iter(manifests.values()))
             continue
-        try:
-            config = replace(run.config, select=replace(select, budget=budget))
-            manifest = replace(elsewhere, config=config).manifest(catalog, clusters)
+        config = replace(run.config, select=replace(select, budget=budget))
+        manifest, why = _tried(replace(elsewhere, config=config).manifest, catalog, clusters)
+        if why is None:
             manifests[budget] = f"{below}/{manifest.folder}"
-        except CurationError as error:
-            cause: CurationError = getattr(error, "cause", error)  # Ray wraps what a task raised
-            if not isinstance(cause, RequestError):
-                raise
-            refused[budget] = " ".join(str(cause).split())
+        else:
+            refused[budget] = why
     return manifests, refused
+
+
+def _tried(work: Callable[..., Any], *arguments: Any) -> tuple[Any, str | None]:
+    """What comes of it; or why the data cannot give what is asked for."""
+    try:
+        return work(*arguments), None
+    except CurationError as error:
+        cause: CurationError = getattr(error, "cause", error)  # Ray wraps what a task raised
+        if not isinstance(cause, RequestError):
+            raise
+        return None, " ".join(str(cause).split())
 
 
 def _selected(said: dict[str, Any]) -> Selected:

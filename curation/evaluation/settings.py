@@ -1,5 +1,6 @@
 """The keys ``compare.*`` and ``choose.*``: their defaults, and every check that needs no data."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 from curation.errors import require
 from curation.storage import PLAIN_NAME
 
+OWN = ("select", "cluster", "score")  # keys that a strategy of a comparison may have
 MEASURES = ("label", "pretraining")  # that decide; the cheap ones are always taken
 
 
@@ -47,7 +49,17 @@ class CompareConfig:
             require(ok, f"compare.strategies: {name!r} cannot name a strategy: take letters, digits, - and _")
             ok = isinstance(keys, list) and all(isinstance(key, str) and "=" in key for key in keys)
             require(ok, f"compare.strategies.{name}={keys}: give the keys that make it, such as [select=balanced]")
-            said = [key for key in keys if key.partition("=")[0] in ("seed", "select.budget")]
+            require(
+                name != "random" or keys == ["select=random"],
+                "compare.strategies: random is what the others are held against",
+            )
+            other = [key for key in keys if re.split("[.=]", key.lstrip("+~"))[0] not in OWN]
+            require(
+                not other,
+                f"compare.strategies.{name}: {other and other[0]} is the same for all strategies of a comparison; "
+                f"their own are {', '.join(OWN)}: compare encoders by a comparison each, or by curate choose",
+            )
+            said = [key for key in keys if key.partition("=")[0] == "select.budget"]
             require(not said, f"compare.strategies.{name}: {said and said[0]} is not its to say: see compare.budgets")
 
     @property

@@ -78,9 +78,10 @@ def recommend(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """What to take of the settings that were swept, or that the choice is mostly noise.
 
     The rule: it is mostly noise if at no setting the overlap is `NOISE_SAMPLES` beyond chance, nor the agreement of
-    kinds `NOISE_KINDS` and beyond 2 / sqrt(K - 1), twice the error of a correlation of nothing over K kinds. Else the
-    smallest K (and its encoder) whose kinds agree as well as any's, within `AS_GOOD`, averaged over the budgets; and
-    of it the smallest budget whose samples overlap as far beyond chance as any's.
+    kinds `NOISE_KINDS` and beyond 2 / sqrt(K - 1), twice the error of a correlation of nothing over K kinds. Else, of
+    the settings that are no noise at some budget, the smallest K (and its encoder) whose kinds agree as well as any
+    other's, within `AS_GOOD`, averaged over the budgets; and of it the smallest budget whose samples overlap as far
+    beyond chance as any's.
 
     Args:
         found: a setting each: ``encoder``, ``k``, ``budget``, ``beyond`` and ``kinds`` (means over pairs of seeds).
@@ -88,9 +89,10 @@ def recommend(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     Returns:
         ``noise``, and ``encoder``, ``k``, ``budget`` (None if it is noise).
     """
-    if not any(one["beyond"] >= NOISE_SAMPLES or one["kinds"] >= least_agreement(one["k"]) for one in found):
+    told = [one for one in found if one["beyond"] >= NOISE_SAMPLES or one["kinds"] >= least_agreement(one["k"])]
+    if not told:
         return {"noise": True, "encoder": None, "k": None, "budget": None}
-    settings = sorted({(one["k"], one["encoder"]) for one in found})
+    settings = sorted({(one["k"], one["encoder"]) for one in told})
     means = {at: np.mean([one["kinds"] for one in found if (one["k"], one["encoder"]) == at]) for at in settings}
     k, encoder = next(at for at in settings if means[at] >= max(means.values()) - AS_GOOD)
     mine = sorted((one for one in found if (one["k"], one["encoder"]) == (k, encoder)), key=lambda one: one["budget"])

@@ -208,14 +208,17 @@ def advise(
         random: name of the random draw.
     """
     arms = {name: np.asarray(values, np.float64) for name, values in figures.items() if name != full}
-    best = max(arms, key=lambda name: arms[name].mean())
+    better = [name for name in arms if name in judged and judged[name].verdict == "better"]
+    highest = max(arms, key=lambda name: arms[name].mean())
+    best = max(better, key=lambda name: arms[name].mean()) if better else highest
     equals = [name for name in arms if name != best and paired(arms[best], arms[name]).low <= 0]
-    loss = paired(figures[full], arms[best])
     if all(paired(figures[full], values).low > 0 for values in arms.values()):
-        words = f"do not prune: the full set beats every choice; the best, {best}, loses {_lost(loss)}"
+        loss = paired(figures[full], arms[highest])
+        words = f"do not prune: the full set beats every choice; the best, {highest}, loses {_lost(loss)}"
         return Advice(False, best, equals, words)
+    loss = paired(figures[full], arms[best])
     cost = f"against the full set it {'loses' if loss.mean > 0 else 'gains'} {_lost(loss)}"
-    if best != random and judged[best].verdict == "better":
+    if better:
         others = f"; {', '.join(equals)} cannot be told from it" if equals else ""
         return Advice(True, best, equals, f"prune with {best}, {judged[best].words}; {cost}{others}")
     told = max((verdict.detectable for verdict in judged.values()), default=0.0)

@@ -9,7 +9,6 @@ leaf's distances; always from the full set, never from the last draw.
 Pure functions on arrays: no Ray, no files, no clock. A sample's luck depends on its id, the seed and the version alone.
 """
 
-from itertools import pairwise
 from math import ceil
 from typing import NamedTuple
 
@@ -23,7 +22,7 @@ from curation.clustering.points import Points, Rows
 from curation.errors import RequestError
 from curation.selection.sampling import Words, distance_weight, estimate_weight, line_up, mix, priority, uniform
 from curation.selection.tree import Tree, parents_of
-from curation.training.settings import PruneConfig
+from curation.training.settings import PruneConfig, check_levels
 
 SHARE, SAMPLE, FIT, DRAW = range(4)  # what a number is drawn for: none of them tells anything of the others
 
@@ -153,8 +152,7 @@ def choose_levels(asked: list[int] | None, rows: int, fitted_on: int) -> list[in
     if asked is None:
         lowest = max(1, min(default_k(rows), fitted_on))
         return sorted({default_k(lowest), lowest})
-    if any(above >= below for above, below in pairwise(asked)):
-        raise RequestError(f"pretrain.prune.levels={asked} must rise from the top level's clusters to the lowest's")
+    check_levels(asked)
     if asked[-1] > fitted_on:
         raise RequestError(
             f"pretrain.prune.levels={asked}: {fitted_on} samples are too few to fit {asked[-1]} clusters on; "

@@ -143,8 +143,10 @@ def infobatch(losses: LossAverages, fraction: float = 0.5, most: float = 0.75) -
         loss = losses.values
         known = loss[~np.isnan(loss)]
         below = int((known < known.mean(dtype=np.float64)).sum()) if len(known) else 0
-        dropped = int(fraction * below) if dropped is None else dropped
-        below = min(max(below, int(np.ceil(dropped / most))), len(u))
+        if dropped is None:
+            dropped = int(fraction * below)
+        else:
+            below = min(max(below, int(np.ceil(dropped / most))), len(u))
         probability = np.ones(len(u))
         probability[_rising(loss, u)[:below]] = (below - dropped) / max(below, 1)
         return Aim(probability, np.ones(len(u)))

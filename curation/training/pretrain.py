@@ -44,6 +44,7 @@ from curation.training.group import Group, train
 from curation.training.journal import read_rows
 from curation.training.pruner import RedrawSpec, redraw
 from curation.training.settings import PretrainConfig
+from curation.training.trainer import check_architecture
 
 log = logging.getLogger("curation")
 
@@ -89,6 +90,7 @@ def pretrain(run: Run) -> dict[str, Any]:
     name = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
     folder = run.workspace.child(f"pretrained/{name}")
     if not folder.exists(RUN):
+        check_architecture(settings, len(catalog.artefact.bands))
         tiles = build_tiles(run.config, run.roots, catalog, run.resources, settings.size)
         cache = Path(settings.cache or tempfile.gettempdir()) / "curation-pretrain"
         what = ray.get(submit(_input, tiles, catalog.shards, catalog.artefact, settings.size, cache))

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from curation.encoders.base import in_batches
 from curation.encoders.timm import create
+from curation.errors import RequestError
 from curation.evaluation.diversity import vendi_score
 from curation.evaluation.moments import Moments
 from curation.scoring.network import warm_cosine
@@ -81,8 +82,7 @@ class Trainer:
         if several and self.device.type == "cuda":
             self.method = nn.SyncBatchNorm.convert_sync_batchnorm(self.method)  # type: ignore[no-untyped-call]
         self.method.to(self.device).to(memory_format=torch.channels_last).train()
-        patch = patch_of(self.method.encoder)
-        self.sides = [patch * max(1, round(share * settings.size / patch)) for share in (GLOBAL, LOCAL)]
+        self.sides = sides_of(self.method.encoder, settings.size)
         rate = settings.rate if settings.rate is not None else self.method.rate * settings.batch / 256
         decay = settings.decay if settings.decay is not None else self.method.decay
         self.optimiser = self.method.optimiser(rate, decay)
@@ -208,7 +208,31 @@ def make_method(settings: PretrainConfig, bands: int) -> Method:
     return Dino(backbone, settings.dino) if settings.method == "dino" else SimSiam(backbone)
 
 
-def patch_of(encoder: Any) -> int:
-    """What the side of a view is a multiple of: a transformer's patch; 4 for a convolutional network."""
-    size = getattr(getattr(encoder, "patch_embed", None), "patch_size", None)
-    return int(size[0]) if size is not None else 4
+def sides_of(encoder: Any, size: int) -> list[int]:
+    """Pixels a side of the two kinds of views: multiples of a transformer's patch, of 4 for a convolutional network."""
+    found = getattr(getattr(encoder, "patch_embed", None), "patch_size", None)
+    patch = int(found[0]) if found is not None else 4
+    return [patch * max(1, round(share * size / patch)) for share in (GLOBAL, LOCAL)]
+
+
+def check_architecture(settings: PretrainConfig, bands: int) -> None:
+    """See that the network can be made, and takes tiles and views of their sizes.
+
+    Raises:
+        RequestError: it cannot.
+    """
+    import timm
+
+    if not timm.is_model(settings.architecture):
+        raise RequestError(f"pretrain.architecture={settings.architecture} is none that timm knows")
+    try:
+        with torch.random.fork_rng(), torch.no_grad():
+            encoder = make_method(settings, bands).encoder.eval()
+            for side in (settings.size, *sides_of(encoder, settings.size)):
+                encoder(torch.zeros(1, bands, side, side))
+    except Exception as error:  # noqa: BLE001 - architectures raise whatever they like on a size that they do not take
+        reason = " ".join(str(error).split())[:200]
+        raise RequestError(
+            f"pretrain.architecture={settings.architecture} takes no {bands} x {settings.size} x {settings.size} tile, "
+            f"or no view of it: {reason}; set pretrain.size"
+        ) from error
