@@ -81,7 +81,8 @@ def execute(job: Job, arguments: Sequence[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else arguments
     run = runs.begin(Path(inspect.getfile(job)).stem, given)
     try:
-        run.open_log(next((text.partition("=")[2] for text in given if text.startswith("runtime.log_json=")), None))
+        path = next((text.partition("=")[2] for text in given if text.startswith("runtime.log_json=")), "")
+        run.open_log(path if path != "null" else None)
         result = job(given)
         _print(output, result)
         return run.end(0, result if isinstance(result, dict) else None)

@@ -201,18 +201,22 @@ def load_config(overrides: Sequence[str]) -> Config:
             literal[key] = value if value not in ("", "null") else None
         else:
             parsed.append(text)
+    chosen, described = _chosen(described, parsed)
+    parsed = [*chosen, *parsed]
     try:
         with initialize_config_dir(str(_config_dir()), version_base="1.3"):
             composed = compose("config", overrides=parsed)
-        if described:
-            named = [text.partition("=")[0] for text in parsed]
-            described = _without(described, named)
+        OmegaConf.set_struct(composed, False)  # the file may fill mappings; keys are held against the schema
+        encoder = composed["encoder"]
+        unknown = [key for key in described.get("encoder") or {} if key not in encoder]
+        require(not unknown, f"unknown key 'encoder.{unknown and unknown[0]}' for encoder={encoder['name']}")
         config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), composed, described))
     except (HydraException, OmegaConfBaseException) as error:
         raise RequestError(_explain(error, parsed)) from error
     assert isinstance(config, Config)
     for key, path in literal.items():
         _set_literal(config, key, path)
+    config.archive.__post_init__()  # its patterns are among these
     if config.encoder.get("name") == "joined":
         config.encoder["parts"] = _parts(config.encoder)
     _check_together(config)
@@ -230,6 +234,40 @@ def _read_file(path: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise RequestError(f"config={path}: write keys as in conf/config.yaml, such as archive: {{url: …}}")
     return {str(name): value for name, value in found.items()}
+
+
+def _chosen(described: dict[str, Any], parsed: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+    """What a config file chooses of the groups, as overrides; and the rest of it, less what the command line says.
+
+    A group's name, or an encoder's ``name`` among its keys, chooses. Where the command line chooses another encoder,
+    the file's keys for it fall; of another preset (``select=…``) those that the preset itself sets.
+    """
+    given = dict(text.partition("=")[::2] for text in parsed)
+    chosen, rest = [], _without(described, [key for key in given if key not in GROUPS])
+    for group in GROUPS:
+        section = rest.get(group)
+        name = section if isinstance(section, str) else (section or {}).get("name") if group == "encoder" else None
+        if isinstance(section, str):
+            del rest[group]
+        if group not in given:
+            chosen += [f"{group}={name}"] if name is not None else []
+        elif isinstance(section, dict) and group == "encoder":
+            if name is not None and name != given[group]:
+                del rest[group]
+        elif isinstance(section, dict) and given[group] in options_of(group):
+            preset = OmegaConf.to_container(OmegaConf.load(_config_dir() / group / f"{given[group]}.yaml"))
+            assert isinstance(preset, dict)
+            rest[group] = _without(section, _leaves({key: preset[key] for key in preset if key != "defaults"}))
+    return chosen, rest
+
+
+def _leaves(values: dict[Any, Any], prefix: str = "") -> list[str]:
+    """The keys of a nested mapping that have a value, with dots."""
+    return [
+        key
+        for name, value in values.items()
+        for key in (_leaves(value, f"{prefix}{name}.") if isinstance(value, dict) and value else [f"{prefix}{name}"])
+    ]
 
 
 def _without(values: dict[str, Any], keys: Sequence[str]) -> dict[str, Any]:
@@ -362,9 +400,4 @@ def _explain(error: Exception, overrides: Sequence[str]) -> str:
 
 
 def _known_keys() -> list[str]:
-    def walk(prefix: str, node: Any) -> list[str]:
-        if not isinstance(node, dict) or not node:
-            return [prefix]
-        return [key for name, below in node.items() for key in walk(f"{prefix}.{name}" if prefix else name, below)]
-
-    return walk("", to_dict(Config()))
+    return _leaves(to_dict(Config()))

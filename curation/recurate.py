@@ -69,6 +69,7 @@ def recurate(run: Run) -> dict[str, Any]:
     Raises:
         RequestError: there is nothing to go on from, or the config is not the parent's.
     """
+    run.check_selection()
     latest = run.latest()
     parent = find_parent(run, latest)
     changes = find_changes(run, parent)
@@ -289,7 +290,7 @@ def _unchanged(run: Run, parent: Parent, changes: Changes) -> dict[str, Any]:
     """
     log.info("recurate: nothing to do: %s is up to date", parent.id)
     result = {**_result_of(run, parent), **_told(parent, parent.content, changes), "changed": False}
-    check_bad_fraction(run.config, parent.content["counts"], run.workspace, result)
+    check_bad_fraction(run.config, parent.sources, run.workspace, result)
     return result
 
 

@@ -92,6 +92,7 @@ def start_ray(config: RuntimeConfig) -> Resources:
         logging.getLogger(name).setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
+    context.raise_original_map_exception = True  # else what an actor refuses would be a fault of Ray's
     total: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     for name, most in (config.autoscale or {}).items():  # what waits for room there makes the autoscaler bring it
         total[name] = max(total.get(name, 0), most)

@@ -31,7 +31,7 @@ from curation.manifests.access import LOCAL, OBJECT_STORE, reads_of_manifest
 from curation.manifests.again import Again
 from curation.manifests.build import select
 from curation.manifests.latest import Latest, publish_latest, read_latest
-from curation.manifests.request import check_budget, read_list
+from curation.manifests.request import check_budget, deciding_columns, read_list
 from curation.manifests.schema import Manifest
 from curation.report.page import write_report
 from curation.runs import record_in, stage
@@ -141,6 +141,16 @@ class Run:
         told = self.config.score.label, catalog.sources, again
         return select(catalog.store, clusters, settings, seed, self.workspace, header, self.tables, scores, *told)
 
+    def check_selection(self) -> None:
+        """See that what ``select.*`` names is there, before anything is encoded.
+
+        Raises:
+            RequestError: there is no such list or column.
+        """
+        settings = self.config.select
+        lists = [read_list(name, getattr(settings, name), self.workspace) for name in ("exclude", "require")]
+        deciding_columns(settings, [one for one in lists if one], self.tables, self.config.score.label)
+
     def list_digest(self, name: str) -> str | None:
         """Hash of the list ``select.exclude`` or ``select.require``, where there is one."""
         listed = read_list(name, getattr(self.config.select, name), self.workspace)
@@ -215,10 +225,25 @@ def open_run(arguments: Sequence[str]) -> Iterator[Run]:
     bank = None
     if config.references.url is not None:
         (bank,) = list_archive({BANK: config.references.url}, config.runtime.storage, config.archive)
+    for root in (*roots, *([bank] if bank else [])):
+        _check_apart(workspace, root)
     size = sum(shard.size for root in roots for shard in root.shards)
     log.info("archive: %d shards, %.4g GB", sum(len(root.shards) for root in roots), size / 1e9)
     with ray_for_a_job():
         yield Run(config, workspace, roots, bank, tables, only)
+
+
+def _check_apart(workspace: Folder, root: Root) -> None:
+    """Refuse an archive that has the workspace's own files among its shards: it would be another one after each run."""
+    inside = f"{workspace.base}/".removeprefix(f"{root.folder.base}/")
+    if workspace.local != root.folder.local or inside == f"{workspace.base}/":
+        return
+    own = next((shard.path for shard in root.shards if f"{shard.path}/".startswith(inside)), None)
+    if own is not None:
+        raise RequestError(
+            f"the workspace {workspace.public()} lies in the archive, which would read {own} as a shard: take a folder "
+            "beside the archive"
+        )
 
 
 def complete(run: Run, catalog: Catalog, latest: Latest) -> dict[str, Any]:
@@ -275,7 +300,7 @@ def finish(run: Run, catalog: Catalog, manifest: Manifest, report: str, latest: 
         except ConflictError as error:
             error.result = result
             raise
-    check_bad_fraction(run.config, catalog.counts, run.workspace, result)
+    check_bad_fraction(run.config, catalog.sources, run.workspace, result)
     return result
 
 

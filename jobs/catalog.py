@@ -18,7 +18,7 @@ def run(arguments: Sequence[str]) -> dict[str, Any]:
             "quarantined": catalog.counts["quarantined"],
             "shards": len(catalog.shards),
         }
-        check_bad_fraction(job.config, catalog.counts, job.workspace, result)
+        check_bad_fraction(job.config, catalog.sources, job.workspace, result)
         return result
 
 

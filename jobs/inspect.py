@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from curation.archive.inspection import as_yaml, inspect_archive
+from curation.archive.listing import root_names
 from curation.cli import execute, leave
 from curation.config import load_config
 from curation.errors import RequestError, require
@@ -23,6 +24,10 @@ def run(arguments: Sequence[str]) -> dict[str, Any]:
     if target.exists():
         raise RequestError(f"{target} is there already: name another file, config=FILE, or remove it")
     require(os.access(target.parent, os.W_OK), f"cannot write {target}: there is no folder {target.parent} to write to")
+    other = [text for text in arguments if "=" in text and not text.startswith(("archive.url=", "config=", "runtime."))]
+    require(not other, f"{other and other[0]}: inspect finds archive.* out; it takes config=FILE and runtime.* keys")
+    named = root_names(urls[0].removeprefix("archive.url="))
+    require(named == ["root0"], f"inspect looks at one root at a time, not at {', '.join(named)}: give its URL alone")
     rest = [text for text in arguments if text not in urls and not text.startswith("config=")]
     found = inspect_archive(urls[0].removeprefix("archive.url="), load_config(rest).runtime.storage)
     target.write_text(as_yaml(found))

@@ -10,6 +10,7 @@ from curation.stages import complete, open_run
 def run(arguments: Sequence[str]) -> dict[str, Any]:
     """Catalog, cluster, select, report."""
     with open_run(arguments) as job:
+        job.check_selection()
         latest = job.latest()
         return complete(job, job.catalog(), latest)
 

@@ -19,6 +19,10 @@ def run(arguments: Sequence[str]) -> dict[str, Any]:
         catalog = job.catalog(encode=False)
         folder = f"manifests/{name}"
         content = content_in_force(job.workspace, name)
+        if content["catalog"] != catalog.store.catalog_id:
+            raise RequestError(
+                f"manifest {name}, which is in force, was made with another encoder or archive.* config: give the same"
+            )
         counts = content["counts"]
         manifest = Manifest(
             folder=folder,

@@ -1,6 +1,7 @@
 """The catalog stage meets what happens to long runs: crashes, deadlines, storage that moves under its feet."""
 
 import gc
+import gzip
 import os
 import shutil
 import signal
@@ -23,10 +24,10 @@ from curation.catalog.encode import ShardEncoder
 from curation.catalog.plan import plan
 from curation.catalog.store import CatalogStore, parquet_bytes
 from curation.config import Config, load_config
-from curation.errors import IncompleteError, RequestError
+from curation.errors import CurationError, IncompleteError, RequestError
 from curation.runtime import start_ray
 from curation.storage import Folder
-from tests.recipes import write_sample_archive
+from tests.recipes import write_rgb_archive, write_sample_archive
 
 SMALL = ("catalog.fit_samples=64", "archive.max_bad_fraction=1", "encoder.filters=8", "runtime.max_actors=1")
 
@@ -245,9 +246,35 @@ class Losing(ShardEncoder):
 def test_a_lost_sample_is_an_error_not_a_smaller_catalog(undisturbed, archive, tmp_path, monkeypatch):
     monkeypatch.setattr(build, "ShardEncoder", Losing)
     copy_artefact(undisturbed, tmp_path)
-    with pytest.raises(Exception, match="samples were read, but"):
+    with pytest.raises(CurationError, match="samples were read, but"):
         run(config_of(archive, tmp_path))
     assert not list((tmp_path / "catalog").rglob("*.parquet"))
+
+
+class Refusing(ShardEncoder):
+    """Its encoder cannot be made of what the data have become."""
+
+    @property
+    def encoder(self):
+        raise RequestError("the vectors are of another length: take a fresh workspace")
+
+
+def test_what_an_encoder_refuses_is_told_as_such(undisturbed, archive, tmp_path, monkeypatch):
+    monkeypatch.setattr(build, "ShardEncoder", Refusing)
+    copy_artefact(undisturbed, tmp_path)
+    with pytest.raises(RequestError, match="take a fresh workspace"):
+        run(config_of(archive, tmp_path))
+
+
+def test_a_shard_that_cannot_be_opened_is_not_one_sample(tmp_path):
+    write_rgb_archive(tmp_path / "archive", tiles=300, size=16, shards=3)
+    (tmp_path / "archive/zipped.tar").write_bytes(gzip.compress(bytes(4096)))
+    config = config_of(tmp_path / "archive", tmp_path / "ws", "archive.max_bad_fraction=0.01")
+    catalog = run(config)
+    assert (catalog.counts["quarantined"], catalog.counts["read"]) == (1, 301)
+    assert any("1 of 4 shards have no usable sample, root0/zipped.tar for one" in text for text in catalog.warnings)
+    with pytest.raises(CurationError, match="1 of 4 shards have no usable sample, more than archive.max_bad_fraction"):
+        build.check_bad_fraction(config, catalog.sources, catalog.store.workspace, {})
 
 
 def test_a_pilot_fits_what_the_run_would(undisturbed, archive, tmp_path):

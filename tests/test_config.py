@@ -163,6 +163,45 @@ def test_cluster_edits_and_storage_options_are_dictionaries():
     assert config.runtime.storage == {"s3": {"anon": True}}
 
 
+def test_a_file_fills_mappings_and_chooses_presets_and_the_command_line_goes_over_it(tmp_path):
+    file = tmp_path / "archive.yaml"
+    file.write_text("""
+archive: {url: s3://b/tiles, fields: {time: acquired}}
+select: {exclude: bench.csv, budget: 0.2, balance: 0.9, splits: {test: 0.1}, clusters: {weight: {3: 0.5}}}
+encoder: {name: timm, architecture: resnet18}
+runtime: {storage: {s3: {anon: true}}, autoscale: {CPU: 8}}
+""")
+    config = load_config([f"config={file}"])
+    assert config.archive.fields == {"time": "acquired"} and config.select.splits == {"test": 0.1}
+    assert config.select.clusters.weight == {3: 0.5} and config.runtime.storage == {"s3": {"anon": True}}
+    assert (config.encoder["name"], config.encoder["architecture"]) == ("timm", "resnet18")
+    over = load_config([f"config={file}", "select=rs_prune", "encoder=random_conv", "select.budget=0.1"])
+    assert (over.select.strategy, over.select.balance, over.select.entropy.keep) == ("rs_prune", 1.0, 0.3)  # its own
+    assert (over.select.exclude, over.select.budget, over.encoder["name"]) == ("bench.csv", 0.1, "random_conv")
+    again = load_config([f"config={file}", "encoder=timm"])
+    assert again.encoder["architecture"] == "resnet18"
+    file.write_text("select: rs_prune\nencoder: open_clip")
+    chosen = load_config([f"config={file}"])
+    assert (chosen.select.strategy, chosen.encoder["name"]) == ("rs_prune", "open_clip")
+    for text, says in (
+        ("encoder: {filterz: 8}", "unknown key 'encoder.filterz' for encoder=random_conv"),
+        ("select: rs_prun", "select=rs_prun: no such option"),
+        ("archive: {urll: x}", "urll"),
+    ):
+        file.write_text(text)
+        with pytest.raises(RequestError, match=says):
+            load_config([f"config={file}"])
+
+
+@pytest.mark.parametrize(
+    ("key", "says"),
+    [("archive.scene=(.*)_(B\\d+)\\.tif", "give it the group"), ("archive.name_pattern=(", "is no regular expression")],
+)
+def test_patterns_are_checked_though_they_are_taken_as_typed(key, says):
+    with pytest.raises(RequestError, match=says):
+        load_config([key])
+
+
 def test_random_and_entropy_compare_themselves_over_everything_and_balance_nothing():
     for preset in ("random", "entropy"):
         select = load_config([f"select={preset}"]).select

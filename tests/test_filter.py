@@ -19,7 +19,8 @@ from curation.errors import RequestError
 from curation.storage import Folder
 from jobs import catalog, prune
 from tests.command import Outcome
-from tests.layouts import SCENES, write_images, write_modalities, write_parquet, write_scenes, write_zarr
+from tests.layouts import SCENES, ground, write_images, write_modalities, write_parquet, write_scenes, write_zarr
+from tests.recipes import geotiff
 
 MODALITIES = {"modalities": ["S2L2A", "S1GRD"], "members": ["S2L2A.tif", "S1GRD.tif"]}
 PARQUET = {"members": ["B02", "B03"]}
@@ -31,15 +32,15 @@ def write_table(path: Path, cover: dict[str, int]) -> Path:
     return path
 
 
-def sifted(archive: Path, table: Path, settings: dict[str, Any]) -> tuple[list[RawSample], int]:
+def sifted(archive: Path, table: Path, settings: dict[str, Any], on: str = "key") -> tuple[list[RawSample], int]:
     """The samples that ``cover < 20`` lets pass, and how many it refused."""
     config = ArchiveConfig(**settings)
-    only = TableFilter(open_tables([{"path": str(table), "key": "id", "on": "key"}]), "cover < 20")
+    only = TableFilter(open_tables([{"path": str(table), "key": "id", "on": on}]), "cover < 20")
     found: list[RawSample] = []
     refused = 0
     for root in list_archive(str(archive), settings=config):
         for shard in root.shards:
-            sieve = Sieve(only, config.fields)
+            sieve = Sieve(only, config)
             items = list(read_shard(root.folder, shard, config, sieve=sieve))
             found += [item for item in items if isinstance(item, RawSample)]
             refused += sieve.refused
@@ -104,6 +105,20 @@ def test_a_scene_that_is_not_allowed_is_not_opened(tmp_path: Path, monkeypatch: 
     assert {raw.key for raw in found} == {"T31UQD_20200201"} and len(found) > 1  # tiles
     assert opened == {f"T31UQD_20200201_{band}.tif" for band in ("B02", "B03", "B11")}
     assert refused == 8  # scenes
+
+
+def test_a_source_is_told_by_the_names_pattern_and_by_a_scenes_sidecar(tmp_path: Path) -> None:
+    table = write_table(tmp_path / "clouds.csv", {"img1": 5, "P1": 5, "P2": 50})
+    write_images(tmp_path / "tars", shards=1, images=4)
+    named = {"name_pattern": r"(?P<source_id>img\d)"}
+    found, _ = sifted(tmp_path / "tars", table, named, "source_id")
+    assert len(found) == 2 and all("img1" in raw.key for raw in found)  # of the tar, of the folder
+    for n in range(3):
+        (tmp_path / f"scenes/s{n}").mkdir(parents=True)
+        (tmp_path / f"scenes/s{n}/B02.tif").write_bytes(geotiff(ground(n, 1)))
+        (tmp_path / f"scenes/s{n}/about.json").write_text(json.dumps({"source_id": f"P{n}"}))
+    found, refused = sifted(tmp_path / "scenes", table, {"scene": "folder", "tile": TileConfig(size=16)}, "source_id")
+    assert {raw.key for raw in found} == {"s1"} and refused == 2
 
 
 def pruned(folder: Path, *more: str) -> tuple[dict[str, Any], dict[str, Any], pa.Table]:

@@ -85,6 +85,15 @@ def test_a_config_that_cannot_be_written_is_said_before_the_archive_is_read(tmp_
         run([str(tmp_path / "nowhere"), f"config={tmp_path / 'none/archive.yaml'}"])
 
 
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [(["[a,b]"], "one root at a time"), (["x", "archive.modalities=[a]"], "inspect finds archive")],
+)
+def test_what_inspect_does_not_take(asked: list[str], says: str, tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match=says):
+        run([*asked, f"config={tmp_path / 'archive.yaml'}"])
+
+
 def test_a_config_file_that_is_none(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="no such file"):
         load_config([f"config={tmp_path / 'none.yaml'}"])

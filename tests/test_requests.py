@@ -29,12 +29,34 @@ def wrong(sample_archive: Path, tmp_path: Path, override: str) -> list[str]:
         ("archive.url={references: {archive}}", "another name"),
         ("select.budget=-3", "select.budget=-3"),
         ("workspace=/proc/nowhere", "cannot write"),
+        ("select.exclude={none}", "there is no such file"),
+        ("select.by=[sensor]", "select.by=sensor is no column"),
+        ("cluster.levels=[9,3]", "must rise"),
     ],
 )
 def test_a_wrong_request(sample_archive: Path, tmp_path: Path, override: str, says: str) -> None:
     with pytest.raises(RequestError, match=says):
         prune.run(wrong(sample_archive, tmp_path, override))
-    assert not (tmp_path / "ws" / "manifests").exists()
+    assert not (tmp_path / "ws" / "manifests").exists() and not (tmp_path / "ws" / "encoders").exists()
+
+
+def test_a_workspace_that_the_archive_would_read(tmp_path: Path) -> None:
+    write_rgb_archive(tmp_path / "tiles", tiles=4, size=32, shards=1)
+    write_rgb_archive(tmp_path / "tiles/ws/distilled", tiles=4, size=32, shards=1)
+    with pytest.raises(RequestError, match="lies in the archive, which would read ws/distilled/rgb-000.tar as a shard"):
+        prune.run([f"archive.url={tmp_path / 'tiles'}", f"workspace={tmp_path / 'tiles/ws'}"])
+
+
+def test_parquet_that_a_picture_would_hide(tmp_path: Path) -> None:
+    write_rgb_archive(tmp_path / "tiles", tiles=4, size=32, shards=1)
+    (tmp_path / "tiles/data.parquet").write_bytes(bytes(10_000_000))
+    with pytest.raises(RequestError, match="1 Parquet files would be passed over as tables, and they are most"):
+        prune.run([f"archive.url={tmp_path / 'tiles'}", f"workspace={tmp_path / 'ws'}"])
+
+
+def test_no_log_is_no_log(tmp_path: Path) -> None:
+    outcome = curate("inspect", str(tmp_path / "none"), f"config={tmp_path / 'x'}", "runtime.log_json=null")
+    assert outcome.status == 2 and not Path("null").exists()
 
 
 def test_the_command_says_it_in_one_line(sample_archive: Path, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from curation.archive.names import SIDECARS, extension, is_categorical, is_text,
 from curation.archive.sample import Effort, Image, Member, RawSample, Rejection, Wanted, Window
 from curation.archive.settings import ArchiveConfig
 from curation.archive.shards import Shard, scene_key
-from curation.archive.tables import Sieve
+from curation.archive.tables import Sieve, gathered
 from curation.archive.tiling import windows
 from curation.errors import AccessError, BadSample
 from curation.storage import IN_FLIGHT, FileInfo, Folder
@@ -55,15 +55,17 @@ def read_scene(
     if not is_text(key):
         yield Rejection(printable(key), 0, "read", "BadName", f"the name {printable(key)} is not UTF-8")
         return
-    if sieve is not None and not sieve.allowed([key], [shard.said])[0]:
-        return
+    if sieve is not None:
+        data = {} if sieve.by_key else _sidecars(folder, shard)
+        if not sieve.allowed([key], [gathered(data, shard.said)])[0]:
+            return
     try:
         scene = _open_scene(folder, shard, settings, _decode_whole)
         chosen = scene.windows(settings, only)
     except BadSample as error:
         yield Rejection(key, 0, "read", error.kind, error.message)
         return
-    data = {extension(file.path): folder.read(file.path) for file in shard.files if _is_sidecar(file)}
+    data = _sidecars(folder, shard)
     members = [
         Member(f"{band.name}.{extension(band.file.path)}" if band.name else _base(band.file), None, *_place(band.file))
         for band in scene.bands
@@ -125,6 +127,10 @@ def _base(file: FileInfo) -> str:
 
 def _place(file: FileInfo) -> tuple[int, str]:
     return file.size, file.path
+
+
+def _sidecars(folder: Folder, shard: Shard) -> dict[str, bytes]:
+    return {extension(file.path): folder.read(file.path) for file in shard.files if _is_sidecar(file)}
 
 
 def _is_sidecar(file: FileInfo) -> bool:

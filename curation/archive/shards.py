@@ -90,11 +90,19 @@ def shards_of(root: str, files: Iterable[FileInfo], settings: ArchiveConfig | No
     those called ``metadata``, are tables.
 
     Raises:
-        RequestError: a shard lacks one of ``archive.modalities``; two scenes would be the same band or sample.
+        RequestError: a shard lacks one of ``archive.modalities``; two scenes would be the same band or sample; most of
+            the bytes would be passed over as tables.
     """
     found = list(_plain_shards(root, files, settings))
-    if any(shard.format != "parquet" for shard in found):
-        found = [shard for shard in found if shard.format != "parquet"]
+    others = [shard for shard in found if shard.format != "parquet"]
+    if others:
+        tables = [shard for shard in found if shard.format == "parquet"]
+        if sum(shard.size for shard in tables) > sum(shard.size for shard in others):
+            raise RequestError(
+                f"root {root!r}: beside {others[0].path} {len(tables)} Parquet files would be passed over as tables, "
+                "and they are most of the archive: name what is to be read, such as archive.url=URL/**/*.parquet"
+            )
+        found = others
     modalities = settings.modalities if settings else None
     yield from _side_by_side(found, modalities) if modalities else found
 

@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 
 from curation.archive.filter import compile_filter, names_in
 from curation.archive.sample import TILE_SUFFIX, RawSample, Rejection
-from curation.archive.sidecar import gather, source_id
+from curation.archive.settings import ArchiveConfig
+from curation.archive.sidecar import gather, in_name, source_id
 from curation.errors import BadSample, RequestError
 from curation.storage import FileInfo, Folder, file_name, is_local, local_path
 
@@ -282,15 +283,15 @@ class Sieve:
 
     Args:
         filter: which samples are allowed.
-        names: ``archive.fields``.
+        settings: whose ``fields`` and ``name_pattern`` tell a sample's source.
 
     Attributes:
         refused: samples that were not allowed.
         first: key of the first of them.
     """
 
-    def __init__(self, filter: TableFilter, names: Mapping[str, str] | None = None) -> None:
-        self.filter, self.names = filter, names
+    def __init__(self, filter: TableFilter, settings: ArchiveConfig) -> None:
+        self.filter, self.names, self.pattern = filter, settings.fields, settings.name_pattern
         self.refused, self.first = 0, ""
 
     @property
@@ -300,7 +301,9 @@ class Sieve:
 
     def allowed(self, keys: Sequence[str], said: Sequence[Mapping[str, Any]]) -> list[bool]:
         """Which of several samples may be read; those that may not are counted."""
-        sources = [source_id(one, self.names) for one in said]
+        sources = [
+            source_id({**in_name(key, self.pattern), **one}, self.names) for key, one in zip(keys, said, strict=True)
+        ]
         found = self.filter.allowed(pa.array(keys, pa.string()), pa.array(sources, pa.string())).tolist()
         if not self.refused and False in found:
             self.first = keys[found.index(False)]
@@ -312,12 +315,13 @@ class Sieve:
         items = iter(items)
         while some := list(itertools.islice(items, SIFTED)):
             raws = [item for item in some if isinstance(item, RawSample)]
-            found = iter(self.allowed([raw.key for raw in raws], [_said(raw) for raw in raws]))
+            found = iter(self.allowed([raw.key for raw in raws], [gathered(raw.data, raw.said) for raw in raws]))
             yield from (item for item in some if not isinstance(item, RawSample) or next(found))
 
 
-def _said(raw: RawSample) -> Mapping[str, Any]:
+def gathered(data: Mapping[str, bytes], said: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What sidecars say too; a broken one is quarantined where it is decoded."""
     try:
-        return gather(raw.data, raw.said)
-    except BadSample:  # it is quarantined where it is decoded
-        return raw.said
+        return gather(data, said)
+    except BadSample:
+        return said

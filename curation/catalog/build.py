@@ -8,7 +8,7 @@ import pickle
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from threading import Event, Thread
@@ -25,7 +25,7 @@ from curation.archive.tables import TableFilter
 from curation.catalog.artefact import Artefact, catalog_id, encoder_config, needs_pixels
 from curation.catalog.encode import EncodeSpec, Ledger, ShardEncoder
 from curation.catalog.fit import check_bank, load_or_fit, other_resolution
-from curation.catalog.sources import SOURCES_SCHEMA, counts_of, digest_of, merged, source_row
+from curation.catalog.sources import SOURCES_SCHEMA, counts_of, digest_of, lost_shards, merged, source_row
 from curation.catalog.store import CatalogStore, chunks
 from curation.config import Config
 from curation.encoders import precomputed
@@ -94,7 +94,7 @@ def build_catalog(
     assert config.workspace
     workspace = Folder(config.workspace, config.runtime.storage, "workspace")
     shared = Folder(config.catalog.url, config.runtime.storage, "catalog") if config.catalog.url else None
-    artefact = load_or_fit(config, roots, workspace, shared, filter)
+    artefact = load_or_fit(config, roots, workspace, shared, filter, fit=encode)
     store = CatalogStore(workspace, catalog_id(config), shared)
     listed = sources_of(config, (*roots, *([bank] if bank else [])), filter)
     state = _reckon(store, artefact, [shard for _, shard in listed])
@@ -127,7 +127,7 @@ def build_catalog(
         bank_digest=digest_of(of_bank) if names else None,
         profiles=tuple(state.profiles),
         sources=sources,
-        warnings=_warnings(store, artefact, names),
+        warnings=_warnings(store, artefact, names, sources),
     )
 
 
@@ -142,10 +142,16 @@ def sources_of(config: Config, roots: Sequence[Root], filter: TableFilter | None
     return listed
 
 
-def _warnings(store: CatalogStore, artefact: Artefact, bank: tuple[str, ...]) -> tuple[str, ...]:
-    """What is to be said of the bank's shards."""
+def _warnings(store: CatalogStore, artefact: Artefact, bank: tuple[str, ...], sources: pa.Table) -> tuple[str, ...]:
+    """What is to be said of the bank's shards, and of those that are lost."""
     gsds = ray.get(_ground_sampling.remote(store, bank[:FOOTERS])) if bank else []
     warning = other_resolution(artefact.gsd, gsds)
+    lost = lost_shards(sources)
+    if lost:
+        why = next(iter(store.quarantine(lost[0])["message"].to_pylist()), "see the quarantine")
+        of_lost = f"{len(lost)} of {len(sources)} shards have no usable sample, {lost[0]} for one: {why}"
+        log.warning("catalog: %s", of_lost)
+        return (*([warning] if warning else []), of_lost)
     return (warning,) if warning else ()
 
 
@@ -155,21 +161,27 @@ def _ground_sampling(store: CatalogStore, shards: Sequence[str]) -> list[float |
     return [gsd for shard in shards for gsd in store.read(shard, ["gsd"])["gsd"].to_pylist()]
 
 
-def check_bad_fraction(config: Config, counts: Mapping[str, int], workspace: Folder, result: dict[str, Any]) -> None:
-    """Exit status 1 for an archive with too many quarantined samples, after everything was written.
+def check_bad_fraction(config: Config, sources: pa.Table, workspace: Folder, result: dict[str, Any]) -> None:
+    """Exit status 1 for an archive of which too much is quarantined, after everything was written.
+
+    A shard that cannot be opened is one entry, however many samples it has: so shards of which nothing can be used are
+    held against the shards.
 
     Raises:
-        CurationError: more than ``archive.max_bad_fraction`` of the samples are quarantined.
+        CurationError: more than ``archive.max_bad_fraction`` of the samples, or of the shards.
     """
-    read, bad = counts["read"], counts["quarantined"]
-    if bad > config.archive.max_bad_fraction * read:
-        error = CurationError(
-            f"{bad} of {read} samples are quarantined, more than archive.max_bad_fraction="
-            f"{config.archive.max_bad_fraction:g} allows (everything is written all the same); see "
-            f"{workspace.public('quarantine')}"
-        )
-        error.result = result
-        raise error
+    counts, lost = counts_of(sources), len(lost_shards(sources))
+    for bad, of, what in (
+        (counts["quarantined"], counts["read"], "samples are quarantined"),
+        (lost, len(sources), "shards have no usable sample"),
+    ):
+        if bad > config.archive.max_bad_fraction * of:
+            error = CurationError(
+                f"{bad} of {of} {what}, more than archive.max_bad_fraction={config.archive.max_bad_fraction:g} allows "
+                f"(everything is written all the same); see {workspace.public('quarantine')}"
+            )
+            error.result = result
+            raise error
 
 
 # what is there already

@@ -14,6 +14,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -92,14 +93,32 @@ class ShardEncoder:
 
     def __init__(self, spec: EncodeSpec, ledger: Any) -> None:
         self.spec, self.ledger = spec, ledger
+        limit_threads(int(spec.config.encoder.get("threads", 1)))
+
+    # made with the first shard: what an actor refuses while it is made is a death to Ray, without a reason
+
+    @cached_property
+    def artefact(self) -> Artefact:
+        """What was fitted."""
+        return load_artefact(self.spec.config, self.spec.store.workspace)
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        """As the artefact has it."""
+        spec, artefact = self.spec, self.artefact
         threads = int(spec.config.encoder.get("threads", 1))
-        limit_threads(threads)
-        artefact = self.artefact = load_artefact(spec.config, spec.store.workspace)
-        self.encoder: Encoder = build_encoder(
-            encoder_config(spec.config), artefact.arrays, artefact.bands, artefact.dtype, spec.device, threads
-        )
-        self.maker = row_maker(spec.config, artefact, self.encoder)
-        self.profile = numeric_profile(spec.device, compute_dtype(spec.config.encoder, spec.device))
+        config = encoder_config(spec.config)
+        return build_encoder(config, artefact.arrays, artefact.bands, artefact.dtype, spec.device, threads)
+
+    @cached_property
+    def maker(self) -> RowMaker:
+        """What makes rows of samples."""
+        return row_maker(self.spec.config, self.artefact, self.encoder)
+
+    @cached_property
+    def profile(self) -> dict[str, str]:
+        """The numeric one, of this process."""
+        return numeric_profile(self.spec.device, compute_dtype(self.spec.config.encoder, self.spec.device))
 
     def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, list[str]]:
         """Encode the shards of a batch."""
@@ -130,7 +149,7 @@ class ShardEncoder:
 
     def _encode(self, folder: Folder, shard: Shard, careful: bool) -> None:
         archive = self.spec.config.archive
-        sieve = Sieve(self.spec.filter, archive.fields) if self.spec.filter and shard.filter else None
+        sieve = Sieve(self.spec.filter, archive) if self.spec.filter and shard.filter else None
         if careful and shard.format not in ("tar", "folder"):  # whose readers do not decode
             items = survivors(read_shard, folder, shard, archive)
             source = _Source(items if sieve is None else sieve.sift(items))

@@ -67,11 +67,12 @@ def load_or_fit(
     workspace: Folder,
     shared: Folder | None,
     filter: TableFilter | None = None,
+    fit: bool = True,
 ) -> Artefact:
-    """The artefact of this catalog-id: from the workspace, from beside a shared catalog, or fitted now.
+    """The artefact of this catalog-id: from the workspace, from beside a shared catalog, or fitted now, if it may be.
 
     Raises:
-        RequestError: no sample could be read, or the bands asked for are not there.
+        RequestError: there is none, no sample could be read, or the bands asked for are not there.
     """
     for folder in [workspace] + ([shared.parent] if shared else []):
         files = _read_fitted(config, folder)
@@ -82,6 +83,11 @@ def load_or_fit(
         raise RequestError(
             f"catalog.url={shared.public()} has no encoder artefact beside it ({artefact_path(config)}): "
             "its rows were made with another encoder config, or the folder was moved alone"
+        )
+    if not fit:
+        raise RequestError(
+            f"{workspace.public()} has no catalog of this encoder and archive.* config: give those that it was made "
+            "with, or run curate catalog first"
         )
     _publish(config, workspace, _fit(config, roots, filter))
     return load_artefact(config, workspace)  # another run may have been first
@@ -297,7 +303,7 @@ def _some_tiles(shard: str, sample: Sample, archive: ArchiveConfig, want: int) -
 def _raw_samples(
     folder: Folder, shard: Shard, archive: ArchiveConfig, filter: TableFilter | None, reasons: list[str]
 ) -> Iterator[RawSample]:
-    sieve = Sieve(filter, archive.fields) if filter else None
+    sieve = Sieve(filter, archive) if filter else None
     try:
         for raw in read_shard(folder, shard, archive, sieve=sieve):
             if isinstance(raw, Rejection):

@@ -113,7 +113,7 @@ def _probe(config: Config, roots: Sequence[Root], filter: TableFilter | None) ->
     if not raws:
         raise RequestError(f"no readable sample at the start of {shard.name}")
     size = (shard.size if len(head) <= PROBE else sum(map(_bytes, raws))) / len(raws)
-    passed = sum(1 for _ in Sieve(filter, config.archive.fields).sift(raws)) / len(raws) if filter else 1.0
+    passed = sum(1 for _ in Sieve(filter, config.archive).sift(raws)) / len(raws) if filter else 1.0
     if not needs_pixels(config):
         artefact = fit_artefact(encoder_config(config), [], (), np.zeros((0, 2), np.float32), 0)
         encoder = build_encoder(encoder_config(config), artefact, (), "", "cpu", 1)
@@ -238,10 +238,11 @@ def _pilot(
 
 def _done(config: Config) -> set[str]:
     """Names of the shards that have a catalog file already (whether it is current, only the run checks)."""
-    if config.workspace is None:
-        return set()
-    folder = Folder(config.workspace, config.runtime.storage, "workspace").child(f"catalog/{catalog_id(config)}")
-    return {file.path.removesuffix(".parquet") for file in folder.list()} if folder.exists() else set()
+    storage, id = config.runtime.storage, catalog_id(config)
+    folders = [Folder(config.catalog.url, storage, "catalog").child(id)] if config.catalog.url else []
+    folders += [Folder(config.workspace, storage, "workspace").child(f"catalog/{id}")] if config.workspace else []
+    files = [file for folder in folders if folder.exists() for file in folder.list()]
+    return {file.path.removesuffix(".parquet") for file in files}
 
 
 def _reading(config: Config, listed: Sequence[tuple[Root, Shard]], probe: Probe) -> dict[str, Any]:

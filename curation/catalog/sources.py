@@ -125,6 +125,12 @@ def counts_of(sources: pa.Table) -> dict[str, int]:
     return {name: int(pc.sum(sources[name]).as_py() or 0) for name in COUNTS}
 
 
+def lost_shards(sources: pa.Table) -> list[str]:
+    """Shards that are there and broken, and of which no sample can be used."""
+    lost = sources.filter(pc.and_(pc.equal(sources["kept"], 0), pc.greater(sources["quarantined"], 0)))
+    return list(lost["shard"].to_pylist())
+
+
 def merged(tables: Sequence[pa.Table]) -> pa.Table:
     """Ledgers of different shards as one, sorted."""
     return pa.concat_tables([SOURCES_SCHEMA.empty_table(), *tables]).sort_by("shard").combine_chunks()

@@ -8,7 +8,6 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -239,10 +238,6 @@ class _Fit:
 def _levels(settings: ClusterConfig, rows: int) -> list[int]:
     """How many clusters there shall be on each level, from the top."""
     levels = list(settings.levels or [settings.k or default_k(rows)])
-    if levels[0] < 1 or any(above >= below for above, below in pairwise(levels)):
-        raise RequestError(f"cluster.levels={levels} must rise from the top level's clusters to the lowest's")
-    if settings.k not in (None, levels[-1]):
-        raise RequestError(f"cluster.k={settings.k} is not the last of cluster.levels={levels}: leave one out")
     if levels[-1] > rows:
         raise RequestError(f"{levels[-1]} clusters are asked for, but there are only {rows} samples: lower cluster.k")
     return levels

@@ -1,6 +1,7 @@
 """The keys ``cluster.*``: their defaults, and every check that needs no data."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 from curation.errors import require
 
@@ -26,4 +27,9 @@ class ClusterConfig:
         require(self.max_iter > 0, "cluster.max_iter must be positive")
         require(self.tol >= 0, "cluster.tol must not be negative")
         require(self.sample > 0, "cluster.sample must be positive")
-        require(min(self.levels or [1]) > 0, f"cluster.levels={self.levels}: give positive numbers")
+        levels = self.levels or []
+        require(min(levels, default=1) > 0, f"cluster.levels={levels}: give positive numbers")
+        rise = all(above < below for above, below in pairwise(levels))
+        require(rise, f"cluster.levels={levels} must rise from the top level's clusters to the lowest's")
+        ok = not levels or self.k in (None, levels[-1])
+        require(ok, f"cluster.k={self.k} is not the last of cluster.levels={levels}: leave one out")

@@ -350,7 +350,7 @@ class _Distillation:
         if marks and "words" in marks:
             log.info("distill: %s", marks["words"])
         log.info("manifest  %s\nreport    %s", result["manifest"], report)
-        check_bad_fraction(self.config, self.catalog.counts, self.catalog.store.workspace, result)
+        check_bad_fraction(self.config, self.catalog.sources, self.catalog.store.workspace, result)
         return result
 
 

@@ -81,8 +81,9 @@ def find_leaks(
 
     Returns:
         ``manifest``, ``against``, ``tiles`` (of the benchmark), ``kept``, ``overlapping`` and ``alike`` (samples, None
-        where there was nothing to compare), ``leaking`` (either), ``unplaced`` (kept without a footprint), ``worst``
-        (a few rows of `LEAKS`), ``table`` (URL of all of them, None without any).
+        where there was nothing to compare), ``leaking`` (either), ``unplaced`` (kept without a footprint),
+        ``unplaced_tiles`` (of the benchmark, likewise), ``worst`` (a few rows of `LEAKS`), ``table`` (URL of all of
+        them, None without any).
 
     Raises:
         RequestError: the benchmark has nothing to compare, or the catalog has not.
@@ -100,6 +101,11 @@ def find_leaks(
             f"none of the {manifest.num_rows} kept samples has a footprint to compare: add footprints to the archive's "
             "sidecars (docs/formats.md), or give a benchmark with a column embedding"
         )
+    lacking = len(benchmark.names) if benchmark.box is None else int(np.isnan(benchmark.box[:, 0]).sum())
+    alone = "by embedding alone" if benchmark.vectors is not None else "with nothing"
+    for count, of, what in ((unplaced, manifest.num_rows, "kept samples"), (lacking, len(benchmark.names), "tiles")):
+        if count and benchmark.box is not None:
+            log.warning("leakage: %d of %d %s have no footprint and are compared %s", count, of, what, alone)
     table = pa.concat_tables(found).sort_by(
         [("overlap", "descending"), ("cosine", "descending"), ("sample_id", "ascending")]
     )
@@ -112,6 +118,7 @@ def find_leaks(
         "alike": None if benchmark.vectors is None else table["like"].is_valid().to_numpy().sum().item(),
         "leaking": table.num_rows,
         "unplaced": None if benchmark.box is None else unplaced,
+        "unplaced_tiles": None if benchmark.box is None else lacking,
         "worst": table.slice(0, WORST).to_pylist(),
         "table": _publish(manifest, table, storage) if table.num_rows else None,
     }

@@ -165,6 +165,7 @@ def _unfinished(workspace: Folder) -> str:
     now = int(time.time())
     left = {file.path.split("/")[1] for file in workspace.list("unfinished")}
     for name in left:
-        if now - int(name.partition("-")[0]) > DAY:
+        begun = name.partition("-")[0]
+        if begun.isdecimal() and now - int(begun) > DAY:
             workspace.discard(f"unfinished/{name}")
     return f"unfinished/{now}-{uuid.uuid4().hex}"
