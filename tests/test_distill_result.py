@@ -102,7 +102,8 @@ def test_each_prototype_gives_its_surest_image_and_every_other_one_drawn_has_its
     assert Counter(row["reason"] for row in decisions) == {"chosen": 6, "margin": 14, "leakage": 4}
     assert len({row["sample_id"] for row in decisions}) == 24
     assert verify(manifest.url, deep=True) == {
-        **{"manifest": manifest.url, "samples": 24, "kept": 6, "files": 4, "read": 6, "ok": True, "problems": []}
+        **{"manifest": manifest.url, "samples": 24, "kept": 6, "files": 4, "read": 6, "ok": True, "problems": []},
+        "wrong": 0,
     }
 
 

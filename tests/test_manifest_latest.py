@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from curation.catalog.sources import SOURCES_SCHEMA
 from curation.config import load_config
 from curation.errors import ConflictError, RequestError
 from curation.manifests.explain import explain
@@ -81,7 +82,7 @@ def test_a_run_that_is_overtaken_says_what_it_made(lineage: Lineage) -> None:
         manifest=lambda catalog, clusters: made,
         report=lambda *_: "page",
     )
-    catalog: Any = SimpleNamespace(counts=counts)
+    catalog: Any = SimpleNamespace(counts=counts, sources=SOURCES_SCHEMA.empty_table())
     lineage.point(yesterday, "sar")
     begun = read_latest(workspace, "sar")
     lineage.point(theirs, "sar")

@@ -214,7 +214,7 @@ def test_what_is_refused(years: Years) -> None:
         years.go_on("select.balance=0.9")
     with pytest.raises(RequestError, match="encoder.filters is 16, but was 8 .* recurate.mode=refit"):
         years.go_on("encoder.filters=16")
-    with pytest.raises(RequestError, match="catalog.thumbnails is 0, but was 0.1"):
+    with pytest.raises(RequestError, match="catalog.thumbnails is 0.0, but was 0.1"):
         years.go_on("catalog.thumbnails=0")
     with pytest.raises(RequestError, match="choose grow, rebalance or refit"):
         years.go_on("recurate.mode=replace")
