@@ -233,7 +233,17 @@ def _read_file(path: str) -> dict[str, Any]:
         raise RequestError(f"config={path} is no YAML file: {' '.join(str(error).split())}") from error
     if not isinstance(found, dict):
         raise RequestError(f"config={path}: write keys as in conf/config.yaml, such as archive: {{url: …}}")
-    return {str(name): value for name, value in found.items()}
+    said = {str(name): value for name, value in found.items() if value is not None}  # a heading alone says nothing
+    known = [one.name for one in dataclasses.fields(Config)]
+    for name in said:
+        near = difflib.get_close_matches(name, known, 1)
+        require(
+            name in known, f"config={path}: unknown key {name!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+        )
+    encoder = said.get("encoder", {})
+    ok = isinstance(encoder, str) or (isinstance(encoder, dict) and isinstance(encoder.get("name", ""), str))
+    require(ok, f"config={path}: encoder={encoder}: write encoder: NAME, or encoder: {{name: NAME, …}}")
+    return said
 
 
 def _chosen(described: dict[str, Any], parsed: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
@@ -242,7 +252,7 @@ def _chosen(described: dict[str, Any], parsed: Sequence[str]) -> tuple[list[str]
     A group's name, or an encoder's ``name`` among its keys, chooses. Where the command line chooses another encoder,
     the file's keys for it fall; of another preset (``select=…``) those that the preset itself sets.
     """
-    given = dict(text.partition("=")[::2] for text in parsed)
+    given = dict(text.lstrip("+").partition("=")[::2] for text in parsed)
     chosen, rest = [], _without(described, [key for key in given if key not in GROUPS])
     for group in GROUPS:
         section = rest.get(group)

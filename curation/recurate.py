@@ -110,7 +110,7 @@ def find_parent(run: Run, latest: Latest) -> Parent:
         path = run.workspace.public(latest_path(run.config.name))
         raise RequestError(f"there is no {path} to go on from: run curate prune first")
     folder = run.workspace.child(f"manifests/{name}")
-    content = content_in_force(run.workspace, name)
+    content = content_in_force(run.workspace, run.config.name, name)
     if "frozen" not in content.get("selection", {}):
         raise RequestError(f"{folder.public()} was made by an earlier version: run curate prune again")
     return Parent(name, folder, content, read_sources(folder))
@@ -168,7 +168,7 @@ def check_goes_on(run: Run, other: Mapping[str, tuple[Any, Any]]) -> None:
 
 def nothing_to_do(run: Run, parent: Parent, changes: Changes, other: Mapping[str, tuple[Any, Any]]) -> bool:
     """Whether the parent is what this run would make, as far as can be told without a bank or scores."""
-    if changes.any or other:
+    if changes.any or [key for key in other if key != "archive.max_bad_fraction"]:
         return False
     if any(run.list_digest(name) != parent.content.get("lists", {}).get(name) for name in ("exclude", "require")):
         return False

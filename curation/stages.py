@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import os
 import platform
 import time
 from collections.abc import Iterator, Sequence
@@ -19,7 +20,7 @@ import ray
 from curation.archive.listing import Root, list_archive
 from curation.archive.tables import Table, TableFilter, open_filter, open_tables
 from curation.catalog.artefact import portable_encoder
-from curation.catalog.build import BANK, Catalog, build_catalog, check_bad_fraction
+from curation.catalog.build import BANK, Catalog, build_catalog, check_bad_fraction, warn_of_lost
 from curation.catalog.calibration import load_calibration, summary
 from curation.clustering.build import build_clusters
 from curation.clustering.kmeans import default_k
@@ -43,6 +44,15 @@ log = logging.getLogger("curation")
 
 DECIDES = ("seed", "archive", "encoder", "catalog", "cluster", "select")  # groups of keys that a manifest is made by;
 # one that uses scores names their id
+OWN = (
+    "catalog/",
+    "manifests/",
+    "quarantine/",
+    "clusters/",
+    "distilled/",
+    "tiles/",
+)  # folders of a workspace with files
+# that could be shards
 VERSIONS = ("curation", "faiss-cpu", "faiss-gpu", "faiss-gpu-cu12", "numpy", "pyarrow", "ray", "torch")
 
 
@@ -184,7 +194,7 @@ class Run:
             ),
             "counts": catalog.counts,
             "lists": {name: digest for name in ("exclude", "require") if (digest := self.list_digest(name))},
-            "warnings": list(catalog.warnings),
+            "warnings": [*catalog.warnings, *warn_of_lost(catalog)],
             "parent": None,
         }
 
@@ -235,14 +245,16 @@ def open_run(arguments: Sequence[str]) -> Iterator[Run]:
 
 def _check_apart(workspace: Folder, root: Root) -> None:
     """Refuse an archive that has the workspace's own files among its shards: it would be another one after each run."""
-    inside = f"{workspace.base}/".removeprefix(f"{root.folder.base}/")
-    if workspace.local != root.folder.local or inside == f"{workspace.base}/":
+    own, around = (os.path.realpath(one.base) if one.local else one.base for one in (workspace, root.folder))
+    if workspace.local != root.folder.local or not f"{own}/".startswith(f"{around}/"):
         return
-    own = next((shard.path for shard in root.shards if f"{shard.path}/".startswith(inside)), None)
-    if own is not None:
+    inside = f"{own}/".removeprefix(f"{around}/")
+    below = tuple(inside + name for name in OWN) if not inside else (inside,)
+    found = next((shard.path for shard in root.shards if f"{shard.path}/".startswith(below)), None)
+    if found is not None:
         raise RequestError(
-            f"the workspace {workspace.public()} lies in the archive, which would read {own} as a shard: take a folder "
-            "beside the archive"
+            f"the workspace {workspace.public()} lies in the archive, which would read {found} as a shard: move it "
+            "to a folder beside the archive"
         )
 
 

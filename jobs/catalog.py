@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from curation.catalog.build import check_bad_fraction
+from curation.catalog.build import check_bad_fraction, warn_of_lost
 from curation.cli import execute, leave
 from curation.stages import open_run
 
@@ -18,6 +18,7 @@ def run(arguments: Sequence[str]) -> dict[str, Any]:
             "quarantined": catalog.counts["quarantined"],
             "shards": len(catalog.shards),
         }
+        warn_of_lost(catalog)
         check_bad_fraction(job.config, catalog.sources, job.workspace, result)
         return result
 

@@ -23,7 +23,7 @@ def run(arguments: Sequence[str]) -> dict[str, Any]:
         raise RequestError("inspect takes one URL: curate inspect URL [config=FILE]")
     if target.exists():
         raise RequestError(f"{target} is there already: name another file, config=FILE, or remove it")
-    require(os.access(target.parent, os.W_OK), f"cannot write {target}: there is no folder {target.parent} to write to")
+    require(os.access(target.parent, os.W_OK), f"cannot write {target}: {target.parent} is no folder to write to")
     other = [text for text in arguments if "=" in text and not text.startswith(("archive.url=", "config=", "runtime."))]
     require(not other, f"{other and other[0]}: inspect finds archive.* out; it takes config=FILE and runtime.* keys")
     named = root_names(urls[0].removeprefix("archive.url="))

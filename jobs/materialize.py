@@ -18,7 +18,10 @@ def run(arguments: Sequence[str]) -> dict[str, Any]:
     """Write what is not there yet."""
     places, overrides = split_arguments(arguments, 2)
     if len(places) < 2:
-        raise RequestError("materialize takes a manifest and a folder: curate materialize MANIFEST DEST [key=value …]")
+        raise RequestError(
+            "materialize takes a manifest and a folder (./a=b for one with =): curate materialize MANIFEST DEST "
+            "[key=value …]"
+        )
     manifest, dest = places
     config = load_config(overrides)
     with ray_for_a_job():

@@ -18,7 +18,7 @@ def run(arguments: Sequence[str]) -> dict[str, Any]:
             raise RequestError(f"no manifest in {job.workspace.public()}: run curate prune first")
         catalog = job.catalog(encode=False)
         folder = f"manifests/{name}"
-        content = content_in_force(job.workspace, name)
+        content = content_in_force(job.workspace, job.config.name, name)
         if content["catalog"] != catalog.store.catalog_id:
             raise RequestError(
                 f"manifest {name}, which is in force, was made with another encoder or archive.* config: give the same"

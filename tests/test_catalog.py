@@ -272,7 +272,7 @@ def test_a_shard_that_cannot_be_opened_is_not_one_sample(tmp_path):
     config = config_of(tmp_path / "archive", tmp_path / "ws", "archive.max_bad_fraction=0.01")
     catalog = run(config)
     assert (catalog.counts["quarantined"], catalog.counts["read"]) == (1, 301)
-    assert any("1 of 4 shards have no usable sample, root0/zipped.tar for one" in text for text in catalog.warnings)
+    assert "1 of 4 shards have no usable sample, root0/zipped.tar for one" in build.warn_of_lost(catalog)[0]
     with pytest.raises(CurationError, match="1 of 4 shards have no usable sample, more than archive.max_bad_fraction"):
         build.check_bad_fraction(config, catalog.sources, catalog.store.workspace, {})
 

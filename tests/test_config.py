@@ -180,13 +180,17 @@ runtime: {storage: {s3: {anon: true}}, autoscale: {CPU: 8}}
     assert (over.select.exclude, over.select.budget, over.encoder["name"]) == ("bench.csv", 0.1, "random_conv")
     again = load_config([f"config={file}", "encoder=timm"])
     assert again.encoder["architecture"] == "resnet18"
-    file.write_text("select: rs_prune\nencoder: open_clip")
+    assert load_config([f"config={file}", "++select.budget=0.3"]).select.budget == 0.3
+    file.write_text("archive:\nselect: rs_prune\nencoder: open_clip")
     chosen = load_config([f"config={file}"])
     assert (chosen.select.strategy, chosen.encoder["name"]) == ("rs_prune", "open_clip")
     for text, says in (
         ("encoder: {filterz: 8}", "unknown key 'encoder.filterz' for encoder=random_conv"),
         ("select: rs_prun", "select=rs_prun: no such option"),
         ("archive: {urll: x}", "urll"),
+        ("selct: {budget: 0.9}", "unknown key 'selct'; did you mean 'select'"),
+        ("encoder: [random_conv]", "write encoder: NAME"),
+        ("encoder: {name: 3}", "write encoder: NAME"),
     ):
         file.write_text(text)
         with pytest.raises(RequestError, match=says):

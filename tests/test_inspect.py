@@ -81,7 +81,7 @@ def test_credentials_in_the_url_stay_out_of_the_config(tmp_path: Path, caplog: p
 
 
 def test_a_config_that_cannot_be_written_is_said_before_the_archive_is_read(tmp_path: Path) -> None:
-    with pytest.raises(RequestError, match="there is no folder .*/none to write to"):
+    with pytest.raises(RequestError, match="/none is no folder to write to"):
         run([str(tmp_path / "nowhere"), f"config={tmp_path / 'none/archive.yaml'}"])
 
 

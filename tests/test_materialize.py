@@ -374,9 +374,10 @@ def test_verify_tells_what_is_damaged(tmp_path):
         broken.write_bytes(content[:2000] + bytes([content[2000] ^ 1]) + content[2001:])
         (dest / plan.shard(2)).unlink()
         index = json.loads((dest / "index.json").read_text())
+        again = "the same curate materialize writes it again"
         assert verify_materialized(str(dest))["problems"] == [
-            f"{plan.shard(1)}: other bytes than were written: remove it, and give the same curate materialize again",
-            f"{plan.shard(2)} is missing: the same curate materialize writes it again",
+            f"{plan.shard(1)}: other bytes than were written: remove it; then {again}",
+            f"{plan.shard(2)} is missing: {again}",
         ]
         assert index["nsamples"] == len(archive.ids)
         (dest / "SHA256SUMS").unlink()
@@ -503,14 +504,19 @@ def test_a_shard_that_is_lost_is_written_again(tmp_path, ray_local):
     problems = verify_materialized(str(tmp_path / "dest"))["problems"]
     assert [problem.partition(":")[2] for problem in problems] == [
         " the same curate materialize writes it again",
-        " other bytes than were written: remove it, and give the same curate materialize again",
+        " other bytes than were written: remove it; then the same curate materialize writes it again",
     ]
     assert materialize(str(archive.manifest), str(tmp_path / "dest"), config)["written"] == 2
     assert contents(tmp_path / "dest") == before
+    archive_shards = ManifestReader(str(archive.manifest)).shards()
     sums = tmp_path / "dest/SHA256SUMS"
     sums.write_text(sums.read_text().replace("a", "b"))  # as if it had been of other bytes
     (tmp_path / "dest" / plan.shard(0)).unlink()
     with pytest.raises(IncompleteError, match="would have other bytes than it had"):
+        materialize(str(archive.manifest), str(tmp_path / "dest"), config)
+    (tmp_path / "dest" / plan.shard(0)).unlink(missing_ok=True)
+    write_shard(begin(str(archive.manifest), tmp_path / "dest", "samples=30"), next(iter(pieces(plan, archive_shards))))
+    with pytest.raises(IncompleteError, match="would have other bytes than it had"):  # nor after a killed repair
         materialize(str(archive.manifest), str(tmp_path / "dest"), config)
     (tmp_path / "dest/index.json").unlink()
     with pytest.raises(RequestError, match="index.json is gone: remove SHA256SUMS too"):

@@ -137,7 +137,7 @@ def test_too_many_quarantined_is_said_each_night(years: Years) -> None:
     allowed = "archive.max_bad_fraction=1"
     years.prune(allowed)
     assert not years.go_on(allowed)["changed"]
-    for _ in range(2):  # the first draws, for the key is other; the second finds nothing new
+    for _ in range(2):
         with pytest.raises(CurationError, match="2 of 22 samples are quarantined") as caught:
             years.go_on()
     assert caught.value.result is not None and not caught.value.result["changed"]

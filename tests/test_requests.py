@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 import ray
 
+from curation.archive.listing import list_archive
 from curation.errors import CurationError, RequestError
+from curation.stages import _check_apart
+from curation.storage import Folder
 from jobs import prune
 from tests.command import curate
 from tests.conftest import Pruned
@@ -45,6 +48,8 @@ def test_a_workspace_that_the_archive_would_read(tmp_path: Path) -> None:
     write_rgb_archive(tmp_path / "tiles/ws/distilled", tiles=4, size=32, shards=1)
     with pytest.raises(RequestError, match="lies in the archive, which would read ws/distilled/rgb-000.tar as a shard"):
         prune.run([f"archive.url={tmp_path / 'tiles'}", f"workspace={tmp_path / 'tiles/ws'}"])
+    (root,) = list_archive(f"{tmp_path / 'tiles/rgb-000.tar'}")
+    _check_apart(Folder(str(tmp_path / "tiles")), root)  # the one tar is all that is read
 
 
 def test_parquet_that_a_picture_would_hide(tmp_path: Path) -> None:

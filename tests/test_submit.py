@@ -310,6 +310,11 @@ def test_what_everybody_would_see_has_no_credentials(typed, tmp_path):
     with pytest.raises(RequestError, match="would be shown to everybody who sees the job") as caught:
         read_request(["verify", *(text.replace("FILE", str(file)) for text in typed)], "")
     assert "very-secret" not in str(caught.value)
+    harmless = (
+        "submit.pip=['pkg @ https://h/x.whl#sha256=ab','git+ssh://git@h/x']",
+        "archive.url=https://h/part-???.tar",
+    )
+    assert read_request(["prune", *harmless], "").job == "prune"
 
 
 def test_nothing_is_uploaded_unless_something_is_needed(tmp_path, monkeypatch):

@@ -100,7 +100,7 @@ def shards_of(root: str, files: Iterable[FileInfo], settings: ArchiveConfig | No
         if sum(shard.size for shard in tables) > sum(shard.size for shard in others):
             raise RequestError(
                 f"root {root!r}: beside {others[0].path} {len(tables)} Parquet files would be passed over as tables, "
-                "and they are most of the archive: name what is to be read, such as archive.url=URL/**/*.parquet"
+                "and they are most of the archive: name what is to be read, URL/**/*.parquet or URL/**/*.tar"
             )
         found = others
     modalities = settings.modalities if settings else None

@@ -127,7 +127,7 @@ def build_catalog(
         bank_digest=digest_of(of_bank) if names else None,
         profiles=tuple(state.profiles),
         sources=sources,
-        warnings=_warnings(store, artefact, names, sources),
+        warnings=_warnings(store, artefact, names),
     )
 
 
@@ -142,17 +142,22 @@ def sources_of(config: Config, roots: Sequence[Root], filter: TableFilter | None
     return listed
 
 
-def _warnings(store: CatalogStore, artefact: Artefact, bank: tuple[str, ...], sources: pa.Table) -> tuple[str, ...]:
-    """What is to be said of the bank's shards, and of those that are lost."""
+def _warnings(store: CatalogStore, artefact: Artefact, bank: tuple[str, ...]) -> tuple[str, ...]:
+    """What is to be said of the bank's shards."""
     gsds = ray.get(_ground_sampling.remote(store, bank[:FOOTERS])) if bank else []
     warning = other_resolution(artefact.gsd, gsds)
-    lost = lost_shards(sources)
-    if lost:
-        why = next(iter(store.quarantine(lost[0])["message"].to_pylist()), "see the quarantine")
-        of_lost = f"{len(lost)} of {len(sources)} shards have no usable sample, {lost[0]} for one: {why}"
-        log.warning("catalog: %s", of_lost)
-        return (*([warning] if warning else []), of_lost)
     return (warning,) if warning else ()
+
+
+def warn_of_lost(catalog: Catalog) -> tuple[str, ...]:
+    """What is to be said, and is said here, of shards of which nothing can be used."""
+    lost = lost_shards(catalog.sources)
+    if not lost:
+        return ()
+    why = next(iter(catalog.store.quarantine(lost[0])["message"].to_pylist()), "see the quarantine")
+    text = f"{len(lost)} of {len(catalog.sources)} shards have no usable sample, {lost[0]} for one: {why}"
+    log.warning("catalog: %s", text)
+    return (text,)
 
 
 @ray.remote(num_cpus=1)

@@ -126,8 +126,9 @@ def counts_of(sources: pa.Table) -> dict[str, int]:
 
 
 def lost_shards(sources: pa.Table) -> list[str]:
-    """Shards that are there and broken, and of which no sample can be used."""
-    lost = sources.filter(pc.and_(pc.equal(sources["kept"], 0), pc.greater(sources["quarantined"], 0)))
+    """Shards of which there is nothing but what is quarantined."""
+    others = pc.add(pc.add(sources["kept"], sources["filtered"]), sources["empty"])
+    lost = sources.filter(pc.and_(pc.equal(others, 0), pc.greater(sources["quarantined"], 0)))
     return list(lost["shard"].to_pylist())
 
 

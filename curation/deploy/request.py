@@ -1,5 +1,6 @@
 """What a job is asked for when another machine will run it: checked here, before anything is sent."""
 
+import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,8 +10,10 @@ from typing import Any
 from curation.cli import JOBS, OVERRIDE
 from curation.config import Config, load_config, to_dict
 from curation.errors import RequestError, require
-from curation.storage import public_arguments, without_credentials
+from curation.storage import public_arguments
 
+PASSWORD = re.compile(r"://[^/\s:@]*:[^/\s@]+@")  # requirements may have a user (git@) and hashes
+CREDENTIALS = re.compile(r"://[^/\s]*@|https?://[^\s'\"?#]*[?#][^\s'\"]*=")  # but a ? alone is a pattern
 LOCAL = ("submit", "schedule", "status")  # jobs about other jobs
 
 
@@ -83,7 +86,7 @@ def _refuse_credentials(key: str, value: Any) -> None:
     elif isinstance(value, list):
         for below in value:
             _refuse_credentials(key, below)
-    elif isinstance(value, str) and without_credentials(value) != value:
+    elif isinstance(value, str) and (PASSWORD if key == "submit.pip" else CREDENTIALS).search(value):
         shown = public_arguments([f"{key}={value}" if key else value])[0]
         raise RequestError(
             f"{shown}: a URL with a user or a query (a signature) in it would be shown to everybody who sees the job: "

@@ -178,7 +178,7 @@ class Advice:
 
     Attributes:
         prune: False where the full set beats every arm.
-        best: the arm with the highest mean.
+        best: the arm with the highest mean; where it says to prune, of those that are better than random, if any is.
         equals: arms whose paired difference from the best has 0 in its 95 % interval: it cannot be told from them.
         words: for a person.
     """
@@ -211,12 +211,13 @@ def advise(
     better = [name for name in arms if name in judged and judged[name].verdict == "better"]
     highest = max(arms, key=lambda name: arms[name].mean())
     best = max(better, key=lambda name: arms[name].mean()) if better else highest
+    prune = any(paired(figures[full], values).low <= 0 for values in arms.values())
+    best = best if prune else highest
     equals = [name for name in arms if name != best and paired(arms[best], arms[name]).low <= 0]
-    if all(paired(figures[full], values).low > 0 for values in arms.values()):
-        loss = paired(figures[full], arms[highest])
-        words = f"do not prune: the full set beats every choice; the best, {highest}, loses {_lost(loss)}"
-        return Advice(False, best, equals, words)
     loss = paired(figures[full], arms[best])
+    if not prune:
+        words = f"do not prune: the full set beats every choice; the best, {best}, loses {_lost(loss)}"
+        return Advice(False, best, equals, words)
     cost = f"against the full set it {'loses' if loss.mean > 0 else 'gains'} {_lost(loss)}"
     if better:
         others = f"; {', '.join(equals)} cannot be told from it" if equals else ""

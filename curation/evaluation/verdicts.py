@@ -110,8 +110,8 @@ def _judge_metric(figures: Figures) -> dict[str, Any]:
         mine = {name: judged[f"{name}@{budget:g}"] for name in here if name not in (RANDOM, FULL)}
         advice = advise(here, mine, FULL, RANDOM)
         full = paired(here[FULL], here[RANDOM])
-        better = advice.best in mine and mine[advice.best].verdict == "better"
-        choice = advice.best if better else RANDOM
+        better = [name for name in mine if mine[name].verdict == "better"]
+        choice = max(better, key=lambda name: np.mean(here[name])) if better else RANDOM
         told.append(
             {
                 "budget": budget,

@@ -63,8 +63,8 @@ def read_latest(workspace: Folder, name: str | None) -> Latest:
         raise RequestError(f'{workspace.public(path)} is no pointer: it should say {{"id": …}}; remove it') from error
 
 
-def content_in_force(workspace: Folder, id: str) -> dict[str, Any]:
-    """The content of the manifest that a pointer names.
+def content_in_force(workspace: Folder, name: str | None, id: str) -> dict[str, Any]:
+    """The content of the manifest that the pointer of a curation names.
 
     Raises:
         RequestError: the manifest is gone.
@@ -75,7 +75,7 @@ def content_in_force(workspace: Folder, id: str) -> dict[str, Any]:
     except FileNotFoundError:
         raise RequestError(
             f"{folder.public()}, which is in force, is gone: put another manifest in force with curate rollback "
-            f"workspace={workspace.public()} --to ID"
+            f"workspace={workspace.public()}{f' name={name}' if name else ''} --to ID"
         ) from None
     return content
 

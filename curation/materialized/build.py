@@ -313,16 +313,18 @@ def _receipt(dest: Folder, name: str) -> dict[str, Any] | None:
 
 
 def _lost_shards(dest: Folder) -> set[str]:
-    """Shards of a complete folder that are no longer there, or of another size.
+    """Shards of a complete folder that are no longer there, of another size, or that a run was writing again.
 
     Raises:
-        RequestError: the index is not there.
+        RequestError: what describes them is not there.
     """
     there = {file.path: file.size for file in dest.list(recursive=False)}
-    if INDEX_FILE not in there:
-        raise RequestError(f"{dest.public(INDEX_FILE)} is gone: remove {SUMS_FILE} too, and all is written anew")
+    for name in (INDEX_FILE, CROISSANT_FILE):
+        if name not in there:
+            raise RequestError(f"{dest.public(name)} is gone: remove {SUMS_FILE} too, and all is written anew")
     shards = json.loads(dest.read(INDEX_FILE))["shardlist"]
-    return {shard["url"] for shard in shards if there.get(shard["url"]) != shard["filesize"]}
+    begun = {file.path.rpartition("/")[2].removesuffix(".json") for file in dest.list(RECEIPTS)}
+    return begun | {shard["url"] for shard in shards if there.get(shard["url"]) != shard["filesize"]}
 
 
 def _check_same(dest: Folder, receipts: list[dict[str, Any]]) -> None:

@@ -11,8 +11,8 @@ from curation.archive.sample import RawSample
 from curation.archive.settings import ArchiveConfig
 from curation.archive.shards import Shard
 from curation.manifests.schema import file_digest
-from curation.materialized.build import INDEX_FILE, SUMS_FILE
-from curation.materialized.plan import find_plan
+from curation.materialized.build import CROISSANT_FILE, INDEX_FILE, SUMS_FILE
+from curation.materialized.plan import PLAN_FILE, find_plan
 from curation.storage import Folder
 
 SHOWN = 100  # problems listed
@@ -58,15 +58,24 @@ def _problems(folder: Folder) -> Iterator[str]:
         try:
             if file_digest(folder, path)[1] != digest:
                 damaged.add(path)
-                yield f"{path}: other bytes than were written: remove it, and give the same curate materialize again"
+                yield f"{path}: other bytes than were written: remove it; then{_and_then(path)[1:]}"
         except FileNotFoundError:
             damaged.add(path)
-            yield f"{path} is missing: the same curate materialize writes it again"
+            yield f"{path} is missing{_and_then(path)}"
     if INDEX_FILE in damaged:
         return
     for shard in json.loads(folder.read(INDEX_FILE))["shardlist"]:
         if shard["url"] not in damaged and (there := count_samples(folder, shard["url"])) != shard["nsamples"]:
             yield f"{shard['url']}: {there} samples, {shard['nsamples']} by {INDEX_FILE}"
+
+
+def _and_then(path: str) -> str:
+    """What writes a file that is gone again."""
+    if path == PLAN_FILE:
+        return ": remove the whole folder, and give the same curate materialize again"
+    if path in (INDEX_FILE, CROISSANT_FILE):
+        return f": remove {SUMS_FILE} too, and give the same curate materialize again, which writes all anew"
+    return ": the same curate materialize writes it again"
 
 
 def count_samples(folder: Folder, path: str) -> int:
