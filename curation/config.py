@@ -63,6 +63,8 @@ LITERAL = {
     "schedule.image",
 }
 GROUPS = ("encoder", "select", "cluster", "runtime", "schedule", "distill")
+NAMED = ("encoder", "select", "distill")  # of which a file may choose by a name among the keys
+PLAIN = ("workspace", "name", "seed")  # keys that have none below them
 CURATION = re.compile(r"[A-Za-z0-9._-]{1,60}")  # what a curation may be called: it becomes part of file names
 
 
@@ -236,29 +238,30 @@ def _read_file(path: str) -> dict[str, Any]:
     said = {str(name): value for name, value in found.items() if value is not None}  # a heading alone says nothing
     known = [one.name for one in dataclasses.fields(Config)]
     for name in said:
-        near = difflib.get_close_matches(name, known, 1)
-        require(
-            name in known, f"config={path}: unknown key {name!r}" + (f"; did you mean {near[0]!r}?" if near else "")
-        )
-    encoder = said.get("encoder", {})
-    ok = isinstance(encoder, str) or (isinstance(encoder, dict) and isinstance(encoder.get("name", ""), str))
-    require(ok, f"config={path}: encoder={encoder}: write encoder: NAME, or encoder: {{name: NAME, …}}")
+        near = "".join(f"; did you mean {one!r}?" for one in difflib.get_close_matches(name, known, 1))
+        require(name in known, f"config={path}: unknown key {name!r}{near}")
+    for name, value in said.items():
+        ok = name in PLAIN or isinstance(value, dict) or (name in GROUPS and isinstance(value, str))
+        ok = ok and (name not in NAMED or isinstance(value, str) or isinstance(value.get("name", ""), str))
+        require(ok, f"config={path}: {name} has no keys: write {name}: {{key: value, …}}, or {name}: PRESET")
     return said
 
 
 def _chosen(described: dict[str, Any], parsed: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
     """What a config file chooses of the groups, as overrides; and the rest of it, less what the command line says.
 
-    A group's name, or an encoder's ``name`` among its keys, chooses. Where the command line chooses another encoder,
+    A group's name, or a ``name`` among its keys, chooses. Where the command line chooses another encoder,
     the file's keys for it fall; of another preset (``select=…``) those that the preset itself sets.
     """
     given = dict(text.lstrip("+").partition("=")[::2] for text in parsed)
     chosen, rest = [], _without(described, [key for key in given if key not in GROUPS])
     for group in GROUPS:
         section = rest.get(group)
-        name = section if isinstance(section, str) else (section or {}).get("name") if group == "encoder" else None
+        name = section.get("name") if group in NAMED and isinstance(section, dict) else None
         if isinstance(section, str):
-            del rest[group]
+            name = rest.pop(group)
+        elif isinstance(section, dict) and name is not None and group != "encoder":
+            section = rest[group] = {key: value for key, value in section.items() if key != "name"}
         if group not in given:
             chosen += [f"{group}={name}"] if name is not None else []
         elif isinstance(section, dict) and group == "encoder":

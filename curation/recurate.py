@@ -289,7 +289,8 @@ def _unchanged(run: Run, parent: Parent, changes: Changes) -> dict[str, Any]:
         CurationError: too many of its samples are quarantined, as was said when it was drawn.
     """
     log.info("recurate: nothing to do: %s is up to date", parent.id)
-    result = {**_result_of(run, parent), **_told(parent, parent.content, changes), "changed": False}
+    told = {**_told(parent, parent.content, changes), "drift": None, "came": 0, "went": 0}  # those are of last time
+    result = {**_result_of(run, parent), **told, "changed": False}
     check_bad_fraction(run.config, parent.sources, run.workspace, result)
     return result
 

@@ -184,13 +184,18 @@ runtime: {storage: {s3: {anon: true}}, autoscale: {CPU: 8}}
     file.write_text("archive:\nselect: rs_prune\nencoder: open_clip")
     chosen = load_config([f"config={file}"])
     assert (chosen.select.strategy, chosen.encoder["name"]) == ("rs_prune", "open_clip")
+    file.write_text("select: {name: rs_prune, budget: 0.3}")
+    both = load_config([f"config={file}"]).select
+    assert (both.strategy, both.entropy.keep, both.budget) == ("rs_prune", 0.3, 0.3)
     for text, says in (
         ("encoder: {filterz: 8}", "unknown key 'encoder.filterz' for encoder=random_conv"),
         ("select: rs_prun", "select=rs_prun: no such option"),
         ("archive: {urll: x}", "urll"),
         ("selct: {budget: 0.9}", "unknown key 'selct'; did you mean 'select'"),
-        ("encoder: [random_conv]", "write encoder: NAME"),
-        ("encoder: {name: 3}", "write encoder: NAME"),
+        ("encoder: [random_conv]", "write encoder: {key: value"),
+        ("encoder: {name: 3}", "write encoder: {key: value"),
+        ("archive: tiles", "archive has no keys: write archive: {key: value"),
+        ("select.budget: 0.3", "unknown key 'select.budget'"),
     ):
         file.write_text(text)
         with pytest.raises(RequestError, match=says):

@@ -69,6 +69,7 @@ def test_a_night_takes_in_what_is_new_and_a_second_run_does_nothing(years: Years
     before = {path: path.stat().st_mtime_ns for path in years.workspace.glob("manifests/**/*")}
     again = years.go_on()
     assert not again["changed"] and again["manifest"] == second["manifest"]
+    assert (again["came"], again["went"], again["drift"]) == (0, 0, None)  # of this night
     assert {path: path.stat().st_mtime_ns for path in years.workspace.glob("manifests/**/*")} == before
     page = report.run(years.arguments)["report"]  # the whole page, of decisions that lie in two manifests
     assert "80" in Path(page.removeprefix("file://")).read_text()

@@ -99,7 +99,7 @@ def shards_of(root: str, files: Iterable[FileInfo], settings: ArchiveConfig | No
         tables = [shard for shard in found if shard.format == "parquet"]
         if sum(shard.size for shard in tables) > sum(shard.size for shard in others):
             raise RequestError(
-                f"root {root!r}: beside {others[0].path} {len(tables)} Parquet files would be passed over as tables, "
+                f"root {root!r}: beside {others[0].name} {len(tables)} Parquet files would be passed over as tables, "
                 "and they are most of the archive: name what is to be read, URL/**/*.parquet or URL/**/*.tar"
             )
         found = others
