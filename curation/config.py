@@ -210,7 +210,7 @@ def load_config(overrides: Sequence[str]) -> Config:
             composed = compose("config", overrides=parsed)
         OmegaConf.set_struct(composed, False)  # the file may fill mappings; keys are held against the schema
         encoder = composed["encoder"]
-        unknown = [key for key in described.get("encoder") or {} if key not in encoder]
+        unknown = [key for key in described.get("encoder", {}) if key not in encoder]
         require(not unknown, f"unknown key 'encoder.{unknown and unknown[0]}' for encoder={encoder['name']}")
         config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), composed, described))
     except (HydraException, OmegaConfBaseException) as error:

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-import os
 import platform
 import time
 from collections.abc import Iterator, Sequence
@@ -37,8 +36,9 @@ from curation.manifests.schema import Manifest
 from curation.report.page import write_report
 from curation.runs import record_in, stage
 from curation.runtime import Resources, ray_for_a_job, start_ray, versions
+from curation.selection.lists import SampleList
 from curation.selection.strategies import STRATEGIES
-from curation.storage import Folder, file_name, public_url
+from curation.storage import Folder, file_name, path_below, public_url
 
 log = logging.getLogger("curation")
 
@@ -157,13 +157,22 @@ class Run:
         Raises:
             RequestError: there is no such list or column.
         """
-        settings = self.config.select
-        lists = [read_list(name, getattr(settings, name), self.workspace) for name in ("exclude", "require")]
-        deciding_columns(settings, [one for one in lists if one], self.tables, self.config.score.label)
+        lists = [one for one in self.lists.values() if one]
+        deciding_columns(self.config.select, lists, self.tables, self.config.score.label)
+
+    @cached_property
+    def lists(self) -> dict[str, SampleList | None]:
+        """What ``select.exclude`` and ``select.require`` name, where they do.
+
+        Raises:
+            RequestError: there is no such list.
+        """
+        asked = self.config.select
+        return {name: read_list(name, getattr(asked, name), self.workspace) for name in ("exclude", "require")}
 
     def list_digest(self, name: str) -> str | None:
         """Hash of the list ``select.exclude`` or ``select.require``, where there is one."""
-        listed = read_list(name, getattr(self.config.select, name), self.workspace)
+        listed = self.lists[name]
         return listed.digest if listed else None
 
     @stage("report")
@@ -245,11 +254,10 @@ def open_run(arguments: Sequence[str]) -> Iterator[Run]:
 
 def _check_apart(workspace: Folder, root: Root) -> None:
     """Refuse an archive that has the workspace's own files among its shards: it would be another one after each run."""
-    own, around = (os.path.realpath(one.base) if one.local else one.base for one in (workspace, root.folder))
-    if workspace.local != root.folder.local or not f"{own}/".startswith(f"{around}/"):
+    inside = path_below(workspace.url, root.folder.url)
+    if inside is None:
         return
-    inside = f"{own}/".removeprefix(f"{around}/")
-    below = tuple(inside + name for name in OWN) if not inside else (inside,)
+    below = (f"{inside}/",) if inside else OWN
     found = next((shard.path for shard in root.shards if f"{shard.path}/".startswith(below)), None)
     if found is not None:
         raise RequestError(

@@ -301,9 +301,9 @@ class Sieve:
 
     def allowed(self, keys: Sequence[str], said: Sequence[Mapping[str, Any]]) -> list[bool]:
         """Which of several samples may be read; those that may not are counted."""
-        sources = [
-            source_id({**in_name(key, self.pattern), **one}, self.names) for key, one in zip(keys, said, strict=True)
-        ]
+        if self.pattern:
+            said = [{**in_name(key, self.pattern), **one} for key, one in zip(keys, said, strict=True)]
+        sources = [source_id(one, self.names) for one in said]
         found = self.filter.allowed(pa.array(keys, pa.string()), pa.array(sources, pa.string())).tolist()
         if not self.refused and False in found:
             self.first = keys[found.index(False)]

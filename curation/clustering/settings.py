@@ -27,9 +27,17 @@ class ClusterConfig:
         require(self.max_iter > 0, "cluster.max_iter must be positive")
         require(self.tol >= 0, "cluster.tol must not be negative")
         require(self.sample > 0, "cluster.sample must be positive")
-        levels = self.levels or []
-        require(min(levels, default=1) > 0, f"cluster.levels={levels}: give positive numbers")
-        rise = all(above < below for above, below in pairwise(levels))
-        require(rise, f"cluster.levels={levels} must rise from the top level's clusters to the lowest's")
-        ok = not levels or self.k in (None, levels[-1])
-        require(ok, f"cluster.k={self.k} is not the last of cluster.levels={levels}: leave one out")
+        check_levels("cluster.levels", self.levels)
+        ok = not self.levels or self.k in (None, self.levels[-1])
+        require(ok, f"cluster.k={self.k} is not the last of cluster.levels={self.levels}: leave one out")
+
+
+def check_levels(key: str, levels: list[int] | None) -> None:
+    """See that there can be so many clusters on each level, from the top; ``key``: the setting, for messages.
+
+    Raises:
+        RequestError: they are not positive, or do not rise.
+    """
+    require(min(levels or [1]) > 0, f"{key}={levels}: give positive numbers")
+    rise = all(above < below for above, below in pairwise(levels or []))
+    require(rise, f"{key}={levels} must rise from the top level's clusters to the lowest's")

@@ -32,7 +32,7 @@ from curation.materialized.files import Files
 from curation.materialized.plan import PLAN_FILE, Piece, Plan, asked_for, find_plan, freeze, measure, pieces
 from curation.materialized.shards import Sink, parquet_schema, write_parquet, write_tar
 from curation.runtime import start_ray
-from curation.storage import Folder, is_local, local_path
+from curation.storage import Folder, path_below
 
 log = logging.getLogger("curation")
 
@@ -91,8 +91,7 @@ def materialize(url: str, dest: str, config: Config, roots: dict[str, str] | Non
     work = Work(plan, manifest, folder, roots or {}, config.runtime.storage)
     _check_apart(folder, work.fetcher().urls)
     begun = _begun(plan, folder)
-    complete = begun is not None and folder.exists(SUMS_FILE)
-    lost = _lost_shards(folder) if complete else None
+    lost = _lost_shards(folder) if begun and folder.exists(SUMS_FILE) else None  # None: it was never complete
     if begun and lost == set():
         log.info("%s is complete: nothing to do", folder.public())
         return _result(begun, folder, 0)
@@ -109,12 +108,8 @@ def materialize(url: str, dest: str, config: Config, roots: dict[str, str] | Non
 
 def _check_apart(dest: Folder, roots: dict[str, str]) -> None:
     """Refuse to write into the archive: the next run would take it for a part of it."""
-
-    def real(url: str) -> str:
-        return os.path.realpath(local_path(url)) if is_local(url) else url.rstrip("/")
-
     for name, url in roots.items():
-        if f"{real(dest.url)}/".startswith(f"{real(url)}/"):
+        if path_below(dest.url, url) is not None:
             raise RequestError(f"{dest.public()} lies in the archive's root {name!r}: take a folder beside the archive")
 
 

@@ -23,6 +23,12 @@ def local_path(url: str) -> str:
     return os.path.abspath(os.path.expanduser(path))
 
 
+def path_below(url: str, around: str) -> str | None:
+    """The path of a URL below another, links followed; empty where both are one, None where it does not lie there."""
+    own, other = (os.path.realpath(local_path(one)) if is_local(one) else one.rstrip("/") for one in (url, around))
+    return f"{own}/".removeprefix(f"{other}/").rstrip("/") if f"{own}/".startswith(f"{other}/") else None
+
+
 def public_url(url: str) -> str:
     """``url`` as it may be printed: a ``file:`` URL for a path, and never with credentials.
 

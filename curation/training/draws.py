@@ -19,10 +19,11 @@ from curation.clustering.hierarchy import build_levels
 from curation.clustering.kmeans import default_k, fit_kmeans
 from curation.clustering.nearest import Floats, Labels, Vectors, nearest, one_thread
 from curation.clustering.points import Points, Rows
+from curation.clustering.settings import check_levels
 from curation.errors import RequestError
 from curation.selection.sampling import Words, distance_weight, estimate_weight, line_up, mix, priority, uniform
 from curation.selection.tree import Tree, parents_of
-from curation.training.settings import PruneConfig, check_levels
+from curation.training.settings import PruneConfig
 
 SHARE, SAMPLE, FIT, DRAW = range(4)  # what a number is drawn for: none of them tells anything of the others
 
@@ -152,7 +153,7 @@ def choose_levels(asked: list[int] | None, rows: int, fitted_on: int) -> list[in
     if asked is None:
         lowest = max(1, min(default_k(rows), fitted_on))
         return sorted({default_k(lowest), lowest})
-    check_levels(asked)
+    check_levels("pretrain.prune.levels", asked)
     if asked[-1] > fitted_on:
         raise RequestError(
             f"pretrain.prune.levels={asked}: {fitted_on} samples are too few to fit {asked[-1]} clusters on; "

@@ -2,9 +2,9 @@
 
 import math
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Any
 
+from curation.clustering.settings import check_levels
 from curation.errors import require
 
 METHODS = ("dino", "simsiam")
@@ -60,7 +60,7 @@ class PruneConfig:
             value = getattr(self, name)
             require(0 <= value < math.inf, f"pretrain.prune.{name}={value:g}: give a number of epochs, 0 or above")
         require(self.sample > 0, "pretrain.prune.sample must be positive")
-        check_levels(self.levels)
+        check_levels("pretrain.prune.levels", self.levels)
         require(self.lag in (0, 1), f"pretrain.prune.lag={self.lag}: choose 0 (training waits) or 1 (it goes on)")
 
 
@@ -108,14 +108,3 @@ class PretrainConfig:
             0 <= self.probe < math.inf, f"pretrain.probe={self.probe:g}: give a number of epochs; 0: at the end only"
         )
         require(self.restarts >= 0, "pretrain.restarts must not be negative")
-
-
-def check_levels(levels: list[int] | None) -> None:
-    """See that levels can be.
-
-    Raises:
-        RequestError: they are not positive, or do not rise.
-    """
-    require(min(levels or [1]) > 0, f"pretrain.prune.levels={levels}: give positive numbers")
-    rise = all(above < below for above, below in pairwise(levels or []))
-    require(rise, f"pretrain.prune.levels={levels} must rise from the top level's clusters to the lowest's")
